@@ -1,0 +1,331 @@
+"""The node-local cache: every decoded clip in one memory-mapped file a kind.
+
+The first process on a node that needs a corpus streams its shards once and lays the clips
+out on disk; the others wait for it. From then on every trial on the node reads at memory
+speed, sharing the pages. What a frozen front end computes from the clips is kept the same
+way (`derive`). A cache belongs to one `index.json`, by checksum, and the folder is bounded:
+the corpora that were used longest ago go first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datasets.clips import DataError
+from datasets.index import ShardIndex, read_index
+from datasets.stream import content_hashes, raise_on_corruption, stream_clips
+
+Batch = dict[str, Tensor]
+"""Named tensors: `audio` (B, L) float32 in [-1, 1], `video` (B, V, H, W, 3) uint8,
+`features` (B, F) float32, `target` (B,) int64 class index. Sequences come with
+`<name>_lengths` (B,) int64 and are zero behind their length. A trace as target (arousal
+every 40 ms) will be `target` (B, S, D) with `target_lengths`."""
+
+DEFAULT_MAX_BYTES = 16 * 2**30
+_KINDS: dict[str, str] = {"audio": "int16", "video": "uint8", "features": "float32"}
+Derivation = Callable[[Batch], tuple[Tensor, Tensor]]
+
+
+def default_cache_folder() -> Path:
+    """`$EMOTION_CACHE`, or `emotion-search` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    return Path(os.environ.get("EMOTION_CACHE", str(Path(base) / "emotion-search")))
+
+
+class RaggedFile:
+    """N items of different length, (n_i, *shape) each, one after the other in one file."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens a complete file; raises FileNotFoundError while it is not."""
+        header = json.loads(path.with_suffix(".json").read_text())
+        self.lengths = np.load(path.with_suffix(".lengths.npy"), allow_pickle=False)
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        shape = (int(self.offsets[-1]), *header["shape"])
+        if int(np.prod(shape)) == 0:
+            self.data: NDArray[Any] = np.zeros(shape, header["dtype"])
+        else:
+            self.data = np.memmap(path, header["dtype"], "r", shape=shape)
+
+    def gather(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Copies items into one zero-padded tensor, (B, max n, *shape), and their lengths."""
+        lengths = self.lengths[rows]
+        out = np.zeros((len(rows), int(lengths.max()), *self.data.shape[1:]), self.data.dtype)
+        for position, (start, length) in enumerate(zip(self.offsets[rows], lengths, strict=True)):
+            out[position, :length] = self.data[start : start + length]
+        return torch.from_numpy(out), torch.from_numpy(lengths)
+
+    @staticmethod
+    def create(
+        path: Path, lengths: NDArray[np.int64], shape: tuple[int, ...], dtype: str
+    ) -> NDArray[Any]:
+        """Reserves the space (a full disk fails here, not as a crash while writing)."""
+        total = (int(lengths.sum()), *shape)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path.with_suffix(".lengths.npy"), lengths)
+        size = int(np.prod(total)) * np.dtype(dtype).itemsize
+        if size == 0:
+            return np.zeros(total, dtype)
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(path, dtype, "r+", shape=total)
+
+    @staticmethod
+    def finish(path: Path, data: NDArray[Any], extra: dict[str, Any] | None = None) -> None:
+        """Writes the header; only now is the file complete."""
+        if isinstance(data, np.memmap):
+            data.flush()
+        header = {"shape": data.shape[1:], "dtype": str(data.dtype), **(extra or {})}
+        partial = path.with_suffix(".json.partial")
+        partial.write_text(json.dumps(header))
+        partial.replace(path.with_suffix(".json"))
+
+
+class ClipCache:
+    """Decoded clips of one corpus, by row of its index.
+
+    Attributes:
+        index: The corpus, perhaps restricted to some classes; rows count its clips.
+        missing: (N,) True for clips whose shard or content was corrupt (`skip_corrupt`).
+        targets: (N,) class index of each row.
+    """
+
+    def __init__(self, folder: Path, index: ShardIndex, full: ShardIndex, max_bytes: int) -> None:
+        self.folder, self.index, self.max_bytes = folder, index, max_bytes
+        row_of = {entry.clip: row for row, entry in enumerate(full.clips)}
+        self._rows = np.asarray([row_of[entry.clip] for entry in index.clips], np.int64)
+        self._files = {
+            kind: RaggedFile(folder / f"{kind}.bin") for kind in _KINDS if full.has(kind)
+        }
+        lost = set(json.loads((folder / "complete.json").read_text())["missing"])
+        self.missing = np.asarray([entry.clip in lost for entry in index.clips])
+        class_of = {label: number for number, label in enumerate(index.labels)}
+        self.targets = np.asarray([class_of[entry.label] for entry in index.clips], np.int64)
+
+    def batch(self, rows: NDArray[np.int64], kinds: Iterable[str]) -> Batch:
+        """Gathers clips as a batch of named tensors, see `Batch`."""
+        batch: Batch = {"target": torch.from_numpy(self.targets[rows])}
+        for kind in kinds:
+            values, lengths = self._files[kind].gather(self._rows[rows])
+            if kind == "features":
+                batch["features"] = values[:, 0]
+                continue
+            batch[kind] = values.to(torch.float32).div_(32768.0) if kind == "audio" else values
+            batch[f"{kind}_lengths"] = lengths
+        return batch
+
+    def derive(
+        self, name: str, kind: str, compute: Derivation, *, batch_clips: int = 32
+    ) -> RaggedFile:
+        """What a frozen function makes of every clip, computed once a node and then shared.
+
+        Args:
+            name: Says everything that the result depends on besides the clips.
+            kind: The input it reads: audio, video or features.
+            compute: Batch → ((B, n, *shape) float32, (B,) lengths).
+            batch_clips: Clips handed to `compute` at once.
+
+        Returns:
+            Items by row of `self.index`.
+        """
+        rows_hash = hashlib.sha256(self._rows.tobytes()).hexdigest()
+        digest = hashlib.sha256(f"{name}\n{kind}\n{rows_hash}".encode()).hexdigest()[:24]
+        path = self.folder / f"derived-{digest}.bin"
+        with FileLock(str(path.with_suffix(".lock"))):
+            try:
+                return RaggedFile(path)
+            except FileNotFoundError:
+                self._fill_derived(path, name, kind, compute, batch_clips)
+        return RaggedFile(path)
+
+    def _fill_derived(
+        self, path: Path, name: str, kind: str, compute: Derivation, batch_clips: int
+    ) -> None:
+        # Clips of like length together: padding is computed and thrown away.
+        order = np.argsort(self._files[kind].lengths[self._rows], kind="stable")
+        items: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(order)
+        for start in range(0, len(order), batch_clips):
+            rows = order[start : start + batch_clips]
+            values, lengths = compute(self.batch(rows, [kind]))
+            for row, item, length in zip(rows, values.numpy(), lengths.tolist(), strict=True):
+                items[row] = item[:length].copy()
+        size = sum(item.nbytes for item in items)
+        _make_room(self.folder.parent, size, self.max_bytes, keep=self.folder)
+        try:
+            data = RaggedFile.create(
+                path,
+                np.asarray([len(item) for item in items], np.int64),
+                items[0].shape[1:],
+                "float32",
+            )
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
+        np.concatenate(items, out=data)
+        RaggedFile.finish(path, data, {"name": name})
+
+
+def open_cache(
+    index: ShardIndex,
+    folder: Path | None = None,
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    skip_corrupt: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ClipCache:
+    """Opens the cache of a corpus on this node, filling it first where needed.
+
+    Args:
+        index: The corpus, as read or restricted to some classes.
+        folder: Holds the caches of all corpora; by default `default_cache_folder()`.
+        max_bytes: Bound on the folder; other corpora's caches are removed to keep it.
+        skip_corrupt: Use what is intact of a damaged shard instead of refusing.
+        on_progress: Called with clips read and clips in all while filling.
+
+    Raises:
+        DataError: A corrupt shard or clip (named), a corpus larger than the bound, or a
+            folder that cannot be written.
+    """
+    base = folder or default_cache_folder()
+    full = read_index(index.root)
+    if index.checksum and full.checksum != index.checksum:
+        raise DataError(
+            f"The shards in '{index.root}' changed while they were in use. Start again."
+        )
+    home = base / full.checksum[:24]
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(home) + ".lock"):
+            marker = home / "complete.json"
+            if not marker.exists():
+                _fill(full, home, max_bytes, skip_corrupt, on_progress)
+            missing = json.loads(marker.read_text())["missing"]
+            os.utime(marker)
+    except OSError as error:
+        raise _cannot_write(base, error) from error
+    if missing and not skip_corrupt:
+        # Filled by a run that allowed it; say which, as the stream would have.
+        raise DataError(
+            f"{len(missing)} clips of '{index.root}' are corrupt: {', '.join(missing[:5])}. "
+            "Prepare the corpus again, or use what is intact with --skip-corrupt."
+        )
+    return ClipCache(home, index, full, max_bytes)
+
+
+def _fill(
+    index: ShardIndex,
+    home: Path,
+    max_bytes: int,
+    skip_corrupt: bool,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+    lengths = {
+        "audio": np.asarray([e.samples for e in index.clips], np.int64),
+        "video": np.asarray([e.frames for e in index.clips], np.int64),
+        "features": np.asarray([int(e.features > 0) for e in index.clips], np.int64),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "audio": (),
+        "video": (*index.frame_size, 3),
+        "features": (len(index.feature_names),),
+    }
+    kinds = [kind for kind in _KINDS if index.has(kind)]
+    need = sum(
+        int(lengths[k].sum() * np.prod(shapes[k])) * np.dtype(_KINDS[k]).itemsize for k in kinds
+    )
+    if need > max_bytes:
+        raise DataError(
+            f"'{index.root}' takes {need / 2**30:.1f} GiB decoded, the cache may hold "
+            f"{max_bytes / 2**30:.1f} GiB. Raise --cache-gb."
+        )
+    _make_room(home.parent, need, max_bytes, keep=home)
+    data = {
+        k: RaggedFile.create(home / f"{k}.bin", lengths[k], shapes[k], _KINDS[k]) for k in kinds
+    }
+    offsets = {k: np.concatenate([[0], np.cumsum(lengths[k])]) for k in kinds}
+    row_of = {entry.clip: row for row, entry in enumerate(index.clips)}
+    seen: set[str] = set()
+    for sample in _intact(index, skip_corrupt):
+        row = row_of[sample["clip"]]
+        for kind in kinds:
+            if kind in sample:
+                start, stop = offsets[kind][row], offsets[kind][row + 1]
+                data[kind][start:stop] = sample[kind]
+        seen.add(sample["clip"])
+        if on_progress:
+            on_progress(len(seen), len(index.clips))
+    missing = [entry.clip for entry in index.clips if entry.clip not in seen]
+    if missing and not skip_corrupt:
+        raise DataError(
+            f"The shards in '{index.root}' lack {len(missing)} clips of their index: "
+            f"{', '.join(missing[:5])}. Prepare the corpus again, or use what is intact with --skip-corrupt."
+        )
+    if len(missing) == len(index.clips):
+        raise DataError(f"No intact clip is left in '{index.root}'.")
+    for kind in kinds:
+        RaggedFile.finish(home / f"{kind}.bin", data[kind])
+    (home / "complete.json.partial").write_text(
+        json.dumps({"root": index.root, "missing": missing})
+    )
+    (home / "complete.json.partial").replace(home / "complete.json")
+
+
+def _intact(index: ShardIndex, skip_corrupt: bool) -> Iterator[dict[str, Any]]:
+    """Streams the clips whose content is what the index says; the rest raise or are left out."""
+
+    def ignore(culprit: str, error: Exception) -> None:
+        """Left out here, counted and named by the caller as missing."""
+
+    handler = ignore if skip_corrupt else raise_on_corruption
+    hash_of = {entry.clip: (entry.content_hash, entry.shard) for entry in index.clips}
+    for sample in stream_clips(index, handler=handler):
+        expected, shard = hash_of.get(sample["clip"], ("", ""))
+        if content_hashes(sample)[0] == expected:
+            yield sample
+        else:
+            handler(
+                f"clip '{sample['clip']}' in shard '{shard}'",
+                ValueError("its content is not what the index says"),
+            )
+
+
+def _make_room(base: Path, need: int, max_bytes: int, *, keep: Path) -> None:
+    """Removes the caches used longest ago until `need` more bytes fit the bound."""
+    homes = [path for path in base.iterdir() if path.is_dir()]
+    sizes = {path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in homes}
+
+    def last_use(path: Path) -> float:
+        marker = path / "complete.json"
+        return marker.stat().st_mtime if marker.exists() else path.stat().st_mtime
+
+    # Processes that still map a removed file keep their pages until they end.
+    for path in sorted((p for p in homes if p != keep), key=last_use):
+        if sum(sizes.values()) + need <= max_bytes:
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        del sizes[path]
+    for path in (
+        sorted(keep.glob("derived-*.bin"), key=lambda p: p.stat().st_atime) if keep in sizes else []
+    ):
+        if sum(sizes.values()) + need <= max_bytes:
+            return
+        sizes[keep] -= path.stat().st_size
+        for suffix in (".json", ".lengths.npy", ".bin"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _cannot_write(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"Cannot write the cache in '{folder}': {error.strerror or error}. Set --cache-dir or EMOTION_CACHE."
+    )

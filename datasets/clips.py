@@ -1,0 +1,81 @@
+"""What every corpus loader returns: clip records, and what it had to leave out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class DataError(ValueError):
+    """A corpus, shard or manifest that cannot be used as it is; the text names the culprit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRecord:
+    """One utterance, before decoding.
+
+    Attributes:
+        clip: Its name, unique in the corpus.
+        speaker: Who speaks; folds are disjoint in this.
+        label: The emotion's name.
+        audio: A file with sound, or None.
+        video: A file with pictures, or None (may be the same file as `audio`).
+        features: (F,) clip-level features such as mean action units, or None.
+        attributes: Whatever else the corpus says of the clip (gender, intensity, sentence).
+    """
+
+    clip: str
+    speaker: str
+    label: str
+    audio: Path | None = None
+    video: Path | None = None
+    features: NDArray[np.float32] | None = None
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A clip that is not in the corpus, and why."""
+
+    clip: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A named collection of clips.
+
+    Attributes:
+        name: The corpus's name; protocols are looked up by it.
+        labels: The class names, in the order of the class indices.
+        clips: The records, in a fixed order.
+        feature_names: (F,) names of the clip-level features, empty without any.
+        skipped: What the loader left out.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    clips: tuple[ClipRecord, ...]
+    feature_names: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks what every later step relies on."""
+        if not self.clips:
+            reasons = "; ".join(f"{s.clip}: {s.reason}" for s in self.skipped[:3])
+            raise DataError(
+                f"No usable clip in corpus '{self.name}'."
+                + (f" First skipped: {reasons}" if reasons else "")
+            )
+        seen: set[str] = set()
+        for record in self.clips:
+            if record.clip in seen:
+                raise DataError(f"Clip name '{record.clip}' occurs twice in corpus '{self.name}'.")
+            seen.add(record.clip)
+            if record.label not in self.labels:
+                raise DataError(
+                    f"Clip '{record.clip}' has the label '{record.label}'. Known: {', '.join(self.labels)}."
+                )

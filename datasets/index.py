@@ -1,0 +1,180 @@
+"""`index.json`: what a folder of shards holds. Written by `prepare`, read by everyone else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from datasets.clips import DataError, Skipped
+
+FORMAT_VERSION = 1
+FILE_NAME = "index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipEntry:
+    """One clip in the shards.
+
+    Attributes:
+        shard: The tar it lies in.
+        samples: L, audio samples (0: no audio).
+        frames: V, video frames (0: no video).
+        features: F, clip-level features (0: none).
+        content_hash: SHA-256 over the decoded samples, frames and features.
+        audio_hash: SHA-256 over the decoded samples alone (finds the same recording twice).
+    """
+
+    clip: str
+    speaker: str
+    label: str
+    shard: str
+    samples: int
+    frames: int
+    features: int
+    content_hash: str
+    audio_hash: str
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar file."""
+
+    name: str
+    clips: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """A prepared corpus.
+
+    Attributes:
+        root: Folder or URL of the shards; not stored in the file.
+        checksum: SHA-256 of the index file; a cache filled from another one is stale.
+        frame_size: (H, W) of the video frames.
+    """
+
+    root: str
+    corpus: str
+    labels: tuple[str, ...]
+    clips: tuple[ClipEntry, ...]
+    shards: tuple[ShardEntry, ...]
+    skipped: tuple[Skipped, ...]
+    sample_rate_hz: int
+    frame_size: tuple[int, int]
+    feature_names: tuple[str, ...]
+    checksum: str = ""
+
+    def has(self, kind: str) -> int:
+        """How many clips have `audio`, `video` or `features`."""
+        attribute = {"audio": "samples", "video": "frames", "features": "features"}[kind]
+        return sum(getattr(entry, attribute) > 0 for entry in self.clips)
+
+    def restrict(self, classes: tuple[str, ...]) -> ShardIndex:
+        """The same corpus with some of its classes, in the order given.
+
+        Raises:
+            DataError: If a class is unknown, is named twice, or fewer than two remain.
+        """
+        unknown = [name for name in classes if name not in self.labels]
+        if unknown:
+            raise DataError(f"Unknown class '{unknown[0]}'. Known: {', '.join(self.labels)}.")
+        if len(set(classes)) < 2 or len(set(classes)) != len(classes):
+            raise DataError(
+                f"classes must name two or more different classes, got {','.join(classes)}."
+            )
+        return replace(
+            self, labels=classes, clips=tuple(e for e in self.clips if e.label in classes)
+        )
+
+    def duplicates(self) -> list[list[ClipEntry]]:
+        """Groups of clips whose decoded sound is the same to the sample."""
+        groups: dict[str, list[ClipEntry]] = defaultdict(list)
+        for entry in self.clips:
+            if entry.samples:
+                groups[entry.audio_hash].append(entry)
+        return [group for group in groups.values() if len(group) > 1]
+
+    def summary(self) -> dict[str, Any]:
+        """Counts for people; derived from the clips."""
+        return {
+            "clips": len(self.clips),
+            "seconds_of_audio": round(sum(e.samples for e in self.clips) / self.sample_rate_hz, 1),
+            "per_class": dict(Counter(e.label for e in self.clips)),
+            "per_speaker": dict(sorted(Counter(e.speaker for e in self.clips).items())),
+            "with": {kind: self.has(kind) for kind in ("audio", "video", "features")},
+            "exact_duplicates": [[e.clip for e in group] for group in self.duplicates()],
+        }
+
+
+def write_index(index: ShardIndex, folder: Path) -> None:
+    """Writes `index.json` atomically."""
+    document = {
+        "format_version": FORMAT_VERSION,
+        "corpus": index.corpus,
+        "labels": index.labels,
+        "sample_rate_hz": index.sample_rate_hz,
+        "frame_size": index.frame_size,
+        "feature_names": index.feature_names,
+        "summary": index.summary(),
+        "skipped": [asdict(s) for s in index.skipped],
+        "shards": [asdict(s) for s in index.shards],
+        "clips": [asdict(c) for c in index.clips],
+    }
+    partial = folder / f"{FILE_NAME}.partial"
+    partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    partial.replace(folder / FILE_NAME)
+
+
+def read_index(root: str | Path) -> ShardIndex:
+    """Reads the index of a prepared corpus.
+
+    Args:
+        root: A folder, or a URL that fsspec opens (s3://, gs://, https://).
+
+    Raises:
+        DataError: If there is none, it is of another format version, or it is damaged.
+    """
+    location = str(root).rstrip("/")
+    try:
+        with fsspec.open(f"{location}/{FILE_NAME}", "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        raise DataError(
+            f"No {FILE_NAME} in '{location}'. Make shards with: "
+            f"python -m datasets.prepare CORPUS --root DIR --out {location}"
+        ) from None
+    except (OSError, ImportError, ValueError) as error:
+        raise DataError(f"Cannot read '{location}/{FILE_NAME}': {error}") from error
+    try:
+        document = json.loads(content)
+        version = document["format_version"]
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"'{location}' has shards of format version {version}; this program reads version "
+                f"{FORMAT_VERSION}. Prepare the corpus again."
+            )
+        return ShardIndex(
+            root=location,
+            corpus=document["corpus"],
+            labels=tuple(document["labels"]),
+            clips=tuple(ClipEntry(**c) for c in document["clips"]),
+            shards=tuple(ShardEntry(**s) for s in document["shards"]),
+            skipped=tuple(Skipped(**s) for s in document["skipped"]),
+            sample_rate_hz=document["sample_rate_hz"],
+            frame_size=(document["frame_size"][0], document["frame_size"][1]),
+            feature_names=tuple(document["feature_names"]),
+            checksum=hashlib.sha256(content).hexdigest(),
+        )
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, IndexError) as error:
+        raise DataError(
+            f"'{location}/{FILE_NAME}' is damaged: {error!r}. Prepare the corpus again."
+        ) from error

@@ -1,0 +1,121 @@
+"""Your own corpus: a CSV with one row a clip.
+
+Columns: `clip,speaker,label` and at least one of `audio,video` (paths relative to the
+manifest's folder); columns named `feature:NAME` hold clip-level features; any other
+column is kept as an attribute of the clip.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets.clips import ClipRecord, Corpus, DataError
+
+_REQUIRED = ("clip", "speaker", "label")
+_MEDIA = ("audio", "video")
+_FEATURE = "feature:"
+
+
+def load_manifest(
+    root: Path, *, name: str = "manifest", labels: tuple[str, ...] | None = None
+) -> Corpus:
+    """Reads `manifest.csv` (or the CSV that `root` names).
+
+    Args:
+        root: A folder with `manifest.csv`, or the CSV itself.
+        name: The corpus's name.
+        labels: The class order; by default the labels found, sorted.
+
+    Raises:
+        DataError: Names every bad row with its number.
+    """
+    path = root / "manifest.csv" if root.is_dir() else root
+    if not path.is_file():
+        raise DataError(f"No manifest at '{path}' (--root: a folder with manifest.csv, or a CSV).")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = [column.strip() for column in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        missing = [column for column in _REQUIRED if column not in columns]
+        if missing or not any(column in columns for column in _MEDIA):
+            raise DataError(
+                f"'{path}' needs the columns clip,speaker,label and audio and/or video; "
+                f"it has: {', '.join(columns) or 'none'}."
+            )
+        rows = list(reader)
+    feature_names = tuple(c.removeprefix(_FEATURE) for c in columns if c.startswith(_FEATURE))
+    clips: list[ClipRecord] = []
+    bad: list[str] = []
+    first_row: dict[str, int] = {}
+    for number, row in enumerate(rows, start=2):
+        problem = _problem(row, path.parent, first_row, labels)
+        if problem:
+            bad.append(f"row {number}: {problem}")
+            continue
+        first_row[row["clip"].strip()] = number
+        clips.append(_record(row, path.parent, feature_names))
+    if bad:
+        listed = "\n  ".join(bad[:50]) + (
+            f"\n  … and {len(bad) - 50} more" if len(bad) > 50 else ""
+        )
+        raise DataError(f"'{path}' has {len(bad)} bad rows:\n  {listed}")
+    found = tuple(sorted({record.label for record in clips}))
+    return Corpus(
+        name=name, labels=labels or found, clips=tuple(clips), feature_names=feature_names
+    )
+
+
+def _problem(
+    row: dict[str, str], folder: Path, first_row: dict[str, int], labels: tuple[str, ...] | None
+) -> str | None:
+    """What is wrong with a row, or None."""
+    if None in row or None in row.values():
+        return "the number of fields differs from the header's"
+    clip = row["clip"].strip()
+    for column in _REQUIRED:
+        if not row[column].strip():
+            return f"'{column}' is empty"
+    if clip in first_row:
+        return f"clip '{clip}' was already in row {first_row[clip]}"
+    if labels and row["label"].strip() not in labels:
+        return f"unknown label '{row['label'].strip()}' (known: {', '.join(labels)})"
+    media = [row[column].strip() for column in _MEDIA if row.get(column, "").strip()]
+    if not media:
+        return "neither audio nor video is given"
+    for name in media:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            return f"'{name}' lies outside the manifest's folder"
+        if not (folder / name).is_file():
+            return f"no such file '{name}'"
+    for column, value in row.items():
+        if column.startswith(_FEATURE):
+            try:
+                number = float(value)
+            except ValueError:
+                number = float("nan")
+            if not np.isfinite(number):
+                return f"'{column}' is '{value}', not a finite number"
+    return None
+
+
+def _record(row: dict[str, str], folder: Path, feature_names: tuple[str, ...]) -> ClipRecord:
+    features: NDArray[np.float32] | None = None
+    if feature_names:
+        features = np.asarray([float(row[_FEATURE + name]) for name in feature_names], np.float32)
+    paths = {c: folder / row[c].strip() for c in _MEDIA if row.get(c, "").strip()}
+    known = {*_REQUIRED, *_MEDIA}
+    return ClipRecord(
+        clip=row["clip"].strip(),
+        speaker=row["speaker"].strip(),
+        label=row["label"].strip(),
+        audio=paths.get("audio"),
+        video=paths.get("video"),
+        features=features,
+        attributes={
+            c: v.strip() for c, v in row.items() if c not in known and not c.startswith(_FEATURE)
+        },
+    )

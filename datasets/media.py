@@ -1,0 +1,141 @@
+"""Reads sound and pictures from files: soundfile for audio files, PyAV for containers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from numpy.typing import NDArray
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".aiff", ".aif", ".au"})
+MAX_CLIP_SECONDS = 600.0
+
+
+class MediaError(ValueError):
+    """A file that cannot be decoded, or that holds nothing to decode."""
+
+
+def read_audio(path: Path, sample_rate_hz: int) -> NDArray[np.int16]:
+    """Decodes the sound of a file, mixes it to mono and resamples it.
+
+    Returns:
+        (L,) 16-bit samples at `sample_rate_hz`.
+
+    Raises:
+        MediaError: If the file is missing, empty, undecodable, has no sound, or is
+            longer than `MAX_CLIP_SECONDS` (a clip is one utterance).
+    """
+    _check_file(path)
+    if path.suffix.lower() in AUDIO_SUFFIXES:
+        waveform, source_rate_hz = _read_audio_file(path)
+    else:
+        waveform, source_rate_hz = _read_audio_container(path)
+    if waveform.size == 0:
+        raise MediaError("holds no sound")
+    if waveform.size > MAX_CLIP_SECONDS * source_rate_hz:
+        raise MediaError(f"is longer than {MAX_CLIP_SECONDS:.0f} s; cut it into utterances")
+    if not np.isfinite(waveform).all():
+        raise MediaError("holds non-finite samples")
+    if source_rate_hz != sample_rate_hz:
+        waveform = torchaudio.functional.resample(
+            torch.from_numpy(waveform), source_rate_hz, sample_rate_hz
+        ).numpy()
+    return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def read_frames(path: Path, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decodes a video and takes `count` frames, evenly spread in time.
+
+    Each frame is scaled to cover `size` and its centre is cropped. Frames are chosen by
+    their time stamps, so that a variable frame rate does no harm; a video with fewer
+    frames than `count` repeats some.
+
+    Args:
+        path: A container with pictures.
+        count: V, how many frames to take.
+        size: (H, W) in pixels.
+
+    Returns:
+        (V, H, W, 3) RGB frames.
+
+    Raises:
+        MediaError: As `read_audio`, for the pictures.
+    """
+    _check_file(path)
+    frames: list[NDArray[np.uint8]] = []
+    seconds: list[float] = []
+    with _decoding(path) as container:
+        if not container.streams.video:
+            raise MediaError("has no pictures")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for frame in container.decode(stream):
+            time = frame.time if frame.time is not None else float(len(frames))
+            if seconds and time - seconds[0] > MAX_CLIP_SECONDS:
+                raise MediaError(f"is longer than {MAX_CLIP_SECONDS:.0f} s; cut it into utterances")
+            seconds.append(time)
+            frames.append(_scale_and_crop(frame, size))
+    if not frames:
+        raise MediaError("holds no pictures")
+    stamps = np.asarray(seconds)
+    last_step = stamps[-1] - stamps[-2] if len(stamps) > 1 else 0.0
+    targets = stamps[0] + (np.arange(count) + 0.5) / count * (stamps[-1] - stamps[0] + last_step)
+    chosen = np.clip(np.searchsorted(stamps, targets, side="right") - 1, 0, len(frames) - 1)
+    return np.stack([frames[i] for i in chosen])
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise MediaError("no such file")
+    if path.stat().st_size == 0:
+        raise MediaError("is empty")
+
+
+def _read_audio_file(path: Path) -> tuple[NDArray[np.float32], int]:
+    try:
+        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise MediaError(f"cannot be decoded: {error}") from error
+    return samples.mean(axis=1), int(rate_hz)
+
+
+def _read_audio_container(path: Path) -> tuple[NDArray[np.float32], int]:
+    with _decoding(path) as container:
+        if not container.streams.audio:
+            raise MediaError("has no sound")
+        stream = container.streams.audio[0]
+        rate_hz = int(stream.rate)
+        resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate_hz)
+        blocks: list[NDArray[np.float32]] = []
+        for frame in container.decode(stream):
+            blocks.extend(part.to_ndarray()[0] for part in resampler.resample(frame))
+        blocks.extend(part.to_ndarray()[0] for part in resampler.resample(None))
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate_hz
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[av.container.InputContainer]:
+    """Opens a container; FFmpeg's errors become MediaError."""
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, MediaError):
+            raise
+        raise MediaError(f"cannot be decoded: {error}") from error
+
+
+def _scale_and_crop(frame: av.VideoFrame, size: tuple[int, int]) -> NDArray[np.uint8]:
+    height, width = size
+    scale = max(height / frame.height, width / frame.width)
+    scaled_height = max(height, round(frame.height * scale))
+    scaled_width = max(width, round(frame.width * scale))
+    image = frame.reformat(width=scaled_width, height=scaled_height, format="rgb24").to_ndarray()
+    top, left = (scaled_height - height) // 2, (scaled_width - width) // 2
+    return np.ascontiguousarray(image[top : top + height, left : left + width])

@@ -1,0 +1,113 @@
+"""RAVDESS (Livingstone & Russo 2018): `Actor_NN/MM-VC-EE-II-SS-RR-AA.{wav,flac,mp4,…}`.
+
+A clip is one utterance. Its audio-only file (03-…) and its video file (01-… with sound,
+02-… without) differ only in the first field; they are joined under the audio-only name.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets.clips import ClipRecord, Corpus, DataError, Skipped
+
+LABELS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
+_NAME = re.compile(r"^(0[123])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(\d{2})$")
+_MEDIA = {".wav", ".flac", ".mp3", ".mp4", ".mkv", ".avi", ".mov"}
+
+
+def load_ravdess(root: Path, *, features: Path | None = None, song: bool = False) -> Corpus:
+    """Finds the RAVDESS clips under a folder.
+
+    Args:
+        root: Holds `Actor_NN/` (or `ACTORNN/`) folders, or the files themselves.
+        features: A CSV of clip-level features, `clip` and one column a feature. Rows are
+            joined by the name without its first field (action units are taken from the
+            01-… video, the sound is the 03-… file).
+        song: Take the sung clips (VC 02) instead of the spoken ones.
+
+    Raises:
+        DataError: If the folder is missing, nothing matches, or the table has bad rows.
+    """
+    if not root.is_dir():
+        raise DataError(f"No such folder: '{root}' (--root).")
+    channel = "02" if song else "01"
+    found: dict[str, dict[str, Path]] = {}
+    skipped: list[Skipped] = []
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in _MEDIA):
+        match = _NAME.match(path.stem)
+        if match is None:
+            skipped.append(
+                Skipped(str(path.relative_to(root)), "the name is not MM-VC-EE-II-SS-RR-AA")
+            )
+        elif match[2] == channel:
+            found.setdefault(path.stem[3:], {})[match[1]] = path
+    names, table = _read_features(features) if features else ((), {})
+    clips = tuple(_record(key, files, table) for key, files in sorted(found.items()))
+    unmatched = sorted(set(table) - set(found))
+    skipped += [Skipped(f"features row {key}", "no clip of that name") for key in unmatched]
+    if names:
+        missing = [record.clip for record in clips if record.features is None]
+        skipped += [
+            Skipped(clip, "no row in the features table (kept without features)")
+            for clip in missing
+        ]
+    return Corpus(
+        name="ravdess",
+        labels=LABELS,
+        clips=clips,
+        feature_names=names,
+        skipped=tuple(skipped),
+    )
+
+
+def _record(key: str, files: dict[str, Path], table: dict[str, NDArray[np.float32]]) -> ClipRecord:
+    _, emotion, intensity, sentence, repetition, actor = key.split("-")
+    return ClipRecord(
+        clip=f"03-{key}",
+        speaker=f"Actor_{actor}",
+        label=LABELS[int(emotion) - 1],
+        audio=files.get("03") or files.get("01"),
+        video=files.get("01") if _has_pictures(files.get("01")) else files.get("02"),
+        features=table.get(key),
+        attributes={
+            "gender": "male" if int(actor) % 2 else "female",
+            "intensity": "strong" if intensity == "02" else "normal",
+            "sentence": sentence,
+            "repetition": repetition,
+        },
+    )
+
+
+def _has_pictures(path: Path | None) -> bool:
+    return path is not None and path.suffix.lower() not in {".wav", ".flac", ".mp3"}
+
+
+def _read_features(path: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.float32]]]:
+    if not path.is_file():
+        raise DataError(f"No such file: '{path}' (--features).")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    if len(rows) < 2 or rows[0][0].strip() != "clip":
+        raise DataError(f"'{path}' must have a header 'clip,<feature>,…' and rows (--features).")
+    names = tuple(name.strip() for name in rows[0][1:])
+    table: dict[str, NDArray[np.float32]] = {}
+    bad: list[str] = []
+    for number, row in enumerate(rows[1:], start=2):
+        try:
+            values = np.asarray([float(value) for value in row[1:]], np.float32)
+        except ValueError:
+            values = np.full(0, np.nan, np.float32)
+        if len(values) != len(names) or not np.isfinite(values).all():
+            bad.append(f"row {number}")
+        elif _NAME.match(row[0].strip()) is None:
+            bad.append(f"row {number} (clip '{row[0]}')")
+        else:
+            table[row[0].strip()[3:]] = values
+    if bad:
+        raise DataError(f"'{path}' has {len(bad)} bad rows: {', '.join(bad[:20])}.")
+    return names, table

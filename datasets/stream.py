@@ -1,0 +1,143 @@
+"""The WebDataset pipeline: shards (a folder, s3://, gs://, https://) to decoded clips.
+
+A clip in a shard is `KEY.json` (its name), `KEY.flac` (16-bit mono), `KEY.frames.npy`
+(uint8) and `KEY.features.npy` (float32); of the last three it has one or more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
+
+import fsspec
+import numpy as np
+import soundfile
+import webdataset as wds
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from datasets.clips import DataError
+from datasets.index import ShardIndex
+
+Sample = dict[str, Any]
+Handler = Callable[[str, Exception], None]
+
+
+def raise_on_corruption(culprit: str, error: Exception) -> None:
+    """The default handler: one bad shard or clip ends the stream, named.
+
+    Raises:
+        DataError: Always.
+    """
+    raise DataError(
+        f"Corrupt {culprit}: {error}. Prepare it again, or use what is intact with --skip-corrupt."
+    ) from error
+
+
+def stream_clips(
+    index: ShardIndex,
+    *,
+    training: bool = False,
+    shuffle: int = 1000,
+    seed: int = 0,
+    handler: Handler = raise_on_corruption,
+) -> wds.DataPipeline:
+    """Streams a corpus, split over nodes and DataLoader workers by shard.
+
+    Args:
+        index: The corpus.
+        training: False visits every clip exactly once a pass over all nodes and workers.
+            True draws shards with replacement for ever (uneven shards then cannot stall a
+            data-parallel step) and shuffles; bound it with `.with_epoch(clips)`.
+        shuffle: Size of the training shuffle buffer, in clips.
+        seed: Of the draw and the shuffle.
+        handler: Called with the culprit's name and the error; returning skips it.
+
+    Returns:
+        An iterable of `{"clip", "audio" (L,) int16, "video" (V,H,W,3) uint8,
+        "features" (F,) float32}` with the keys that the clip has.
+    """
+    urls = [f"{index.root}/{shard.name}" for shard in index.shards]
+    if training:
+        stages = [wds.ResampledShards(urls, seed=seed, deterministic=True)]
+    else:
+        stages = [wds.SimpleShardList(urls), wds.split_by_node, wds.split_by_worker]
+    stages += [_read_tars(handler), _decode(handler)]
+    if training:
+        stages.append(wds.shuffle(shuffle, seed=seed))
+    return wds.DataPipeline(*stages)
+
+
+def content_hashes(sample: Sample) -> tuple[str, str]:
+    """SHA-256 of everything decoded, and of the audio alone."""
+    audio = hashlib.sha256()
+    if "audio" in sample:
+        audio.update(np.ascontiguousarray(sample["audio"]).data)
+    everything = audio.copy()
+    for kind in ("video", "features"):
+        if kind in sample:
+            everything.update(np.ascontiguousarray(sample[kind]).data)
+    return everything.hexdigest(), audio.hexdigest()
+
+
+def _read_tars(handler: Handler) -> Callable[[Iterable[Sample]], Iterator[Sample]]:
+    """Opens each shard with fsspec and groups its members into clips.
+
+    WebDataset's own opener would run a shell command for a `pipe:` name, which an index
+    from outside must not be able to ask for.
+    """
+
+    def stage(shards: Iterable[Sample]) -> Iterator[Sample]:
+        for shard in shards:
+            url = shard["url"]
+            try:
+                with fsspec.open(url, "rb") as file:
+                    members = ({**m, "__url__": url} for m in tar_file_iterator(file))
+                    yield from group_by_keys(members)
+            except (OSError, tarfile.TarError, ValueError, EOFError, AttributeError) as error:
+                handler(f"shard '{url}'", error)
+
+    return stage
+
+
+def _decode(handler: Handler) -> Callable[[Iterable[Sample]], Iterator[Sample]]:
+    def stage(members: Iterable[Sample]) -> Iterator[Sample]:
+        for member in members:
+            try:
+                yield decode_clip(member)
+            except (ValueError, KeyError, RuntimeError, EOFError) as error:
+                handler(f"clip {member['__key__']} in shard '{member['__url__']}'", error)
+
+    return stage
+
+
+def decode_clip(member: Sample) -> Sample:
+    """Decodes one clip's members; nothing in them is ever unpickled."""
+    sample: Sample = {"clip": json.loads(member["json"])["clip"]}
+    if "flac" in member:
+        sample["audio"] = soundfile.read(io.BytesIO(member["flac"]), dtype="int16")[0]
+    for kind, name in (("video", "frames.npy"), ("features", "features.npy")):
+        if name in member:
+            sample[kind] = np.load(io.BytesIO(member[name]), allow_pickle=False)
+    return sample
+
+
+def encode_clip(key: str, sample: Sample, sample_rate_hz: int) -> dict[str, bytes | str]:
+    """The inverse of `decode_clip`: members for a tar writer."""
+    member: dict[str, bytes | str] = {
+        "__key__": key,
+        "json": json.dumps({"clip": sample["clip"]}).encode(),
+    }
+    if "audio" in sample:
+        buffer = io.BytesIO()
+        soundfile.write(buffer, sample["audio"], sample_rate_hz, format="FLAC", subtype="PCM_16")
+        member["flac"] = buffer.getvalue()
+    for kind, name in (("video", "frames.npy"), ("features", "features.npy")):
+        if kind in sample:
+            buffer = io.BytesIO()
+            np.save(buffer, sample[kind], allow_pickle=False)
+            member[name] = buffer.getvalue()
+    return cast(dict[str, bytes | str], member)

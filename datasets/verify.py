@@ -1,0 +1,157 @@
+"""Checks prepared shards against their index: `python -m datasets.verify DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+
+import fsspec
+from rich.console import Console
+from rich.table import Table
+
+from datasets.clips import DataError
+from datasets.index import ShardIndex, read_index
+from datasets.splits import make_folds
+from datasets.stream import content_hashes, stream_clips
+
+# Published counts: clips, then clips of a class (RAVDESS: Livingstone & Russo 2018).
+_PUBLISHED = {
+    "ravdess": {"neutral": 96}
+    | dict.fromkeys(("calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"), 192)
+}
+_SILENT_PEAK = 33  # of 32768: -60 dB
+
+
+@dataclass
+class Findings:
+    """What a check of a corpus found: violations make it unusable, notes do not."""
+
+    violations: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    clips: int = 0
+    silent: int = 0
+    clipped: int = 0
+
+
+def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
+    """Reads every shard and compares it with the index."""
+    findings = Findings()
+    for shard in index.shards:
+        try:
+            with fsspec.open(f"{index.root}/{shard.name}", "rb") as file:
+                digest = hashlib.sha256(file.read()).hexdigest()
+            if digest != shard.sha256:
+                findings.violations.append(f"shard '{shard.name}' does not match its checksum")
+        except OSError as error:
+            findings.violations.append(f"shard '{shard.name}' cannot be read: {error}")
+    _check_clips(index, findings)
+    counts = Counter(entry.label for entry in index.clips)
+    for label, expected in _PUBLISHED.get(index.corpus, {}).items():
+        if counts[label] != expected:
+            findings.notes.append(
+                f"class '{label}' has {counts[label]} clips, published: {expected}"
+            )
+    for group in index.duplicates():
+        findings.notes.append("same recording: " + " = ".join(e.clip for e in group))
+    for kind in ("audio", "video", "features"):
+        if 0 < index.has(kind) < len(index.clips):
+            findings.notes.append(f"{len(index.clips) - index.has(kind)} clips have no {kind}")
+    try:
+        folds = make_folds(index, protocol)
+        findings.notes.append(
+            f"protocol {folds.protocol}: {folds.count} folds of "
+            + "/".join(str(len(folds.test_rows(k))) for k in range(folds.count))
+            + " clips"
+        )
+    except DataError as error:
+        findings.violations.append(str(error))
+    return findings
+
+
+def _check_clips(index: ShardIndex, findings: Findings) -> None:
+    expected = {entry.clip: entry.content_hash for entry in index.clips}
+    seen: Counter[str] = Counter()
+    corrupt: list[str] = []
+    for sample in stream_clips(
+        index, handler=lambda culprit, error: corrupt.append(f"{culprit}: {error}")
+    ):
+        seen[sample["clip"]] += 1
+        if expected.get(sample["clip"]) != content_hashes(sample)[0]:
+            corrupt.append(f"clip '{sample['clip']}' is not what the index says")
+        if "audio" in sample:
+            peak = int(abs(sample["audio"].astype("int32")).max())
+            findings.silent += peak < _SILENT_PEAK
+            findings.clipped += bool((abs(sample["audio"].astype("int32")) >= 32767).sum() > 8)
+    findings.clips = len(seen)
+    findings.violations += corrupt
+    lost = [clip for clip in expected if clip not in seen]
+    twice = [clip for clip, times in seen.items() if times > 1]
+    if lost:
+        findings.violations.append(
+            f"{len(lost)} clips of the index are in no shard: {', '.join(lost[:5])}"
+        )
+    if twice:
+        findings.violations.append(
+            f"{len(twice)} clips are in the shards twice: {', '.join(twice[:5])}"
+        )
+    if findings.silent:
+        findings.notes.append(f"{findings.silent} clips are silent (peak below -60 dB)")
+    if findings.clipped:
+        findings.notes.append(f"{findings.clipped} clips are clipped")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0: usable; 1: violations; 2: not a prepared corpus."""
+    parser = argparse.ArgumentParser(prog="python -m datasets.verify", description=__doc__)
+    parser.add_argument("data", help="folder or URL of the shards")
+    parser.add_argument(
+        "--protocol", help="also split under this protocol (default: the corpus's own)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    try:
+        index = read_index(options.data)
+        findings = verify(index, options.protocol)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(
+            json.dumps(
+                {**index.summary(), "skipped": len(index.skipped), **findings.__dict__}, indent=1
+            )
+        )
+    else:
+        _print(index, findings)
+    return 1 if findings.violations else 0
+
+
+def _print(index: ShardIndex, findings: Findings) -> None:
+    console = Console()
+    summary = index.summary()
+    table = Table(
+        title=f"{index.corpus}: {summary['clips']} clips, {len(summary['per_speaker'])} speakers, "
+        f"{summary['seconds_of_audio'] / 3600:.2f} h at {index.sample_rate_hz} Hz"
+    )
+    table.add_column("class")
+    table.add_column("clips", justify="right")
+    for label in index.labels:
+        table.add_row(label, str(summary["per_class"].get(label, 0)))
+    console.print(table)
+    console.print(
+        ", ".join(f"{kind} {count}" for kind, count in summary["with"].items())
+        + f"; skipped at preparation: {len(index.skipped)}"
+    )
+    for note in findings.notes:
+        console.print(f"note: {note}", highlight=False)
+    for violation in findings.violations:
+        console.print(f"violation: {violation}", style="red", highlight=False)
+    console.print("ok" if not findings.violations else f"{len(findings.violations)} violations")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
