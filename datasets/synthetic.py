@@ -243,7 +243,9 @@ class _Face:
             sway = np.sin(2 * np.pi * 0.7 * time + phase[0]) * pose["nod"]
             talk = 0.5 + 0.5 * np.sin(2 * np.pi * 3.2 * time + phase[1])
             frames.append(
-                self._frame(pose, onset, offset + [0.02 * np.sin(time + phase[2]), sway], talk)
+                self._frame(
+                    pose, onset, offset + np.array([0.02 * np.sin(time + phase[2]), sway]), talk
+                )
             )
         noise = generator.normal(0, 4.0, (count, *FRAME_SIZE, 3))
         return np.clip(np.stack(frames) + noise, 0, 255).astype(np.uint8)

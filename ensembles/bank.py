@@ -1,0 +1,250 @@
+"""The posterior bank: out-of-fold logits of every trial at every rung, keyed by clip.
+
+It is the one contract between search and ensembles. `clips.csv` names the rows once;
+`TRIAL@PERCENT.npz` holds one trial's (N, K) logits. An entry is written whole or not at
+all, carries a checksum, and is never unpickled.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensembles import EnsembleError
+from ensembles.metrics import Array, Labels, log_softmax
+
+_CLIPS = "clips.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTable:
+    """Whose posteriors these are: one row a clip.
+
+    Attributes:
+        clips: (N,) names.
+        speakers: (N,) names.
+        folds: (N,) the fold in which each clip is held out.
+        labels: (N,) class indices.
+        classes: (K,) class names.
+    """
+
+    clips: tuple[str, ...]
+    speakers: tuple[str, ...]
+    folds: Labels
+    labels: Labels
+    classes: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all of it: entries of another table are refused."""
+        rows = [self.clips, self.speakers, self.folds.tolist(), self.labels.tolist(), self.classes]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankEntry:
+    """One trial's out-of-fold logits at one rung.
+
+    Attributes:
+        trial: Its name, such as `audio-0003`.
+        modality: audio, video or early.
+        architecture: A registered name.
+        percent: Of the trial's own schedule.
+        epoch: Epochs done.
+        seed: Of its training.
+        logits: (N, K), NaN for clips without a prediction.
+    """
+
+    trial: str
+    modality: str
+    architecture: str
+    percent: int
+    epoch: int
+    seed: int
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Out-of-fold posteriors of M experts over the same N clips; what fusion works on.
+
+    Attributes:
+        table: The clips.
+        names: (M,) experts.
+        modalities: (M,) audio, video or early.
+        log_posteriors: (M, N, K).
+    """
+
+    table: ClipTable
+    names: tuple[str, ...]
+    modalities: tuple[str, ...]
+    log_posteriors: Array
+
+    def __post_init__(self) -> None:
+        """A NaN anywhere would silently win or lose every comparison."""
+        if not self.names:
+            raise EnsembleError("There is no finished expert to fuse.")
+        finite = np.isfinite(self.log_posteriors).all(axis=(1, 2))
+        if not finite.all():
+            culprit = self.names[int(np.flatnonzero(~finite)[0])]
+            raise EnsembleError(f"Expert '{culprit}' has posteriors that are not finite.")
+
+    def replace(self, fresh: dict[str, Array]) -> Experts:
+        """The same experts, some with log-posteriors from another training seed."""
+        swapped = self.log_posteriors.copy()
+        for name, values in fresh.items():
+            swapped[self.names.index(name)] = values
+        return Experts(self.table, self.names, self.modalities, swapped)
+
+
+@dataclass
+class PosteriorBank:
+    """A folder of bank entries.
+
+    Attributes:
+        folder: Where it lies.
+        table: Its clips.
+        damaged: Entries that the last `read` dropped, with the reason.
+    """
+
+    folder: Path
+    table: ClipTable
+    damaged: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def create(folder: Path, table: ClipTable) -> PosteriorBank:
+        """Starts a bank, or opens the one that is there if it has the same clips."""
+        if (folder / _CLIPS).exists():
+            bank = PosteriorBank.open(folder)
+            if bank.table.fingerprint != table.fingerprint:
+                raise EnsembleError(
+                    f"'{folder}' holds posteriors of other data, classes or folds. Give the run another --name."
+                )
+            return bank
+        folder.mkdir(parents=True, exist_ok=True)
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(
+            ["clip", "speaker", "fold", "label", "classes: " + json.dumps(table.classes)]
+        )
+        for clip, speaker, fold, label in zip(
+            table.clips, table.speakers, table.folds.tolist(), table.labels.tolist(), strict=True
+        ):
+            writer.writerow([clip, speaker, fold, table.classes[label], ""])
+        write_atomically(folder / _CLIPS, text.getvalue().encode())
+        return PosteriorBank(folder, table)
+
+    @staticmethod
+    def open(folder: Path) -> PosteriorBank:
+        """Opens a bank.
+
+        Raises:
+            EnsembleError: If there is none.
+        """
+        if not (folder / _CLIPS).is_file():
+            raise EnsembleError(f"No posterior bank in '{folder}'.")
+        with (folder / _CLIPS).open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        classes = tuple(json.loads(header[4].removeprefix("classes: ")))
+        return PosteriorBank(
+            folder,
+            ClipTable(
+                clips=tuple(row[0] for row in rows),
+                speakers=tuple(row[1] for row in rows),
+                folds=np.asarray([int(row[2]) for row in rows], np.int64),
+                labels=np.asarray([classes.index(row[3]) for row in rows], np.int64),
+                classes=classes,
+            ),
+        )
+
+    def write(self, entry: BankEntry) -> Path:
+        """Adds an entry; it replaces one of the same trial and rung."""
+        assert entry.logits.shape == (len(self.table.clips), len(self.table.classes))
+        meta = {
+            "trial": entry.trial,
+            "modality": entry.modality,
+            "architecture": entry.architecture,
+            "percent": entry.percent,
+            "epoch": entry.epoch,
+            "seed": entry.seed,
+            "table": self.table.fingerprint,
+            "sha256": hashlib.sha256(entry.logits.tobytes()).hexdigest(),
+        }
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, logits=entry.logits, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        )
+        path = self.folder / f"{entry.trial}@{entry.percent:03d}.npz"
+        write_atomically(path, buffer.getvalue())
+        return path
+
+    def read(self) -> list[BankEntry]:
+        """Every intact entry, by name; damaged ones are dropped and named in `damaged`."""
+        self.damaged = []
+        entries = []
+        for path in sorted(self.folder.glob("*.npz")):
+            try:
+                entries.append(self._read_entry(path))
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+                self.damaged.append(f"{path.name}: {error}")
+        return entries
+
+    def _read_entry(self, path: Path) -> BankEntry:
+        with np.load(path, allow_pickle=False) as file:
+            logits = file["logits"]
+            meta = json.loads(file["meta"].tobytes())
+        if meta.pop("sha256") != hashlib.sha256(logits.tobytes()).hexdigest():
+            raise ValueError("does not match its checksum")
+        if meta.pop("table") != self.table.fingerprint:
+            raise ValueError("belongs to other data, classes or folds")
+        return BankEntry(**meta, logits=logits)
+
+    def experts(self, entries: Iterable[BankEntry]) -> Experts:
+        """Stacks entries as experts; clips that one of them lacks are left out for all.
+
+        Raises:
+            EnsembleError: No entries, or one with infinite logits.
+        """
+        chosen = list(entries)
+        if not chosen:
+            raise EnsembleError("There is no finished expert to fuse.")
+        logits = np.stack([entry.logits for entry in chosen]).astype(np.float64)
+        present = ~np.isnan(logits).any(axis=(0, 2))
+        if not present.any():
+            raise EnsembleError("No clip has posteriors of every expert.")
+        table = self.table
+        if not present.all():
+            rows = np.flatnonzero(present)
+            table = ClipTable(
+                clips=tuple(table.clips[i] for i in rows),
+                speakers=tuple(table.speakers[i] for i in rows),
+                folds=table.folds[rows],
+                labels=table.labels[rows],
+                classes=table.classes,
+            )
+        return Experts(
+            table,
+            tuple(entry.trial for entry in chosen),
+            tuple(entry.modality for entry in chosen),
+            log_softmax(logits[:, present]),
+        )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file appears whole or not at all, also after a power cut."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,285 @@
+"""Honest scores: chosen fold by fold from the other folds, with an interval over speakers.
+
+Two numbers, two names. The *search score* is the best that the search saw: experts and
+recipe were chosen on the very folds that are scored. The *honest score* chooses trials,
+fusion and recipe for each fold from the other folds only. docs/honesty.md says for every
+number what its training, selection, stacking and scaling saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ensembles.bank import ClipTable, Experts
+from ensembles.metrics import Array, confusion_matrix, fold_mean, score
+from ensembles.recipes import CrossFitter, Recipe, recipes_for
+
+MIN_GROUPS_FOR_BOOTSTRAP = 10
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval, and how it was made."""
+
+    low: float
+    high: float
+    method: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One row of the leaderboard.
+
+    Attributes:
+        name: Recipe, or `fused` for the recipe chosen fold by fold.
+        search_score: Best that the search saw, fold mean; None where it has no meaning.
+        honest_score: Mean of the fold scores.
+        honest_pooled: Score of all folds' predictions together.
+        interval: Of the honest score, over speakers.
+        fold_scores: (folds,) honest.
+        experts: Those taken when all folds may choose.
+        log_posteriors: (N, K) honest.
+        per_fold: For each fold the recipe and the experts that were chosen without it.
+    """
+
+    name: str
+    search_score: float | None
+    honest_score: float
+    honest_pooled: float
+    interval: Interval
+    fold_scores: tuple[float, ...]
+    experts: tuple[str, ...]
+    log_posteriors: Array
+    per_fold: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the posteriors."""
+        return {
+            "name": self.name,
+            "search_score": self.search_score,
+            "honest_score": self.honest_score,
+            "honest_score_pooled": self.honest_pooled,
+            "interval_95": [self.interval.low, self.interval.high],
+            "interval_method": self.interval.method,
+            "fold_scores": list(self.fold_scores),
+            "experts": list(self.experts),
+            "per_fold": [
+                {"recipe": recipe, "experts": list(names)} for recipe, names in self.per_fold
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """All that is said of a bank of experts.
+
+    Attributes:
+        metric: What is scored.
+        recipes: Every recipe, single experts first.
+        fused: The recipe chosen fold by fold: the headline.
+        chosen: The recipe that all folds together choose, for export.
+    """
+
+    metric: str
+    table: ClipTable
+    recipes: tuple[Scored, ...]
+    fused: Scored
+    chosen: str
+
+    def row(self, name: str) -> Scored | None:
+        """A recipe's row, or None."""
+        return next((row for row in self.recipes if row.name == name), None)
+
+
+def assess(
+    experts: Experts, metric: str, *, on_progress: Callable[[int, int], None] | None = None
+) -> Assessment:
+    """Cross-fits every recipe and scores it, and the choice among them, honestly."""
+    fitter = CrossFitter(experts, metric)
+    recipes = recipes_for(experts)
+    rows = []
+    for done, recipe in enumerate(recipes, start=1):
+        rows.append(_score_recipe(fitter, recipe))
+        if len(fitter.folds) > 2:
+            for fold in fitter.folds:
+                fitter.inner_score(recipe, fold)  # remembered for the choice below
+        if on_progress:
+            on_progress(done, len(recipes))
+    sign = -1.0 if metric == "log_loss" else 1.0
+    best = max(rows, key=lambda row: sign * (row.search_score or 0.0))
+    return Assessment(
+        metric, experts.table, tuple(rows), _score_choice(fitter, recipes, best), best.name
+    )
+
+
+def _score_recipe(fitter: CrossFitter, recipe: Recipe) -> Scored:
+    experts, table = fitter.experts, fitter.experts.table
+    searched = fold_mean(fitter.metric, table.labels, fitter.searched(recipe), table.folds)
+    taken = recipe.select(experts, fitter.merits(frozenset()))
+    per_fold = []
+    for fold in fitter.folds:
+        members, _ = fitter.fit(recipe, frozenset({fold}))
+        per_fold.append((recipe.name, tuple(experts.names[m] for m in members)))
+    names = tuple(experts.names[m] for m in taken)
+    return scored(
+        recipe.name, table, fitter.metric, fitter.honest(recipe), searched, names, tuple(per_fold)
+    )
+
+
+def _score_choice(fitter: CrossFitter, recipes: list[Recipe], best: Scored) -> Scored:
+    experts, table = fitter.experts, fitter.experts.table
+    out = np.empty(experts.log_posteriors.shape[1:])
+    per_fold = []
+    for fold in fitter.folds:
+        recipe = fitter.choose(recipes, fold)
+        out[table.folds == fold] = fitter.predict(recipe, frozenset({fold}), fold)
+        members, _ = fitter.fit(recipe, frozenset({fold}))
+        per_fold.append((recipe.name, tuple(experts.names[m] for m in members)))
+    return scored(
+        "fused", table, fitter.metric, out, best.search_score, best.experts, tuple(per_fold)
+    )
+
+
+def replay(experts: Experts, choice: Scored, metric: str, name: str = "fused") -> Scored:
+    """The same choice of recipes and experts, on posteriors of another training seed.
+
+    Only the fusion's own parameters are fitted again, for each fold on the other folds.
+    """
+    fitter = CrossFitter(experts, metric)
+    recipes = {recipe.name: recipe for recipe in recipes_for(experts)}
+    out = np.empty(experts.log_posteriors.shape[1:])
+    for fold, (recipe_name, names) in zip(fitter.folds, choice.per_fold, strict=True):
+        taken = [experts.names.index(n) for n in names]
+        fusion = fitter.fit_fusion(recipes[recipe_name], taken, frozenset({fold}))
+        rows = experts.table.folds == fold
+        out[rows] = fusion.predict(experts.log_posteriors[taken][:, rows])
+    return scored(name, experts.table, metric, out, None, choice.experts, choice.per_fold)
+
+
+def scored(
+    name: str,
+    table: ClipTable,
+    metric: str,
+    log_posteriors: Array,
+    search_score: float | None,
+    experts: tuple[str, ...],
+    per_fold: tuple[tuple[str, tuple[str, ...]], ...],
+) -> Scored:
+    """Scores held-out predictions, with an interval over speakers."""
+    folds = np.unique(table.folds)
+    fold_scores = tuple(
+        score(metric, table.labels[table.folds == k], log_posteriors[table.folds == k])
+        for k in folds
+    )
+    return Scored(
+        name=name,
+        search_score=search_score,
+        honest_score=float(np.mean(fold_scores)),
+        honest_pooled=score(metric, table.labels, log_posteriors),
+        interval=speaker_interval(table, metric, log_posteriors),
+        fold_scores=fold_scores,
+        experts=experts,
+        log_posteriors=log_posteriors,
+        per_fold=per_fold,
+    )
+
+
+def speaker_interval(table: ClipTable, metric: str, log_posteriors: Array) -> Interval:
+    """95 % interval of the fold mean over speakers: what other speakers would have given.
+
+    With ten speakers or more: a percentile bootstrap that draws speakers within their fold.
+    With fewer: a t-interval over the speakers' own scores. Training and selection are not
+    repeated, so their own scatter comes on top.
+    """
+    speakers = np.asarray(table.speakers)
+    names = np.unique(speakers)
+    rows_of = {name: np.flatnonzero(speakers == name) for name in names}
+    if len(names) < MIN_GROUPS_FOR_BOOTSTRAP:
+        values = [score(metric, table.labels[r], log_posteriors[r]) for r in rows_of.values()]
+        middle = fold_mean(metric, table.labels, log_posteriors, table.folds)
+        if len(values) < 2:
+            return Interval(middle, middle, "one speaker: none")
+        half = float(
+            stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+        )
+        return Interval(middle - half, middle + half, f"t over {len(values)} speakers")
+    groups = [np.unique(speakers[table.folds == k]) for k in np.unique(table.folds)]
+    generator = np.random.default_rng(0)
+    if metric in {"accuracy", "log_loss"}:
+        values = _bootstrap_means(table, metric, log_posteriors, groups, rows_of, generator)
+    else:
+        values = _bootstrap(table, metric, log_posteriors, groups, rows_of, generator)
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Interval(float(low), float(high), f"bootstrap over {len(names)} speakers")
+
+
+def _bootstrap_means(
+    table: ClipTable,
+    metric: str,
+    log_posteriors: Array,
+    groups: list[Any],
+    rows_of: dict[Any, Any],
+    generator: np.random.Generator,
+) -> Array:
+    """For scores that are means over clips, sums a speaker suffice."""
+    rows = np.arange(len(table.labels))
+    if metric == "accuracy":
+        values = (log_posteriors.argmax(axis=1) == table.labels).astype(np.float64)
+    else:
+        values = -log_posteriors[rows, table.labels]
+    result = np.zeros(_RESAMPLES)
+    for group in groups:
+        sums = np.asarray([values[rows_of[s]].sum() for s in group])
+        counts = np.asarray([len(rows_of[s]) for s in group])
+        drawn = generator.integers(len(group), size=(_RESAMPLES, len(group)))
+        result += sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return result / len(groups)
+
+
+def _bootstrap(
+    table: ClipTable,
+    metric: str,
+    log_posteriors: Array,
+    groups: list[Any],
+    rows_of: dict[Any, Any],
+    generator: np.random.Generator,
+) -> Array:
+    result = np.zeros(_RESAMPLES // 4)
+    for sample in range(len(result)):
+        fold_scores = []
+        for group in groups:
+            rows = np.concatenate([rows_of[s] for s in generator.choice(group, len(group))])
+            fold_scores.append(score(metric, table.labels[rows], log_posteriors[rows]))
+        result[sample] = np.mean(fold_scores)
+    return result
+
+
+@dataclass(frozen=True)
+class Detail:
+    """Per class and per speaker, for one set of held-out predictions."""
+
+    confusion: list[list[int]]
+    recall: dict[str, float]
+    speakers: dict[str, float] = field(default_factory=dict)
+
+
+def detail(table: ClipTable, log_posteriors: Array) -> Detail:
+    """Confusion matrix (rows: true class), recall of each class, accuracy of each speaker."""
+    predictions = log_posteriors.argmax(axis=1).astype(np.int64)
+    matrix = confusion_matrix(table.labels, predictions, len(table.classes))
+    recall = np.diag(matrix) / np.maximum(matrix.sum(axis=1), 1)
+    speakers = np.asarray(table.speakers)
+    return Detail(
+        matrix.tolist(),
+        {name: float(value) for name, value in zip(table.classes, recall, strict=True)},
+        {
+            str(s): float((predictions == table.labels)[speakers == s].mean())
+            for s in np.unique(speakers)
+        },
+    )

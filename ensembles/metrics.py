@@ -1,0 +1,69 @@
+"""Scores of class predictions: accuracy, UAR, macro-F1, log-loss, confusion matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensembles import EnsembleError
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+METRICS = ("accuracy", "uar", "macro_f1", "log_loss")
+
+
+def check_metric(name: str) -> str:
+    """Returns the name; raises EnsembleError with the known ones."""
+    if name not in METRICS:
+        raise EnsembleError(f"Unknown metric '{name}'. Known: {', '.join(METRICS)}.")
+    return name
+
+
+def score(metric: str, labels: Labels, log_posteriors: Array) -> float:
+    """Scores (N, K) log-posteriors against (N,) class indices.
+
+    Higher is better for accuracy, uar and macro_f1, lower for log_loss. UAR and macro-F1
+    average over the classes that occur in `labels`.
+    """
+    if metric == "log_loss":
+        return float(-log_posteriors[np.arange(len(labels)), labels].mean())
+    predictions = log_posteriors.argmax(axis=1)
+    if metric == "accuracy":
+        return float((predictions == labels).mean())
+    matrix = confusion_matrix(labels, predictions, log_posteriors.shape[1])
+    hits, actual, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    present = actual > 0
+    if metric == "uar":
+        return float((hits[present] / actual[present]).mean())
+    assert metric == "macro_f1", metric
+    return float((2 * hits[present] / (actual[present] + predicted[present])).mean())
+
+
+def utility(metric: str, labels: Labels, log_posteriors: Array) -> float:
+    """The score, turned so that higher is better."""
+    return score(metric, labels, log_posteriors) * (-1.0 if metric == "log_loss" else 1.0)
+
+
+def fold_mean(metric: str, labels: Labels, log_posteriors: Array, folds: Labels) -> float:
+    """Unweighted mean of the folds' scores."""
+    return float(
+        np.mean(
+            [
+                score(metric, labels[folds == k], log_posteriors[folds == k])
+                for k in np.unique(folds)
+            ]
+        )
+    )
+
+
+def confusion_matrix(labels: Labels, predictions: Labels, num_classes: int) -> Labels:
+    """(K, K) counts, rows are the true classes."""
+    flat = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+    return flat.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def log_softmax(logits: Array) -> Array:
+    """(…, K) logits → log-posteriors, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

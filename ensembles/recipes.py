@@ -1,0 +1,212 @@
+"""The fusion search: which experts, combined how. Every recipe is one candidate, cross-fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+import numpy as np
+
+from ensembles.bank import Experts
+from ensembles.greedy import GreedySelection
+from ensembles.late import AverageFusion, WeightedFusion
+from ensembles.logistic import LogisticFusion
+from ensembles.metrics import Array, Labels, fold_mean, utility
+
+
+class Fusion(Protocol):
+    """An estimator that turns M experts' posteriors into one."""
+
+    def fit(self, log_posteriors: Array, labels: Labels, groups: Labels) -> Self:
+        """(M, N, K), (N,), (N,) → self."""
+
+    def predict(self, log_posteriors: Array) -> Array:
+        """(M, N, K) → (N, K) log-posteriors."""
+
+
+Selection = Callable[[Experts, Array], list[int]]
+"""(experts, (M,) merit of each on the rows that may choose) → indices of those taken."""
+
+
+def best_of(*modalities: str, count: int = 1) -> Selection:
+    """The `count` best experts of each modality; modalities without any are left out."""
+
+    def select(experts: Experts, merit: Array) -> list[int]:
+        taken: list[int] = []
+        for modality in modalities:
+            members = [m for m, name in enumerate(experts.modalities) if name == modality]
+            taken += sorted(members, key=lambda m: -merit[m])[:count]
+        return taken
+
+    return select
+
+
+def everything(experts: Experts, merit: Array) -> list[int]:
+    """All experts, best first."""
+    return [int(m) for m in np.argsort(-merit, kind="stable")]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to an ensemble.
+
+    Attributes:
+        name: What the leaderboard calls it.
+        select: Which experts.
+        build: How they are combined.
+        single: One expert as it is; nothing is fused.
+    """
+
+    name: str
+    select: Selection
+    build: Callable[[], Fusion]
+    single: bool = False
+
+
+_PAIR = ("audio", "video")
+_ALL = ("audio", "video", "early")
+
+
+def recipes_for(experts: Experts) -> list[Recipe]:
+    """The recipes that these experts allow: single experts first, then from plain to elaborate."""
+    present = [m for m in _ALL if m in experts.modalities]
+    strangers = sorted(set(experts.modalities) - set(_ALL))
+    singles = [
+        Recipe(f"best {m}", best_of(m), AverageFusion, single=True) for m in [*present, *strangers]
+    ]
+    if len(experts.names) < 2:
+        return singles
+    recipes = list(singles)
+    if strangers:
+        recipes += _combinations("all", everything)
+    if set(_PAIR) <= set(present):
+        recipes += _combinations("audio + video", best_of(*_PAIR))
+    if present == list(_ALL):
+        recipes += _combinations("audio + video + early", best_of(*_ALL))
+    if len(experts.names) > len(present) and not strangers:
+        recipes += _combinations("3 a modality", best_of(*_ALL, count=3))
+    recipes += [
+        Recipe("greedy, arithmetic", everything, lambda: GreedySelection("arithmetic")),
+        Recipe("greedy, log space", everything, lambda: GreedySelection("log")),
+    ]
+    return recipes
+
+
+def _combinations(name: str, select: Selection) -> list[Recipe]:
+    return [
+        Recipe(f"{name}: average", select, lambda: AverageFusion("arithmetic")),
+        Recipe(f"{name}: product", select, lambda: AverageFusion("log")),
+        Recipe(f"{name}: weighted average", select, lambda: WeightedFusion("arithmetic")),
+        Recipe(f"{name}: weighted product", select, lambda: WeightedFusion("log")),
+        Recipe(
+            f"{name}: logistic regression, probabilities",
+            select,
+            lambda: LogisticFusion("probabilities"),
+        ),
+        Recipe(f"{name}: logistic regression, logits", select, lambda: LogisticFusion("logits")),
+    ]
+
+
+@dataclass
+class CrossFitter:
+    """Selects and fits recipes on some folds and predicts others, remembering what it did.
+
+    No row that is predicted takes part in choosing the experts or fitting their fusion.
+    """
+
+    experts: Experts
+    metric: str
+    _fitted: dict[tuple[str, frozenset[int]], tuple[list[int], Fusion]] = field(
+        default_factory=dict
+    )
+    _merits: dict[frozenset[int], Array] = field(default_factory=dict)
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds' numbers."""
+        return [int(k) for k in np.unique(self.experts.table.folds)]
+
+    def merits(self, excluded: frozenset[int]) -> Array:
+        """(M,) mean of each expert's fold scores outside the excluded folds, higher is better."""
+        if excluded not in self._merits:
+            table, values = self.experts.table, self.experts.log_posteriors
+            rows = [table.folds == k for k in self.folds if k not in excluded]
+            self._merits[excluded] = np.asarray(
+                [
+                    np.mean([utility(self.metric, table.labels[r], one[r]) for r in rows])
+                    for one in values
+                ]
+            )
+        return self._merits[excluded]
+
+    def fit(self, recipe: Recipe, excluded: frozenset[int]) -> tuple[list[int], Fusion]:
+        """Experts taken and fusion fitted, with no look at the excluded folds."""
+        key = (recipe.name, excluded)
+        if key not in self._fitted:
+            taken = recipe.select(self.experts, self.merits(excluded))
+            self._fitted[key] = (taken, self.fit_fusion(recipe, taken, excluded))
+        return self._fitted[key]
+
+    def fit_fusion(self, recipe: Recipe, taken: list[int], excluded: frozenset[int]) -> Fusion:
+        """Fits a recipe's fusion of given experts outside the excluded folds."""
+        table = self.experts.table
+        rows = ~np.isin(table.folds, list(excluded))
+        return recipe.build().fit(
+            self.experts.log_posteriors[taken][:, rows], table.labels[rows], table.folds[rows]
+        )
+
+    def predict(self, recipe: Recipe, excluded: frozenset[int], fold: int) -> Array:
+        """Log-posteriors of one fold's clips, (n, K)."""
+        assert fold in excluded, "a fold must not be predicted by what was fitted on it"
+        taken, fusion = self.fit(recipe, excluded)
+        rows = self.experts.table.folds == fold
+        return fusion.predict(self.experts.log_posteriors[taken][:, rows])
+
+    def searched(self, recipe: Recipe) -> Array:
+        """(N, K): experts chosen on ALL folds, fusion cross-fitted. Optimistic: the search's view."""
+        taken = recipe.select(self.experts, self.merits(frozenset()))
+        out = np.empty(self.experts.log_posteriors.shape[1:])
+        for fold in self.folds:
+            rows = self.experts.table.folds == fold
+            fusion = self.fit_fusion(recipe, taken, frozenset({fold}))
+            out[rows] = fusion.predict(self.experts.log_posteriors[taken][:, rows])
+        return out
+
+    def honest(self, recipe: Recipe) -> Array:
+        """(N, K): for each fold, experts chosen and fusion fitted on the other folds alone."""
+        out = np.empty(self.experts.log_posteriors.shape[1:])
+        for fold in self.folds:
+            out[self.experts.table.folds == fold] = self.predict(recipe, frozenset({fold}), fold)
+        return out
+
+    def inner_score(self, recipe: Recipe, fold: int) -> float:
+        """A recipe's merit without a fold: cross-fitted over the other folds alone."""
+        table = self.experts.table
+        merits = []
+        for other in self.folds:
+            if other != fold:
+                predicted = self.predict(recipe, frozenset({fold, other}), other)
+                merits.append(utility(self.metric, table.labels[table.folds == other], predicted))
+        return float(np.mean(merits))
+
+    def choose(self, recipes: list[Recipe], fold: int) -> Recipe:
+        """The recipe that is best without a fold; ties go to the plainer one.
+
+        With two folds nothing is left to cross-fit on; then the experts' own merits decide.
+        """
+        if len(self.folds) < 3:
+            return max(recipes, key=lambda r: self._plain_merit(r, frozenset({fold})))
+        return max(recipes, key=lambda r: self.inner_score(r, fold))
+
+    def _plain_merit(self, recipe: Recipe, excluded: frozenset[int]) -> float:
+        """In-sample score; used only where there are too few folds to do better."""
+        taken, fusion = self.fit(recipe, excluded)
+        table = self.experts.table
+        rows = ~np.isin(table.folds, list(excluded))
+        return fold_mean(
+            self.metric,
+            table.labels[rows],
+            fusion.predict(self.experts.log_posteriors[taken][:, rows]),
+            table.folds[rows],
+        ) * (-1.0 if self.metric == "log_loss" else 1.0)

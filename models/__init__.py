@@ -1,0 +1,21 @@
+"""Networks: front ends, audio and video encoders, early fusion, and the registry of them all.
+
+Importing this package registers every architecture.
+"""
+
+from models import audio, fusion, video
+from models.expert import Encoder, Expert, build_expert
+from models.registry import Architecture, ClipShape, architectures, get_architecture
+
+__all__ = [
+    "Architecture",
+    "ClipShape",
+    "Encoder",
+    "Expert",
+    "architectures",
+    "audio",
+    "build_expert",
+    "fusion",
+    "get_architecture",
+    "video",
+]

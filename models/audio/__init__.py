@@ -1,0 +1,5 @@
+"""Audio encoders, one architecture a file."""
+
+from models.audio import functionals, logmel_resnet, spectrogram_cnn, spectrogram_recurrent
+
+__all__ = ["functionals", "logmel_resnet", "spectrogram_cnn", "spectrogram_recurrent"]

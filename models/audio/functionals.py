@@ -1,0 +1,58 @@
+"""Acoustic functionals with a linear or MLP head: statistics of a clip, seconds to train."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from models.expert import Encoder
+from models.frontends import Functionals
+from models.layers import Standardise
+from models.registry import ClipShape, Settings, register
+
+
+def _cost(settings: Settings, shape: ClipShape) -> float:
+    # The functionals are computed once a corpus; what trains is the head.
+    return 1105.0 * max(int(settings.get("hidden_units", 64)), shape.num_classes)
+
+
+@register(
+    "functionals",
+    modality="audio",
+    inputs=("audio",),
+    cost=_cost,
+    default={"hidden_units": 0},
+    training={"epochs": 40, "learning_rate": 2e-3, "weight_decay": 0.3, "dropout": 0.3},
+)
+class FunctionalsEncoder(Encoder):
+    """Statistics of mel bands, MFCC, energy, pitch, spectral shape and their deltas.
+
+    In the manner of the ComParE and eGeMAPS functionals (Eyben et al., 2016). Differs from
+    those sets: fewer contours, no jitter, shimmer or formants.
+
+    Args:
+        shape: The corpus's clips.
+        hidden_units: D, one ReLU layer; 0 for a linear classifier on the functionals.
+    """
+
+    kind = "audio"
+    counts_statistics = True
+
+    def __init__(self, *, shape: ClipShape, hidden_units: int = 0) -> None:
+        super().__init__()
+        frontend = Functionals(sample_rate_hz=shape.sample_rate_hz)
+        self.frontend = frontend
+        self.scale = Standardise(frontend.num_functionals)
+        self.hidden: nn.Module = nn.Identity()
+        self.embedding_dim = frontend.num_functionals
+        if hidden_units:
+            self.hidden = nn.Sequential(nn.Linear(self.embedding_dim, hidden_units), nn.ReLU())
+            self.embedding_dim = hidden_units
+
+    def fit_statistics(self, x: Tensor) -> None:
+        """Mean and deviation of each functional over the training clips."""
+        self.scale.fit(x)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, F) functionals → (B, D)."""
+        vector: Tensor = self.hidden(self.scale(x))
+        return vector

@@ -1,0 +1,301 @@
+"""Front ends: plain waveform, frames and features to what the encoders read.
+
+They live inside the network, so that an exported expert takes plain media. None has
+parameters, so what they compute may be cached. A clip's result does not depend on the
+clips it shares a batch with: STFTs pad with zeros (as does a batch), statistics are taken
+over a clip's own frames, and everything behind a clip's end is zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torchaudio
+from torch import Tensor
+from torch.nn import functional
+
+from models.expert import FrontEnd
+from models.registry import ModelError
+
+_NORMALISATIONS = ("clip", "bin", "none")
+
+
+def frame_mask(lengths: Tensor, count: int) -> Tensor:
+    """(B,) lengths → (B, count) bool, True = padding."""
+    return torch.arange(count, device=lengths.device)[None, :] >= lengths[:, None]
+
+
+class Stft(FrontEnd):
+    """Power spectrogram, (B, L) → (B, T, window // 2 + 1), T = 1 + L // hop."""
+
+    def __init__(self, *, fft_size: int, hop: int) -> None:
+        super().__init__()
+        self.fft_size, self.hop = fft_size, hop
+        self.register_buffer("window", torch.hann_window(fft_size), persistent=False)
+        self.window: Tensor
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Zero-padded at both ends, so that a clip's edge is the same in any batch."""
+        spectrum = torch.stft(
+            x,
+            self.fft_size,
+            self.hop,
+            window=self.window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        power = spectrum.real.square() + spectrum.imag.square()
+        return power.transpose(1, 2), 1 + lengths // self.hop
+
+
+class LogMel(FrontEnd):
+    """Log-mel spectrogram, (B, L) → (B, T, F) with F = `num_mels`.
+
+    Args:
+        sample_rate_hz: Of the waveform.
+        num_mels: F, mel bands (Slaney scale and normalisation).
+        window_ms: Hann window.
+        hop_ms: Step between frames.
+        low_hz: Lower edge of the lowest band; the highest ends at half the sample rate.
+        normalisation: `clip` subtracts one mean and divides by one deviation a clip, `bin`
+            does so for every band, `none` leaves decibels / 20.
+    """
+
+    worth_caching = True
+
+    def __init__(
+        self,
+        *,
+        sample_rate_hz: int,
+        num_mels: int = 64,
+        window_ms: float = 32.0,
+        hop_ms: float = 10.0,
+        low_hz: float = 50.0,
+        normalisation: str = "clip",
+    ) -> None:
+        super().__init__()
+        _check_normalisation(normalisation)
+        window, hop = (
+            round(sample_rate_hz * window_ms / 1000),
+            round(sample_rate_hz * hop_ms / 1000),
+        )
+        self.stft = Stft(fft_size=window, hop=hop)
+        self.normalisation = normalisation
+        filters = torchaudio.functional.melscale_fbanks(
+            window // 2 + 1,
+            low_hz,
+            sample_rate_hz / 2,
+            num_mels,
+            sample_rate_hz,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        self.register_buffer("filters", filters, persistent=False)
+        self.filters: Tensor
+        self.frames_per_second = sample_rate_hz / hop
+        self.name = f"log-mel {sample_rate_hz} {num_mels} {window} {hop} {low_hz} {normalisation}"
+
+    def decibels(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F) in dB, before normalisation."""
+        power, frames = self.stft(x, lengths)
+        return 10.0 * torch.log10(torch.clamp(power @ self.filters, min=1e-8)), frames
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        decibels, frames = self.decibels(x, lengths)
+        return normalise(decibels / 20.0, frames, self.normalisation), frames
+
+
+class SpectrogramImage(FrontEnd):
+    """S1's picture of a spectrogram: (B, L) → (B, T, F), 10 ms a frame.
+
+    The paper's (Singh & Fang 2020) is 200 × 300 for 3 s: an STFT drawn on a decibel scale
+    clipped to ±60 dB. Here the bins up to half the sample rate are averaged to F rows.
+
+    Args:
+        sample_rate_hz: Of the waveform.
+        num_bins: F, rows of the picture.
+        normalisation: As in `LogMel`; `none` maps ±60 dB to 0…1.
+    """
+
+    worth_caching = True
+
+    def __init__(
+        self, *, sample_rate_hz: int, num_bins: int = 200, normalisation: str = "clip"
+    ) -> None:
+        super().__init__()
+        _check_normalisation(normalisation)
+        hop = sample_rate_hz // 100
+        # 2048 points at the paper's 44.1 kHz are 46 ms.
+        self.stft = Stft(fft_size=2 ** round(math.log2(sample_rate_hz * 0.046)), hop=hop)
+        self.num_bins, self.normalisation = num_bins, normalisation
+        self.frames_per_second = sample_rate_hz / hop
+        self.name = f"spectrogram {sample_rate_hz} {num_bins} {normalisation}"
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        power, frames = self.stft(x, lengths)
+        decibels = torch.clamp(10.0 * torch.log10(torch.clamp(power, min=1e-10)), -60.0, 60.0)
+        image = functional.interpolate(decibels, size=self.num_bins, mode="linear")
+        return normalise((image + 60.0) / 120.0, frames, self.normalisation), frames
+
+
+class Functionals(FrontEnd):
+    """Statistics of spectral and pitch contours over a clip: (B, L) → (B, F).
+
+    Contours: 40 mel bands and 20 MFCC (in units of 10 dB), log energy, pitch (octaves over
+    62.5 Hz, by autocorrelation, 0 where unvoiced), voicing, spectral centroid, spectral
+    flux. Over each and over its deltas: mean, deviation, skewness and five quantiles; of
+    the static ones also the slope over time. F = `num_functionals`.
+    """
+
+    worth_caching = True
+    _MELS, _MFCC, _FURTHER = 40, 20, 5
+    _LOW_HZ, _HIGH_HZ = 62.5, 500.0
+
+    def __init__(self, *, sample_rate_hz: int) -> None:
+        super().__init__()
+        self.sample_rate_hz = sample_rate_hz
+        self.log_mel = LogMel(
+            sample_rate_hz=sample_rate_hz, num_mels=self._MELS, normalisation="none"
+        )
+        transform = torchaudio.functional.create_dct(self._MFCC, self._MELS, norm="ortho")
+        self.register_buffer("transform", transform, persistent=False)
+        self.transform: Tensor
+        self.num_functionals = (self._MELS + self._MFCC + self._FURTHER) * 17
+        self.name = f"functionals with pitch {sample_rate_hz}"
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class; the returned lengths are all 1."""
+        static, frames = self.contours(x, lengths)
+        # The last frame repeated behind the end: deltas there see no other clip's padding.
+        last = (frames - 1).clamp(min=0)
+        position = torch.minimum(
+            torch.arange(static.shape[1], device=x.device)[None], last[:, None]
+        )
+        held = static.gather(1, position[:, :, None].expand_as(static))
+        deltas = (held.roll(-2, 1) - held.roll(2, 1)) / 4.0
+        mask = frame_mask(frames, static.shape[1])
+        edge = frame_mask(frames - 2, static.shape[1])
+        edge[:, :2] = True
+        deltas = deltas.masked_fill(edge[:, :, None], 0.0)
+        values = torch.cat(
+            [_moments(static, mask), _moments(deltas, mask), _slope(static, mask)], dim=1
+        )
+        return values, torch.ones_like(lengths)
+
+    def contours(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L) → (B, T, 65), and (B,) frames."""
+        power, frames = self.log_mel.stft(x, lengths)
+        decibels = 10.0 * torch.log10(torch.clamp(power @ self.log_mel.filters, min=1e-8))
+        pitch, voicing = self._pitch(power)
+        total = power.sum(dim=2) + 1e-8
+        bins = torch.linspace(0.0, 1.0, power.shape[2], device=x.device)
+        centroid = (power * bins).sum(dim=2) / total
+        shape = power.sqrt() / power.sum(dim=2, keepdim=True).add(1e-8).sqrt()
+        flux = functional.pad((shape[:, 1:] - shape[:, :-1]).square().sum(dim=2), (1, 0))
+        further = torch.stack([total.log(), pitch, voicing, centroid, flux], dim=2)
+        return torch.cat(
+            [decibels / 10.0, decibels @ self.transform / 10.0, further], dim=2
+        ), frames
+
+    def _pitch(self, power: Tensor) -> tuple[Tensor, Tensor]:
+        """Highest peak of the autocorrelation, over that of the window itself."""
+        correlation = torch.fft.irfft(power, dim=2)
+        window = self.log_mel.stft.window
+        taper = torch.fft.irfft(torch.fft.rfft(window, 2 * len(window)).abs().square())[
+            : correlation.shape[2]
+        ]
+        shortest = int(self.sample_rate_hz / self._HIGH_HZ)
+        longest = min(int(self.sample_rate_hz / self._LOW_HZ), correlation.shape[2] // 2)
+        normal = correlation[:, :, :1] * (taper[shortest:longest] / taper[0]).clamp(min=0.05) + 1e-8
+        peak, lag = (correlation[:, :, shortest:longest] / normal).max(dim=2)
+        voicing = peak.clamp(0.0, 1.0)
+        octaves = torch.log2(self.sample_rate_hz / (lag + shortest).to(power.dtype) / self._LOW_HZ)
+        return octaves * (voicing > 0.5), voicing
+
+
+class Frames(FrontEnd):
+    """Video frames, evenly spread and scaled: (B, V, H, W, 3) uint8 → (B, V', 3, H', W').
+
+    Values are 0…1, minus one mean and over one deviation a clip: looks and light differ
+    more between speakers than between emotions.
+
+    Args:
+        count: V', frames taken.
+        height: H' in pixels.
+        width: W' in pixels.
+    """
+
+    worth_caching = True
+
+    def __init__(self, *, count: int, height: int, width: int) -> None:
+        super().__init__()
+        self.count, self.size = count, (height, width)
+        self.name = f"frames {count} {height} {width}"
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class; the returned lengths are all V'."""
+        steps = (torch.arange(self.count, device=x.device) + 0.5) / self.count
+        rows = (steps[None] * lengths[:, None]).to(torch.int64)
+        rows = torch.minimum(rows, (lengths - 1).clamp(min=0)[:, None])
+        taken = x[torch.arange(x.shape[0], device=x.device)[:, None], rows]
+        frames = taken.flatten(0, 1).permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        if frames.shape[-2:] != self.size:
+            frames = functional.interpolate(frames, self.size, mode="bilinear", antialias=True)
+        clips = frames.unflatten(0, (x.shape[0], self.count))
+        mean = clips.mean(dim=(1, 2, 3, 4), keepdim=True)
+        deviation = clips.std(dim=(1, 2, 3, 4), keepdim=True)
+        return (clips - mean) / (deviation + 1e-3), torch.full_like(lengths, self.count)
+
+
+class Features(FrontEnd):
+    """Clip-level features as they are: (B, F) → (B, F)."""
+
+    name = "features"
+
+
+def normalise(x: Tensor, lengths: Tensor, how: str) -> Tensor:
+    """Scales (B, T, F) by statistics of each clip's own frames; zero behind its end."""
+    keep = (~frame_mask(lengths, x.shape[1])).to(x.dtype)[:, :, None]
+    if how != "none":
+        dims = (1, 2) if how == "clip" else (1,)
+        count = keep.sum(dim=1, keepdim=True) * (x.shape[2] if how == "clip" else 1)
+        mean = (x * keep).sum(dim=dims, keepdim=True) / count
+        variance = ((x - mean).square() * keep).sum(dim=dims, keepdim=True) / count
+        x = (x - mean) / (variance.sqrt() + 1e-3)
+    return x * keep
+
+
+def _check_normalisation(name: str) -> None:
+    if name not in _NORMALISATIONS:
+        raise ModelError(f"Unknown normalisation '{name}'. Known: {', '.join(_NORMALISATIONS)}.")
+
+
+def _moments(x: Tensor, mask: Tensor) -> Tensor:
+    """Eight statistics over the unmasked frames: (B, T, F) → (B, 8F)."""
+    keep = (~mask).to(x.dtype)[:, :, None]
+    count = keep.sum(dim=1)
+    mean = (x * keep).sum(dim=1) / count
+    centred = (x - mean[:, None]) * keep
+    deviation = (centred.square().sum(dim=1) / count).sqrt()
+    skewness = centred.pow(3).sum(dim=1) / count / (deviation.pow(3) + 1e-3)
+    ordered = x.masked_fill(mask[:, :, None], float("inf")).sort(dim=1).values
+    quantiles = [
+        ordered.gather(
+            1, ((count - 1) * q).round().to(torch.int64)[:, None].expand(-1, 1, x.shape[2])
+        )[:, 0]
+        for q in (0.0, 0.1, 0.5, 0.9, 1.0)
+    ]
+    return torch.cat([mean, deviation, skewness, *quantiles], dim=1)
+
+
+def _slope(x: Tensor, mask: Tensor) -> Tensor:
+    """Least-squares slope over a clip's own frames, per whole clip: (B, T, F) → (B, F)."""
+    keep = (~mask).to(x.dtype)[:, :, None]
+    count = keep.sum(dim=1, keepdim=True)
+    time = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)[None, :, None] / count - 0.5
+    time = (time - (time * keep).sum(dim=1, keepdim=True) / count) * keep
+    return (time * x).sum(dim=1) / (time.square().sum(dim=1) + 1e-6)

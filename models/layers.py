@@ -1,0 +1,104 @@
+"""Layers that several architectures share; all of them respect a clip's length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.frontends import frame_mask
+
+
+class AttentionPooling(nn.Module):
+    """Weighted mean over time, one learned query: (B, T, D) → (B, D)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(dim, 1)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Padding gets no weight."""
+        scores = self.score(x)[:, :, 0].masked_fill(frame_mask(lengths, x.shape[1]), float("-inf"))
+        return (scores.softmax(dim=1)[:, :, None] * x).sum(dim=1)
+
+
+class Recurrence(nn.Module):
+    """A bidirectional recurrent network over a clip's own frames: (B, T, F) → (B, T, 2·hidden).
+
+    Args:
+        kind: rnn, gru or lstm.
+        input_dim: F.
+        hidden: Units a direction.
+        layers: Stacked layers.
+        dropout: Between layers.
+    """
+
+    def __init__(
+        self, kind: str, input_dim: int, hidden: int, layers: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        cells = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+        self.cell = cells[kind](
+            input_dim,
+            hidden,
+            layers,
+            batch_first=True,
+            bidirectional=True,
+            dropout=dropout if layers > 1 else 0.0,
+        )
+        self.output_dim = 2 * hidden
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Packed, so that the backward direction starts at each clip's own end.
+
+        In float32 always: bfloat16 recurrences are slower on a CPU and lose long memories.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            packed = nn.utils.rnn.pack_padded_sequence(
+                x.float(), lengths.cpu().clamp(min=1), batch_first=True, enforce_sorted=False
+            )
+            output, _ = nn.utils.rnn.pad_packed_sequence(
+                self.cell(packed)[0], batch_first=True, total_length=x.shape[1]
+            )
+        return output
+
+
+class Standardise(nn.Module):
+    """(x - mean) / deviation per feature, counted on training clips: (B, F) → (B, F)."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("deviation", torch.ones(num_features))
+        self.mean: Tensor
+        self.deviation: Tensor
+
+    def fit(self, x: Tensor) -> None:
+        """Counts over (N, F) training clips; a constant feature stays as it is."""
+        self.mean.copy_(x.mean(dim=0))
+        deviation = x.std(dim=0, correction=0)
+        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Clipped at ±8 deviations, so that one wild feature cannot decide."""
+        return ((x - self.mean) / self.deviation).clamp(-8.0, 8.0)
+
+
+def fit_length(x: Tensor, lengths: Tensor, count: int, *, random: bool) -> Tensor:
+    """Cuts or pads every clip to `count` frames: (B, T, F) → (B, count, F).
+
+    Args:
+        x: Zero behind each clip's end.
+        lengths: (B,) frames.
+        count: Frames wanted; a shorter clip is followed by zeros.
+        random: Start of the cut: drawn (training) or the middle.
+    """
+    spare = (lengths - count).clamp(min=0)
+    if random:
+        start = (torch.rand(len(lengths), device=x.device) * (spare + 1)).to(torch.int64)
+    else:
+        start = spare // 2
+    position = start[:, None] + torch.arange(count, device=x.device)[None]
+    inside = position < lengths[:, None]
+    position = position.clamp(max=x.shape[1] - 1)
+    taken = x.gather(1, position[:, :, None].expand(-1, -1, x.shape[2]))
+    return taken * inside[:, :, None].to(x.dtype)

@@ -1,0 +1,5 @@
+"""Video encoders, one architecture a file."""
+
+from models.video import action_units, cnn3d
+
+__all__ = ["action_units", "cnn3d"]

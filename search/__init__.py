@@ -1,0 +1,1 @@
+"""The search: its space, the trial, the run and the report."""

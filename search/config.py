@@ -1,0 +1,239 @@
+"""What a search is asked to do: presets, a YAML file and the command line, with the same keys."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from ensembles.metrics import METRICS
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown or impossible; the text names it, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How thorough a search is.
+
+    Attributes:
+        trials: Configurations tried, over all modalities.
+        minutes: Time budget of the search.
+        demo_minutes: The same for the embedded synthetic corpus.
+        epochs_scale: Factor on every schedule.
+        share: An architecture whose known-good default is predicted to take more than this
+            share of the budget is left out, and the run says so.
+        confirm_seeds: Fresh seeds that the headline's experts are trained again with.
+    """
+
+    trials: int
+    minutes: float
+    demo_minutes: float
+    epochs_scale: float
+    share: float
+    confirm_seeds: int
+
+
+PRESETS = {
+    "quick": Preset(24, 9, 2.5, 0.6, 0.15, 0),
+    "standard": Preset(60, 75, 20, 1.0, 0.25, 3),
+    "thorough": Preset(300, 330, 60, 1.0, 0.35, 3),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """A search, as the user asks for it.
+
+    Args:
+        data: Folder or URL of prepared shards; without it the embedded synthetic corpus is made and searched.
+        preset: quick, standard or thorough: how many trials, how long, how long each trains.
+        trials: Configurations to try (default: the preset's).
+        time_budget: Longest time for the search, such as 90s, 30m or 2h (default: the preset's).
+        only: Architectures to search, separated by commas (default: all that fit the data).
+        classes: Classes to keep, separated by commas (default: all).
+        protocol: How speakers are split: ravdess-luna5 or speaker-kfold:K (default: the corpus's own).
+        metric: accuracy, uar, macro_f1 or log_loss: what is searched for and reported.
+        seed: Of proposals, weights, order and augmentation.
+        confirm_seeds: Fresh seeds that the headline's experts are trained again with (default: the preset's).
+        name: Name of the run, a folder under runs_dir (default: corpus, preset and date).
+        resume: Name of an interrupted or finished run to continue; only trials, time_budget, confirm_seeds and workers may be given with it.
+        dry_run: Say what would be searched and how long it would take, and stop.
+        skip_corrupt: Use what is intact of damaged shards instead of refusing them.
+        workers: Trials at the same time (default: one a CPU core, or one a GPU).
+        device: auto, cpu or cuda.
+        precision: auto, float32 or bfloat16 (auto: bfloat16 where the hardware computes it and convolutions dominate).
+        runs_dir: Where runs are kept.
+        cache_dir: Where decoded clips are cached on this machine (default: EMOTION_CACHE or the user's cache folder).
+        cache_gb: Bound on the cache folder, in GiB.
+        dashboard: Start the Ray dashboard (on this machine only).
+    """
+
+    data: str | None = None
+    preset: str = "quick"
+    trials: int | None = None
+    time_budget: str | None = None
+    only: str | None = None
+    classes: str | None = None
+    protocol: str | None = None
+    metric: str = "accuracy"
+    seed: int = 0
+    confirm_seeds: int | None = None
+    name: str | None = None
+    resume: str | None = None
+    dry_run: bool = False
+    skip_corrupt: bool = False
+    workers: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    runs_dir: str = "runs"
+    cache_dir: str | None = None
+    cache_gb: float = 16.0
+    dashboard: bool = True
+
+    def __post_init__(self) -> None:
+        """Every setting is checked once, here."""
+        _known("preset", self.preset, tuple(PRESETS))
+        _known("metric", self.metric, METRICS)
+        _known("device", self.device, ("auto", "cpu", "cuda"))
+        _known("precision", self.precision, ("auto", "float32", "bfloat16"))
+        for name, least in (("trials", 1), ("workers", 1), ("confirm_seeds", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be {least} or more, got {value}.")
+        if self.cache_gb <= 0:
+            raise ConfigError(f"cache_gb must be positive, got {self.cache_gb}.")
+        for name in ("name", "resume"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"[\w.+-]+", value):
+                raise ConfigError(f"{name} must be letters, digits and . _ + -, got '{value}'.")
+        if self.name and self.resume:
+            raise ConfigError("Give either name (a new run) or resume (an old one), not both.")
+        parse_duration(self.time_budget or "1m")
+
+    @property
+    def plan(self) -> Preset:
+        """The preset with what was overridden."""
+        base = PRESETS[self.preset]
+        minutes = base.minutes if self.data else base.demo_minutes
+        return replace(
+            base,
+            trials=self.trials or base.trials,
+            minutes=parse_duration(self.time_budget) / 60 if self.time_budget else minutes,
+            confirm_seeds=base.confirm_seeds if self.confirm_seeds is None else self.confirm_seeds,
+        )
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """`only`, split."""
+        return _split(self.only)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """`classes`, split."""
+        return _split(self.classes)
+
+
+RESUME_KEYS = ("resume", "trials", "time_budget", "confirm_seeds", "workers", "runs_dir", "dry_run")
+
+
+def parse_duration(text: str) -> float:
+    """`90s`, `30m`, `2h` or `1h30m` → seconds; raises ConfigError."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    seconds = (
+        sum(float(v) * unit for v, unit in zip(match.groups(), (3600, 60, 1), strict=True) if v)
+        if match
+        else 0.0
+    )
+    if seconds <= 0:
+        raise ConfigError(f"time_budget must be like 90s, 30m, 2h or 1h30m, got '{text}'.")
+    return seconds
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[SearchConfig, set[str]]:
+    """Command line and `--config FILE` → the config, and the keys that were given.
+
+    Raises:
+        ConfigError: One line that names the key and lists the known ones.
+    """
+    parser = ArgumentParser(
+        prog="python -m search.run",
+        description="Searches architectures and fusions over prepared shards and reports honest scores. "
+        "Without --data it makes a small synthetic corpus and searches that. "
+        "Dashes and underscores in option names are the same.",
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file with the same keys as below; the command line wins",
+    )
+    parser.add_class_arguments(SearchConfig, as_group=False)
+    given = [_with_dashes_resolved(a) for a in (sys.argv[1:] if arguments is None else arguments)]
+    known = [f.name for f in fields(SearchConfig)]
+    try:
+        explicit = parser.parse_args(given, defaults=False)
+        settings = parser.parse_args(given)
+    except ArgumentError as error:
+        raise ConfigError(_explain(str(error), known)) from error
+    values = {key: getattr(settings, key) for key in known}
+    return SearchConfig(**values), {key for key in known if key in _keys(explicit)}
+
+
+def _keys(namespace: Namespace) -> set[str]:
+    return {str(key) for key in namespace.as_dict()}
+
+
+def _with_dashes_resolved(argument: str) -> str:
+    """`--time-budget` and `--time_budget` are the same key; a switch needs no value."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    name = "--" + name[2:].replace("-", "_")
+    if name in ("--dry_run", "--skip_corrupt") and not equals:
+        return f"{name}=true"
+    return name + equals + value
+
+
+def _explain(text: str, known: list[str]) -> str:
+    """jsonargparse's error as one line, with the known keys where one is unknown."""
+    line = " ".join(text.split())
+    wrong = re.search(r'key "(\w+)".*Expected an? <class \'(\w+)\'>.*Given value: (.*)', line)
+    if wrong:
+        return f"{wrong[1]} must be of type {wrong[2]}, got '{wrong[3]}'."
+    if re.search(
+        r"[Uu]nrecognized|not expected|not accepted|is not defined|Unsupported|does not accept",
+        line,
+    ):
+        return f"{line} Known keys: {', '.join(known)}."
+    return line
+
+
+def _known(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"Unknown {name} '{value}'. Known: {', '.join(choices)}.")
+
+
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def to_document(config: SearchConfig) -> dict[str, Any]:
+    """For the run's `config.yaml`."""
+    return asdict(config)
+
+
+def from_document(document: dict[str, Any], path: Path) -> SearchConfig:
+    """The inverse; raises ConfigError on an unknown key."""
+    known = [f.name for f in fields(SearchConfig)]
+    unknown = [key for key in document if key not in known]
+    if unknown:
+        raise ConfigError(
+            f"Unknown key '{unknown[0]}' in '{path}'. Known keys: {', '.join(known)}."
+        )
+    return SearchConfig(**document)

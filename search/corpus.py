@@ -1,0 +1,96 @@
+"""The corpus that a search runs on: prepared shards, or the embedded synthetic one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from datasets.cache import default_cache_folder, open_cache
+from datasets.clips import DataError
+from datasets.index import FILE_NAME, read_index
+from datasets.prepare import prepare
+from datasets.splits import make_folds
+from datasets.synthetic import load_synthetic
+from search.config import SearchConfig
+from search.train import TrainingData
+
+_SPEAKERS, _REPETITIONS, _SEED = 12, 3, 0
+
+
+def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
+    """Reads the index, splits it, and opens the cache, filling it on first use.
+
+    Raises:
+        DataError: Whatever is wrong with the data; names the culprit.
+    """
+    cache_folder = Path(config.cache_dir) if config.cache_dir else default_cache_folder()
+    index = read_index(config.data or _synthetic_shards(cache_folder, console))
+    if config.class_names:
+        index = index.restrict(config.class_names)
+    folds = make_folds(index, config.protocol)
+    with _bar("reading shards", console) as bar:
+        task = bar.add_task("", total=None)
+        cache = open_cache(
+            index,
+            cache_folder,
+            max_bytes=int(config.cache_gb * 2**30),
+            skip_corrupt=config.skip_corrupt,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for kind in ("audio", "video", "features"):
+        if 0 < index.has(kind) < len(index.clips):
+            console.print(
+                f"{len(index.clips) - index.has(kind)} of {len(index.clips)} clips have no {kind}: nothing that reads {kind} is searched.",
+                highlight=False,
+            )
+    if cache.missing.any():
+        lost = [entry.clip for entry, gone in zip(index.clips, cache.missing, strict=True) if gone]
+        console.print(
+            f"warning: {len(lost)} corrupt clips are left out: {', '.join(lost[:5])}",
+            highlight=False,
+        )
+    return TrainingData(cache, folds)
+
+
+def _synthetic_shards(cache_folder: Path, console: Console) -> str:
+    """The embedded corpus, rendered once a machine."""
+    home = cache_folder / f"synthetic-{_SPEAKERS}x{_REPETITIONS}-{_SEED}"
+    shards = home / "shards"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(home / ".lock")):
+            if (shards / FILE_NAME).exists():
+                return str(shards)
+            console.print(
+                "no --data: making the synthetic corpus (12 speakers, 6 emotions, voices and drawn faces)",
+                highlight=False,
+            )
+            corpus = load_synthetic(
+                home / "media", speakers=_SPEAKERS, repetitions=_REPETITIONS, seed=_SEED
+            )
+            with _bar("preparing", console) as bar:
+                task = bar.add_task("", total=len(corpus.clips))
+                prepare(
+                    corpus, shards, on_progress=lambda done, _: bar.update(task, completed=done)
+                )
+            shutil.rmtree(home / "media")
+    except OSError as error:
+        raise DataError(
+            f"Cannot write the cache in '{cache_folder}': {error.strerror or error}. Set --cache-dir or EMOTION_CACHE."
+        ) from error
+    return str(shards)
+
+
+def _bar(what: str, console: Console) -> Progress:
+    return Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("clips"),
+        console=console,
+        transient=True,
+    )

@@ -1,0 +1,156 @@
+"""A run's folder: its config, its lock, what it recorded, and continuing it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ensembles.bank import write_atomically
+from search.config import RESUME_KEYS, ConfigError, SearchConfig, from_document, to_document
+
+FORMAT_VERSION = 1
+_PACKAGES = ("torch", "torchaudio", "ray", "optuna", "webdataset", "scikit-learn", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One search and its folder.
+
+    Attributes:
+        path: `runs/NAME`.
+        config: As asked, or as stored when it is resumed.
+        resumed: Whether it was there before.
+    """
+
+    path: Path
+    config: SearchConfig
+    resumed: bool
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal."""
+        return self.path / "journal.log"
+
+    @property
+    def facts_path(self) -> Path:
+        """What the first start found out: data, folds, offered architectures, their cost."""
+        return self.path / "run.json"
+
+    def facts(self) -> dict[str, Any]:
+        """What the first start recorded; empty before."""
+        return dict(json.loads(self.facts_path.read_text())) if self.facts_path.exists() else {}
+
+    def record(self, facts: dict[str, Any]) -> None:
+        """Writes `run.json`."""
+        write_atomically(self.facts_path, json.dumps(facts, indent=1).encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Two searches must not write into one folder.
+
+        Raises:
+            ConfigError: If one already does.
+        """
+        try:
+            with FileLock(str(self.path / ".lock"), timeout=0):
+                yield
+        except Timeout:
+            raise ConfigError(f"The run '{self.path.name}' is in use by another process.") from None
+
+
+def new_run(config: SearchConfig, corpus: str) -> RunFolder:
+    """Starts a run's folder.
+
+    Raises:
+        ConfigError: If the name is taken, or the folder cannot be written.
+    """
+    name = config.name or f"{corpus}-{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
+    path = Path(config.runs_dir) / name
+    config = replace(config, name=name)
+    try:
+        path.mkdir(parents=True)
+        for folder in ("logs", "weights"):
+            (path / folder).mkdir()
+        document = {"format_version": FORMAT_VERSION, **to_document(config)}
+        write_atomically(path / "config.yaml", yaml.safe_dump(document, sort_keys=False).encode())
+    except FileExistsError:
+        raise ConfigError(
+            f"The run '{name}' already exists. Continue it with --resume {name}, or choose another --name."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write the run's folder '{path}': {error.strerror or error}."
+        ) from error
+    return RunFolder(path, config, resumed=False)
+
+
+def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
+    """Opens a run's folder to continue it.
+
+    Raises:
+        ConfigError: No such run, another format version, or a setting that cannot change.
+    """
+    path = Path(config.runs_dir) / str(config.resume)
+    stored = path / "config.yaml"
+    if not stored.is_file():
+        known = sorted(p.parent.name for p in Path(config.runs_dir).glob("*/config.yaml"))
+        raise ConfigError(
+            f"No run '{config.resume}' in '{config.runs_dir}'. Known: {', '.join(known) or 'none'}."
+        )
+    changed = sorted(given - set(RESUME_KEYS))
+    if changed:
+        raise ConfigError(
+            f"{changed[0]} cannot change when a run is resumed. With resume you may give: {', '.join(RESUME_KEYS[1:])}."
+        )
+    document = yaml.safe_load(stored.read_text(encoding="utf-8"))
+    found = document.pop("format_version", None)
+    if found != FORMAT_VERSION:
+        raise ConfigError(
+            f"The run '{config.resume}' is of format version {found}; this program continues version {FORMAT_VERSION}."
+        )
+    old = from_document(document, stored)
+    overrides = {
+        key: getattr(config, key)
+        for key in given & {"trials", "time_budget", "confirm_seeds", "workers", "dry_run"}
+    }
+    return RunFolder(path, replace(old, runs_dir=config.runs_dir, **overrides), resumed=True)
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit, versions and machine: what it takes to repeat a run."""
+    return {
+        "command": "python -m search.run " + " ".join(sys.argv[1:]),
+        "commit": _git("rev-parse", "--short=12", "HEAD")
+        + ("+changes" if _git("status", "--porcelain") else ""),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+        },
+        "machine": f"{platform.machine()}, {platform.system()}",
+    }
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(
+            ["git", *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,181 @@
+"""What a run leaves behind: terminal leaderboard, `summary.json`, `leaderboard.csv`, predictions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ensembles.bank import ClipTable, write_atomically
+from ensembles.build import LEGEND, assessment_rows, leaderboard
+from ensembles.honesty import Assessment, Scored, detail
+from ensembles.metrics import Array
+
+SUMMARY_VERSION = 1
+
+
+def write_reports(
+    run: Path,
+    assessment: Assessment,
+    confirmed: dict[int, dict[str, Scored]],
+    facts: dict[str, Any],
+) -> None:
+    """Writes every machine-readable result; docs/run-folder.md is their schema."""
+    write_atomically(
+        run / "summary.json", json.dumps(_summary(assessment, confirmed, facts), indent=1).encode()
+    )
+    _write_leaderboard(run / "leaderboard.csv", assessment)
+    search_seed = int(facts["seed"])
+    fused = [(search_seed, assessment.fused.log_posteriors)]
+    fused += [(seed, rows["fused"].log_posteriors) for seed, rows in confirmed.items()]
+    write_predictions(run / "predictions.csv", assessment.table, fused)
+    for modality in ("audio", "video", "early"):
+        row = assessment.row(f"best {modality}")
+        if row is not None:
+            write_predictions(
+                run / f"predictions_{modality}.csv",
+                assessment.table,
+                [(search_seed, row.log_posteriors)],
+            )
+
+
+def write_predictions(path: Path, table: ClipTable, by_seed: list[tuple[int, Array]]) -> None:
+    """Held-out posteriors as `ensembles.build --posteriors` reads them."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["clip", "speaker", "fold", "seed", "label", *table.classes])
+    for seed, log_posteriors in by_seed:
+        for row, values in enumerate(np.exp(log_posteriors)):
+            writer.writerow(
+                [
+                    table.clips[row],
+                    table.speakers[row],
+                    table.folds[row],
+                    seed,
+                    table.classes[table.labels[row]],
+                ]
+                + [f"{value:.6f}" for value in values]
+            )
+    write_atomically(path, text.getvalue().encode())
+
+
+def print_report(
+    console: Console,
+    run: Path,
+    assessment: Assessment,
+    confirmed: dict[int, dict[str, Scored]],
+    facts: dict[str, Any],
+) -> None:
+    """The leaderboard, and what one should know about its numbers."""
+    table = assessment.table
+    counts = facts["trials"]
+    title = (
+        f"{facts['corpus']}: {assessment.metric}, {facts['protocol']}, {len(table.clips)} clips, "
+        f"{len(set(table.speakers))} speakers, {len(table.classes)} classes"
+    )
+    console.print(leaderboard(assessment_rows(assessment), assessment.metric, title))
+    console.print(LEGEND, style="dim", highlight=False)
+    if confirmed:
+        console.print(_confirmation(assessment, confirmed))
+    else:
+        console.print(
+            "Not confirmed: one training seed, the one that the search chose by. --confirm-seeds 3 trains the chosen experts afresh.",
+            style="dim",
+            highlight=False,
+        )
+    majority = max(float((table.labels == k).mean()) for k in range(len(table.classes)))
+    if assessment.metric == "accuracy":
+        console.print(
+            f"Always guessing the largest class: {100 * majority:.1f} %.",
+            style="dim",
+            highlight=False,
+        )
+    console.print(
+        f"{counts['complete']} trials finished, {counts['pruned']} stopped early, {counts['failed']} failed, "
+        f"{counts['unfinished']} unfinished; {facts['seconds']['total']:.0f} s. Everything is in {run}",
+        highlight=False,
+    )
+
+
+def _confirmation(assessment: Assessment, confirmed: dict[int, dict[str, Scored]]) -> str:
+    percent = assessment.metric != "log_loss"
+
+    def show(value: float) -> str:
+        return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+
+    lines = [
+        f"With fresh training seeds {', '.join(map(str, confirmed))} (same choices, none of these was chosen by):"
+    ]
+    names = list(dict.fromkeys(name for rows in confirmed.values() for name in rows))
+    for name in names:
+        values = [rows[name].honest_score for rows in confirmed.values() if name in rows]
+        lines.append(
+            f"  {name}: {show(float(np.mean(values)))} ({', '.join(show(v) for v in values)})"
+        )
+    return "\n".join(lines)
+
+
+def _summary(
+    assessment: Assessment, confirmed: dict[int, dict[str, Scored]], facts: dict[str, Any]
+) -> dict[str, Any]:
+    table = assessment.table
+    named = {
+        modality: assessment.row(f"best {modality}") for modality in ("audio", "video", "early")
+    }
+    return {
+        "format_version": SUMMARY_VERSION,
+        **facts,
+        "metric": assessment.metric,
+        "classes": list(table.classes),
+        "clips": len(table.clips),
+        "speakers": len(set(table.speakers)),
+        "headline": {
+            **{modality: row.to_json() for modality, row in named.items() if row is not None},
+            "fused": assessment.fused.to_json(),
+        },
+        "chosen_recipe": assessment.chosen,
+        "fusions": [row.to_json() for row in assessment.recipes],
+        "confirmed": {
+            str(seed): {name: row.to_json() for name, row in rows.items()}
+            for seed, rows in confirmed.items()
+        },
+        "detail": {
+            name: detail(table, row.log_posteriors).__dict__
+            for name, row in {**named, "fused": assessment.fused}.items()
+            if row is not None
+        },
+    }
+
+
+def _write_leaderboard(path: Path, assessment: Assessment) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(
+        [
+            "name",
+            "honest_score",
+            "interval_low",
+            "interval_high",
+            "honest_score_pooled",
+            "search_score",
+            "experts",
+        ]
+    )
+    for row in assessment_rows(assessment):
+        writer.writerow(
+            [
+                row.name,
+                row.honest_score,
+                row.interval.low,
+                row.interval.high,
+                row.honest_pooled,
+                "" if row.search_score is None else row.search_score,
+                " ".join(row.experts),
+            ]
+        )
+    write_atomically(path, text.getvalue().encode())

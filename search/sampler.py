@@ -1,0 +1,314 @@
+"""The Optuna bridge: one study a modality in one journal, dealt out in turn to Ray Tune.
+
+The journal is the only truth: which trials exist, their parameters, their score at every
+rung, how they ended. Everything here is derived from it, so that a run killed anywhere
+continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from search.space import Offer, known_good, suggest_plan
+
+FIRST_STOP_PERCENT = 50
+"""Nothing is stopped before: earlier scores say little of final ones (docs/search.md)."""
+
+KEEP_SHARE = 0.5
+MIN_FINISHED = 3
+"""A modality stops nothing until it has this many finished experts."""
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """The run's journal; a plain file, safe on network file systems."""
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+class ReseededSampler(BaseSampler):
+    """A sampler whose draw depends on seed, trial number, parameter and history alone.
+
+    A sampler that was seeded once repeats its first proposals after a restart. This one is
+    reseeded before every draw, so that an interrupted run proposes what the uninterrupted
+    one would have, even when it died between two parameters of one trial.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._joint = self._seeded("")
+
+    def _seeded(self, what: str) -> TPESampler:
+        digest = hashlib.sha256(f"{self.seed} {what}".encode()).digest()
+        # Groups of parameters that occur together are modelled jointly: the space is conditional.
+        return TPESampler(
+            seed=int.from_bytes(digest[:4], "little"),
+            multivariate=True,
+            group=True,
+            n_startup_trials=6,
+            warn_independent_sampling=False,
+        )
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Any:
+        """As TPE; a trial's joint draw comes from a sampler of its own."""
+        self._joint = self._seeded(f"{trial.number}")
+        return self._joint.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> Any:
+        """As TPE."""
+        return self._joint.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        """As TPE, seeded by trial and parameter."""
+        sampler = self._seeded(f"{trial.number} {param_name}")
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+class StudySearch(OptunaSearch):
+    """OptunaSearch over one modality's study, telling the truth about how trials ended.
+
+    Ray's own tells a stopped trial as complete with its early score, leaves a NaN running
+    for ever and completes an errored trial that has a score. Here a stopped trial is
+    PRUNED with its rungs, and NaN and errors are FAIL.
+    """
+
+    def __init__(self, modality: str, offer: Offer, storage: JournalStorage, seed: int) -> None:
+        self.modality, self.offer = modality, offer
+
+        def space(trial: Any) -> dict[str, Any]:
+            return {}  # asked in `suggest`, where the plan is built
+
+        super().__init__(
+            space=space,
+            metric="score",
+            mode="max",
+            sampler=ReseededSampler(seed),
+            study_name=modality,
+            storage=storage,
+        )
+        for params in known_good(modality, offer):
+            self._ot_study.enqueue_trial(params, skip_if_exists=True)
+
+    @property
+    def study(self) -> optuna.Study:
+        """The modality's study."""
+        return self._ot_study
+
+    def asked(self) -> list[FrozenTrial]:
+        """Trials that were handed out, in order."""
+        return [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+
+    def adopt(self, trial_id: str, frozen: FrozenTrial) -> dict[str, Any]:
+        """Takes a trial over that was running when an earlier process died."""
+        self._ot_trials[trial_id] = optuna.trial.Trial(self.study, frozen._trial_id)
+        return self.suggest(trial_id)
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """One configuration, as the trial's JSON."""
+        if trial_id not in self._ot_trials:
+            self._ot_trials[trial_id] = self.study.ask()
+        trial = self._ot_trials[trial_id]
+        plan = suggest_plan(trial, self.modality, self.offer)
+        return {
+            "trial": f"{self.modality}-{trial.number:04d}",
+            "modality": self.modality,
+            "plan": plan.to_json(),
+        }
+
+    def report_rung(self, trial_id: str, percent: int, score: float) -> bool:
+        """Writes a rung into the journal; True if the trial is to be stopped."""
+        trial = self._ot_trials[trial_id]
+        trial.report(score, percent)
+        if percent < FIRST_STOP_PERCENT or percent >= 100:
+            return False
+        trials = self.study.get_trials(deepcopy=False)
+        if sum(t.state == TrialState.COMPLETE for t in trials) < MIN_FINISHED:
+            return False
+        rivals = [
+            t.intermediate_values[percent]
+            for t in trials
+            if percent in t.intermediate_values
+            and t.number != trial.number
+            and t.state != TrialState.FAIL
+        ]
+        better = sum(rival > score for rival in rivals)
+        return better >= max(1, math.ceil((len(rivals) + 1) * KEEP_SHARE))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Rungs are reported by the scheduler, which also sees the last one of a stopped trial."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tells Optuna how the trial ended."""
+        trial = self._ot_trials.pop(trial_id, None)
+        if trial is None:
+            return
+        reason = (result or {}).get("failed") or ("the trial's process died" if error else "")
+        score = (result or {}).get("score")
+        if reason or score is None or not math.isfinite(score):
+            trial.set_user_attr("failed", reason or "no finite score")
+            self.study.tell(trial, state=TrialState.FAIL)
+            return
+        for key in ("seconds", "architecture"):
+            trial.set_user_attr(key, (result or {}).get(key))
+        if int((result or {})["percent"]) >= 100:
+            self.study.tell(trial, score)
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED)
+
+
+class DealtSearch(Searcher):
+    """Deals trials to the modalities in turn: fusion needs good experts of each.
+
+    A single study over all of them starves the weaker modality. Trials that were running
+    when an earlier process died are taken over first.
+
+    Args:
+        offer: What may be searched.
+        journal: The run's journal.
+        seed: Of the proposals.
+        trials: How many in all, over resumed processes too.
+        deadline: Monotonic time after which no trial is started.
+        on_change: Called whenever a trial starts, reports or ends.
+    """
+
+    def __init__(
+        self,
+        offer: Offer,
+        journal: JournalStorage,
+        *,
+        seed: int,
+        trials: int,
+        deadline: float,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(metric="score", mode="max")
+        self.parts = {
+            m: StudySearch(m, offer, journal, seed + n) for n, m in enumerate(offer.modalities)
+        }
+        self.trials, self.deadline, self.on_change = trials, deadline, on_change
+        self.closing = False
+        self.running: dict[str, str] = {}
+        self._owner: dict[str, StudySearch] = {}
+        self._orphans = [
+            (part, frozen)
+            for part in self.parts.values()
+            for frozen in part.asked()
+            if frozen.state == TrialState.RUNNING
+        ]
+
+    def asked(self) -> int:
+        """Trials handed out so far."""
+        return sum(len(part.asked()) for part in self.parts.values())
+
+    def left(self) -> int:
+        """Trials still to be run by this process."""
+        return len(self._orphans) + max(0, self.trials - self.asked())
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next configuration, or that the search is over."""
+        if self._orphans:
+            part, frozen = self._orphans.pop(0)
+            self._owner[trial_id] = part
+            config = part.adopt(trial_id, frozen)
+        elif self.closing or self.asked() >= self.trials or time.monotonic() > self.deadline:
+            return Searcher.FINISHED
+        else:
+            part = min(self.parts.values(), key=lambda p: len(p.asked()))
+            self._owner[trial_id] = part
+            config = part.suggest(trial_id)
+        self.running[trial_id] = config["trial"]
+        self.on_change()
+        return config
+
+    def report_rung(self, trial_id: str, percent: int, score: float) -> bool:
+        """See `StudySearch.report_rung`."""
+        stop = self._owner[trial_id].report_rung(trial_id, percent, score)
+        self.on_change()
+        return stop
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Passes the end on, unless the whole run is being cut off: then the trial stays to be resumed."""
+        self.running.pop(trial_id, None)
+        owner = self._owner.get(trial_id)
+        if owner is None or (self.closing and not _ended_by_itself(result)):
+            return
+        owner.on_trial_complete(trial_id, result, error)
+        self.on_change()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune's own snapshot is never restored, the journal is."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Not needed, see `__getstate__`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Not needed, see `__getstate__`."""
+
+
+def _ended_by_itself(result: dict[str, Any] | None) -> bool:
+    return bool(result) and (
+        bool((result or {}).get("failed")) or int((result or {}).get("percent", 0)) >= 100
+    )
+
+
+class HalvingScheduler(TrialScheduler):  # type: ignore[misc]
+    """Successive halving from the journal's rungs, within a modality."""
+
+    def __init__(self, search: DealtSearch) -> None:
+        super().__init__()
+        self.search = search
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Writes the rung, and stops a trial that is in the worse half of its modality."""
+        if result.get("failed"):
+            return str(TrialScheduler.CONTINUE)
+        stop = self.search.report_rung(
+            trial.trial_id, int(result["percent"]), float(result["score"])
+        )
+        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Nothing to keep."""
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Nothing to keep."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Nothing to keep."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Nothing to keep."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """First come, first served."""
+        for trial in tune_controller.get_trials():
+            if trial.status in {"PENDING", "PAUSED"}:
+                return trial
+        return None
+
+    def debug_string(self) -> str:
+        """For Tune's own output."""
+        return "successive halving from the journal"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as the search."""
+        return {}

@@ -1,0 +1,471 @@
+"""Training of one trial, in plain torch: a stepper a fold, all folds in lockstep. No Ray here.
+
+A fold's held-out speakers are predicted at fixed shares of the schedule and choose
+nothing: no epoch, no scaler, no statistic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from datasets.cache import ClipCache, RaggedFile
+from datasets.splits import Folds
+from models import ClipShape, Expert, build_expert, get_architecture
+from models.augmentation import mixup, spec_augment, speed_perturb, time_crop
+from models.expert import Encoder, arrange_memory
+from models.registry import ModelError
+
+RUNGS = (25, 50, 75, 100)
+"""Percentages of a trial's own schedule at which it is scored."""
+
+_EVALUATION_CLIPS = 64
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training diverged; the trial has failed, the search goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How an expert is trained.
+
+    Attributes:
+        epochs: The whole schedule; every fold ends here, with its last weights.
+        batch_size: Clips.
+        learning_rate: Peak of AdamW's; a tenth of the schedule warms up, a cosine goes to 0.
+        weight_decay: AdamW's.
+        dropout: In front of the last layer.
+        label_smoothing: Share of probability spread over all classes.
+        mixup: α of Beta(α, α); 0 for none.
+        spec_augment: Longest time mask as a share of the clip, and of the bands; 0 for none.
+        speed_perturbation: Largest deviation from normal speed, such as 0.1; 0 for none.
+        crop_seconds: Training sees a random part of at most this length; 0 for all.
+    """
+
+    epochs: int = 30
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    dropout: float = 0.2
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    spec_augment: float = 0.0
+    speed_perturbation: float = 0.0
+    crop_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """A setting is checked once, here."""
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ModelError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("dropout", "label_smoothing", "spec_augment", "speed_perturbation"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ModelError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """One configuration: architecture, its settings, and how it is trained."""
+
+    architecture: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    training: TrainSettings = field(default_factory=TrainSettings)
+
+    @staticmethod
+    def of(
+        architecture: str, settings: Mapping[str, Any], training: Mapping[str, Any]
+    ) -> TrialPlan:
+        """Fills what is missing with the architecture's known-good settings."""
+        entry = get_architecture(architecture)
+        known = [f.name for f in fields(TrainSettings)]
+        unknown = [key for key in training if key not in known]
+        if unknown:
+            raise ModelError(f"Unknown training setting '{unknown[0]}'. Known: {', '.join(known)}.")
+        return TrialPlan(
+            architecture,
+            {**entry.default, **settings},
+            TrainSettings(**{**entry.training, **training}),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of `from_json`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> TrialPlan:
+        """Rebuilds a plan that was sent to a worker or stored in a run."""
+        return TrialPlan(
+            document["architecture"],
+            dict(document["settings"]),
+            TrainSettings(**document["training"]),
+        )
+
+
+class TrainingData:
+    """A corpus as training sees it: front-end outputs by clip, and the folds.
+
+    Args:
+        cache: The decoded clips.
+        folds: The protocol's split of `cache.index`.
+    """
+
+    def __init__(self, cache: ClipCache, folds: Folds) -> None:
+        self.cache, self.folds = cache, folds
+        self._files: dict[str, RaggedFile] = {}
+        self._dense: dict[str, Tensor] = {}
+
+    @cached_property
+    def shape(self) -> ClipShape:
+        """What the clips look like; a kind that some clips lack does not count."""
+        return clip_shape(self.cache)
+
+    def rows(self, fold: int, *, training: bool) -> NDArray[np.int64]:
+        """Rows of one side of a fold, without corrupt clips."""
+        rows = self.folds.train_rows(fold) if training else self.folds.test_rows(fold)
+        return rows[~self.cache.missing[rows]]
+
+    def lengths(self, expert: Expert) -> NDArray[np.int64]:
+        """(N,) length of each clip as the expert's first sequence input has it, for bucketing."""
+        for kind in expert.kinds:
+            file = self._derived(expert.encoder(kind))
+            if file is not None and file.lengths.max() > 1:
+                return np.asarray(file.lengths)
+        return np.ones(len(self.cache.index.clips), np.int64)
+
+    def fixed(self, expert: Expert, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        """What `expert.preprocess` gives for some clips, read from the cache where it pays."""
+        fixed: dict[str, Tensor] = {}
+        for kind in expert.kinds:
+            encoder = expert.encoder(kind)
+            fixed[kind], fixed[f"{kind}_lengths"] = self._front_end_output(encoder, rows)
+        return fixed
+
+    def _front_end_output(self, encoder: Encoder, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        frontend = encoder.frontend
+        file = self._derived(encoder)
+        if frontend.name in self._dense:
+            return self._dense[frontend.name][torch.from_numpy(rows)], torch.ones(
+                len(rows), dtype=torch.int64
+            )
+        if file is not None:
+            return file.gather(rows)
+        with torch.no_grad():
+            batch = self.cache.batch(rows, [encoder.kind])
+            ones = torch.ones(len(rows), dtype=torch.int64)
+            output = frontend(batch[encoder.kind], batch.get(f"{encoder.kind}_lengths", ones))
+        return output
+
+    def _derived(self, encoder: Encoder) -> RaggedFile | None:
+        """The cached output of a front end that is worth it; vectors are then held in memory."""
+        frontend, kind = encoder.frontend, encoder.kind
+        if not frontend.worth_caching:
+            return None
+        if frontend.name in self._files:
+            return self._files[frontend.name]
+
+        def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                values, lengths = frontend.cpu()(batch[kind], batch[f"{kind}_lengths"])
+            if values.ndim == 2:  # vectors: items of one row
+                values = values[:, None]
+            return values, lengths
+
+        file = self.cache.derive(frontend.name, kind, compute)
+        if file.data.ndim == 2 and file.lengths.max() == 1:
+            self._dense[frontend.name] = torch.from_numpy(np.array(file.data))
+        self._files[frontend.name] = file
+        return file
+
+
+def clip_shape(cache: ClipCache) -> ClipShape:
+    """The shape of a corpus's clips."""
+    index = cache.index
+    everywhere = {
+        kind: index.has(kind) == len(index.clips) for kind in ("audio", "video", "features")
+    }
+    return ClipShape(
+        num_classes=len(index.labels),
+        sample_rate_hz=index.sample_rate_hz if everywhere["audio"] else 0,
+        seconds=float(np.mean([e.samples for e in index.clips])) / index.sample_rate_hz or 3.0,
+        frames=max(e.frames for e in index.clips) if everywhere["video"] else 0,
+        frame_size=index.frame_size,
+        num_features=len(index.feature_names) if everywhere["features"] else 0,
+    )
+
+
+def choose_precision(
+    architecture: str, settings: Mapping[str, Any], device: str, asked: str = "auto"
+) -> str:
+    """bfloat16 where the processor computes it and convolutions dominate, else float32."""
+    if asked != "auto":
+        return asked
+    if device != "cpu":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    parts = [
+        architecture,
+        *(
+            p["architecture"]
+            for p in settings.values()
+            if isinstance(p, Mapping) and "architecture" in p
+        ),
+    ]
+    convolutional = any(get_architecture(name).convolutional for name in parts)
+    return (
+        "bfloat16"
+        if convolutional and torch.backends.mkldnn.is_available() and _cpu_has_bfloat16()
+        else "float32"
+    )
+
+
+def _cpu_has_bfloat16() -> bool:
+    capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(
+        capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16")
+    )
+
+
+class FoldTrainer:
+    """Trains the network of one fold, an epoch a call.
+
+    Args:
+        plan: What to train.
+        data: The corpus.
+        fold: Whose clips are held out.
+        seed: Weights, order and augmentation are a function of seed, fold and epoch alone,
+            so that folds may be interleaved and resumed at will.
+        device: cpu or cuda.
+        precision: float32 or bfloat16 (autocast; weights and predictions stay float32).
+    """
+
+    def __init__(
+        self,
+        plan: TrialPlan,
+        data: TrainingData,
+        fold: int,
+        *,
+        seed: int,
+        device: str = "cpu",
+        precision: str = "float32",
+    ) -> None:
+        self.plan, self.data, self.fold, self.seed = plan, data, fold, seed
+        self.device, self.precision = torch.device(device), precision
+        self.epoch = 0
+        self._reseed(-1)
+        settings = plan.training
+        self.expert = build_expert(
+            plan.architecture, plan.settings, data.shape, dropout=settings.dropout
+        )
+        self.rows = data.rows(fold, training=True)
+        self._fit_statistics()
+        self.expert.to(self.device)
+        arrange_memory(self.expert)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.expert, settings.weight_decay), lr=settings.learning_rate
+        )
+        self.steps = -(-len(self.rows) // settings.batch_size)
+        self._lengths = data.lengths(self.expert)
+
+    def step_epoch(self) -> float:
+        """One pass over the training side; returns the mean loss.
+
+        Raises:
+            NonFiniteLossError: The loss is NaN or infinite.
+        """
+        generator = self._reseed(self.epoch)
+        self.expert.train()
+        total = torch.zeros((), dtype=torch.float64)
+        for step, rows in enumerate(self._batches(generator)):
+            loss = self._step(rows, self.epoch * self.steps + step)
+            total += loss * len(rows)
+        mean = float(total) / len(self.rows)
+        if not math.isfinite(mean):
+            raise NonFiniteLossError(
+                f"The loss of fold {self.fold} is {mean} in epoch {self.epoch + 1} "
+                f"(learning_rate {self.plan.training.learning_rate:g})."
+            )
+        self.epoch += 1
+        return mean
+
+    def predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(n, K) logits of some clips, in float32."""
+        self.expert.eval()
+        order = np.argsort(self._lengths[rows], kind="stable")
+        logits = np.empty((len(rows), self.data.shape.num_classes), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(rows), _EVALUATION_CLIPS):
+                part = order[start : start + _EVALUATION_CLIPS]
+                logits[part] = self.expert.classify(self._fixed(rows[part])).float().cpu().numpy()
+        return logits
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that continues the training elsewhere."""
+        return {
+            "expert": self.expert.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state_dict`."""
+        self.expert.load_state_dict(state["expert"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = int(state["epoch"])
+
+    def _reseed(self, epoch: int) -> np.random.Generator:
+        sequence = np.random.SeedSequence((self.seed, self.fold, epoch + 1))
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+        return np.random.default_rng(sequence)
+
+    def _fit_statistics(self) -> None:
+        for kind in self.expert.kinds:
+            encoder = self.expert.encoder(kind)
+            if encoder.counts_statistics:
+                encoder.fit_statistics(self.data.fixed(self.expert, self.rows)[kind])
+
+    def _batches(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        """Shuffled, then sorted by length within stretches of eight batches: less padding."""
+        size = self.plan.training.batch_size
+        order = generator.permutation(self.rows)
+        stretch = size * 8
+        batches = []
+        for start in range(0, len(order), stretch):
+            part = order[start : start + stretch]
+            part = part[np.argsort(self._lengths[part], kind="stable")]
+            batches += [part[i : i + size] for i in range(0, len(part), size)]
+        for position in generator.permutation(len(batches)):
+            yield batches[position]
+
+    def _fixed(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        fixed = self.data.fixed(self.expert, rows)
+        return {name: x.to(self.device) for name, x in fixed.items()}
+
+    def _training_inputs(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        settings = self.plan.training
+        if settings.speed_perturbation and "audio" in self.expert.kinds:
+            batch = self.data.cache.batch(rows, self.expert.kinds)
+            factor = 1.0 + settings.speed_perturbation * (2.0 * float(torch.rand(())) - 1.0)
+            batch["audio"], batch["audio_lengths"] = speed_perturb(
+                batch["audio"], batch["audio_lengths"], factor
+            )
+            inputs = self.expert.preprocess({name: x.to(self.device) for name, x in batch.items()})
+        else:
+            inputs = self._fixed(rows)
+        for kind in self.expert.kinds:
+            rate = self.expert.encoder(kind).frontend.frames_per_second
+            if not rate:
+                continue
+            x, lengths = inputs[kind], inputs[f"{kind}_lengths"]
+            if settings.crop_seconds:
+                x, lengths = time_crop(x, lengths, round(settings.crop_seconds * rate))
+            if settings.spec_augment:
+                share = settings.spec_augment
+                x = spec_augment(x, lengths, time_share=share, band_share=share)
+            inputs[kind], inputs[f"{kind}_lengths"] = x, lengths
+        return inputs
+
+    def _step(self, rows: NDArray[np.int64], step: int) -> Tensor:
+        settings = self.plan.training
+        inputs = self._training_inputs(rows)
+        classes = self.data.shape.num_classes
+        targets = torch.from_numpy(self.data.cache.targets[rows]).to(self.device)
+        wanted = nn.functional.one_hot(targets, classes).float()
+        wanted = wanted * (1 - settings.label_smoothing) + settings.label_smoothing / classes
+        if settings.mixup:
+            inputs, wanted = mixup(inputs, wanted, settings.mixup)
+        rate = settings.learning_rate * learning_rate_share(step, self.steps * settings.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = self.expert.classify(inputs)
+        loss = nn.functional.cross_entropy(logits.float(), wanted)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.expert.parameters(), 5.0)
+        self.optimizer.step()
+        return loss.detach().double().cpu()
+
+
+def learning_rate_share(step: int, total: int) -> float:
+    """Linear warm-up over a tenth of the steps, then a cosine to zero."""
+    warmup = max(1, total // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _parameter_groups(expert: Expert, weight_decay: float) -> list[dict[str, Any]]:
+    """Biases and normalisation are not decayed."""
+    matrices = [p for p in expert.parameters() if p.ndim > 1]
+    vectors = [p for p in expert.parameters() if p.ndim <= 1]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
+@dataclass(frozen=True)
+class RungResult:
+    """What a trial has reached at a rung.
+
+    Attributes:
+        percent: Of its schedule.
+        epoch: Epochs done.
+        logits: (N, K) out-of-fold logits, NaN for clips without a prediction.
+        train_loss: Mean over the folds' last epoch.
+    """
+
+    percent: int
+    epoch: int
+    logits: NDArray[np.float32]
+    train_loss: float
+
+
+class LockstepTrial:
+    """All folds of one trial, advanced epoch by epoch, so that every score is over all folds."""
+
+    def __init__(
+        self,
+        plan: TrialPlan,
+        data: TrainingData,
+        *,
+        seed: int,
+        device: str = "cpu",
+        precision: str = "auto",
+    ) -> None:
+        self.plan, self.data = plan, data
+        chosen = choose_precision(plan.architecture, plan.settings, device, precision)
+        self.precision = chosen
+        self.trainers = [
+            FoldTrainer(plan, data, fold, seed=seed, device=device, precision=chosen)
+            for fold in range(data.folds.count)
+        ]
+
+    def run(self) -> Iterator[RungResult]:
+        """Trains to the end, yielding at every rung; closing the iterator stops the trial."""
+        epochs = self.plan.training.epochs
+        due: dict[int, int] = {}
+        for percent in RUNGS:
+            due[max(1, math.ceil(epochs * percent / 100))] = percent
+        for epoch in range(1, epochs + 1):
+            losses = [trainer.step_epoch() for trainer in self.trainers]
+            if epoch in due:
+                yield RungResult(due[epoch], epoch, self.out_of_fold(), float(np.mean(losses)))
+
+    def out_of_fold(self) -> NDArray[np.float32]:
+        """(N, K) logits: each clip by the network that did not train on its speaker."""
+        logits = np.full(
+            (len(self.data.cache.index.clips), self.data.shape.num_classes), np.nan, np.float32
+        )
+        for trainer in self.trainers:
+            rows = self.data.rows(trainer.fold, training=False)
+            logits[rows] = trainer.predict(rows)
+        return logits

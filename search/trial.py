@@ -1,0 +1,207 @@
+"""The Ray side of a trial: a reused Tune actor that starts one named task a trial.
+
+The task's name is the trial's, so that the Ray dashboard lists trials by name, each with
+its own log; Ray reuses the task's process, so that a trial costs no interpreter start and
+no import. Torch is imported in the tasks alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+ACTOR_CPUS = 0.01
+"""What the actor that waits for a trial's task takes of the trial's own share."""
+
+Spec = dict[str, Any]
+"""JSON that says all: `trial`, `modality`, `plan`, and the run's `context` (data, folds, paths)."""
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Tune's trainable: runs the trial as a named task and passes its rungs on."""
+    spec: Spec = {key: config[key] for key in ("trial", "modality", "plan", "context")}
+    context = spec["context"]
+    task = train_trial.options(
+        name=f"{spec['trial']} {describe(spec['plan'])}",
+        num_cpus=context["cpus_per_trial"] - ACTOR_CPUS,
+        num_gpus=context["gpus_per_trial"],
+        # The next rung is not begun before this one was judged.
+        _generator_backpressure_num_objects=1,
+        scheduling_strategy="DEFAULT",
+    )
+    rungs = task.remote(spec)
+    try:
+        for rung in rungs:
+            tune.report(ray.get(rung))
+    except ray.exceptions.RayError as error:
+        tune.report(
+            {
+                "failed": f"the trial's process died: {type(error).__name__}",
+                "percent": 0,
+                "score": float("nan"),
+            }
+        )
+    finally:
+        ray.cancel(rungs, force=False)
+
+
+def describe(plan: dict[str, Any]) -> str:
+    """`logmel_resnet`, or `functionals+cnn3d` for early fusion."""
+    parts = (
+        [plan["settings"].get(m, {}).get("architecture") for m in ("audio", "video")]
+        if plan["architecture"] == "concatenation"
+        else []
+    )
+    return "+".join(parts) if parts else str(plan["architecture"])
+
+
+@ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
+def train_trial(spec: Spec) -> Iterator[dict[str, Any]]:
+    """Trains one trial; at every rung its bank entry is on disk before the report is sent."""
+    yield from train(spec)
+
+
+def train(spec: Spec) -> Iterator[dict[str, Any]]:
+    """As `train_trial`, without Ray: yields percent, score, loss and seconds at every rung.
+
+    A failure is yielded as `failed` with its reason instead of raised: the search goes on.
+    """
+    log = TrialLog(spec)
+    try:
+        yield from _train(spec, log)
+    except Exception as error:  # any trial may fail in its own way; the journal keeps the reason
+        log.write(traceback.format_exc())
+        yield {"failed": _reason(error), "percent": 0, "score": float("nan")}
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def _train(spec: Spec, log: TrialLog) -> Iterator[dict[str, Any]]:
+    import torch
+
+    from ensembles.bank import BankEntry, PosteriorBank
+    from ensembles.metrics import fold_mean, log_softmax
+    from search.train import LockstepTrial, TrialPlan
+
+    context = spec["context"]
+    run = Path(context["run"])
+    torch.set_num_threads(max(1, int(context["cpus_per_trial"])))
+    started = time.monotonic()
+    data = _training_data(context)
+    plan = TrialPlan.from_json(spec["plan"])
+    trial = LockstepTrial(
+        plan, data, seed=context["seed"], device=context["device"], precision=context["precision"]
+    )
+    log.write(
+        f"{describe(spec['plan'])}, {trial.precision}, setup {time.monotonic() - started:.2f} s\n{json.dumps(spec['plan'])}"
+    )
+    bank = PosteriorBank.open(run / "bank")
+    table, metric = bank.table, context["metric"]
+    for rung in trial.run():
+        bank.write(
+            BankEntry(
+                trial=spec["trial"],
+                modality=spec["modality"],
+                architecture=plan.architecture,
+                percent=rung.percent,
+                epoch=rung.epoch,
+                seed=context["seed"],
+                logits=rung.logits,
+            )
+        )
+        present = ~data.cache.missing
+        score = fold_mean(
+            metric, table.labels[present], log_softmax(rung.logits[present]), table.folds[present]
+        )
+        if rung.percent == 100:
+            _write_weights(run / "weights" / spec["trial"], spec, trial)
+        report = {
+            "percent": rung.percent,
+            "epoch": rung.epoch,
+            "score": -score if metric == "log_loss" else score,
+            "train_loss": rung.train_loss,
+            "seconds": time.monotonic() - started,
+            "architecture": describe(spec["plan"]),
+        }
+        log.write(
+            f"{rung.percent:3d} %, epoch {rung.epoch}: {metric} {score:.4f}, training loss {rung.train_loss:.4f}, {report['seconds']:.1f} s"
+        )
+        yield report
+
+
+class TrialLog:
+    """A trial's own log, in the run's folder and in Ray's (which the dashboard shows)."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.path = Path(spec["context"]["run"]) / "logs" / f"{spec['trial']}.log"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, text: str) -> None:
+        """Appends."""
+        print(text, flush=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+def _write_weights(folder: Path, spec: Spec, trial: Any) -> None:
+    """The networks of a finished trial as safetensors, one file a fold, and the plan as JSON."""
+    from safetensors.torch import save_file
+
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    for trainer in trial.trainers:
+        state = {
+            name: x.detach().cpu().contiguous() for name, x in trainer.expert.state_dict().items()
+        }
+        save_file(state, partial / f"fold-{trainer.fold}.safetensors")
+    (partial / "plan.json").write_text(
+        json.dumps({**spec["plan"], "shape": trial.data.shape.__dict__})
+    )
+    if folder.exists():  # a resumed trial: the same networks again
+        for file in partial.iterdir():
+            file.replace(folder / file.name)
+        partial.rmdir()
+    else:
+        partial.rename(folder)
+
+
+_OPEN: dict[str, Any] = {}
+
+
+def _training_data(context: dict[str, Any]) -> Any:
+    """The corpus, opened once a process and kept for the trials that follow."""
+    from datasets.cache import open_cache
+    from datasets.index import read_index
+    from datasets.splits import make_folds
+    from search.train import TrainingData
+
+    keys = ("data", "classes", "protocol", "checksum", "cache_folder", "skip_corrupt")
+    identity = json.dumps({key: context[key] for key in keys})
+    if identity not in _OPEN:
+        index = read_index(context["data"])
+        if context["classes"]:
+            index = index.restrict(tuple(context["classes"]))
+        cache = open_cache(
+            index,
+            Path(context["cache_folder"]) if context["cache_folder"] else None,
+            max_bytes=int(context["cache_gb"] * 2**30),
+            skip_corrupt=context["skip_corrupt"],
+        )
+        folds = make_folds(index, context["protocol"])
+        assert folds.fingerprint == context["folds"], (
+            "a worker split the corpus otherwise than the driver"
+        )
+        _OPEN.clear()
+        _OPEN[identity] = TrainingData(cache, folds)
+    return _OPEN[identity]

@@ -1,0 +1,160 @@
+"""Runs trials on Ray: the search through Ray Tune, and the fresh seeds of its winners."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Read by Ray when it is imported.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # the journal is the truth
+os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "60")
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray import tune
+
+from search.sampler import DealtSearch, HalvingScheduler
+from search.trial import ACTOR_CPUS, Spec, describe, run_trial, train_trial
+
+EXCLUDES = [
+    ".git",
+    ".venv",
+    "runs",
+    "shards",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    "*.tar",
+]
+"""Never sent to a cluster with the code."""
+
+
+def start_ray(workers: int | None, *, dashboard: bool) -> str | None:
+    """Connects to the cluster that RAY_ADDRESS names, or starts Ray on this machine.
+
+    Returns:
+        The dashboard's URL, or None.
+    """
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        runtime = {"working_dir": str(Path(__file__).parent.parent), "excludes": EXCLUDES}
+        context = ray.init(runtime_env=runtime, **common)
+    else:
+        cores = len(os.sched_getaffinity(0))
+        context = ray.init(
+            address="local",
+            num_cpus=max(cores, workers or 0),
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            # Trials exchange a few numbers; their data lies in the cache.
+            object_store_memory=100 * 2**20,
+            **common,
+        )
+    return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def default_workers(device: str) -> int:
+    """One trial a GPU, or one a CPU core."""
+    resources = ray.cluster_resources()
+    return max(1, int(resources.get("GPU" if device == "cuda" else "CPU", 1)))
+
+
+def run_search(
+    search: DealtSearch, context: dict[str, Any], run: Path, *, workers: int, seconds: float
+) -> None:
+    """Runs trials until the search has no more, or the time is over.
+
+    Raises:
+        KeyboardInterrupt: On Ctrl-C; what ran stays in the journal to be resumed.
+    """
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, {"cpu": ACTOR_CPUS}),
+        param_space={"context": context},
+        tune_config=tune.TuneConfig(
+            search_alg=_WithContext(search, context),
+            scheduler=HalvingScheduler(search),
+            num_samples=-1,
+            max_concurrent_trials=None,
+            reuse_actors=True,
+            time_budget_s=seconds,
+            trial_name_creator=lambda trial: str(trial.config.get("trial", trial.trial_id)),
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(run.resolve() / "ray"),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    tuner.fit()
+
+
+class _WithContext(tune.search.ConcurrencyLimiter):  # type: ignore[misc]
+    """At most `workers` trials at a time, each with the run's context."""
+
+    def __init__(self, search: DealtSearch, context: dict[str, Any]) -> None:
+        super().__init__(search, max_concurrent=int(context["workers"]))
+        self.context = context
+
+    def suggest(self, trial_id: str) -> Any:
+        """The search's configuration, completed."""
+        config = super().suggest(trial_id)
+        return {**config, "context": self.context} if isinstance(config, dict) else config
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune's own snapshot is never restored."""
+        return {}
+
+
+def run_seeds(
+    specs: list[Spec],
+    context: dict[str, Any],
+    *,
+    workers: int,
+    on_done: Callable[[str, str | None], None],
+) -> None:
+    """Trains given configurations to their end, as named tasks, a few at a time.
+
+    Args:
+        specs: Each with a context of its own seed.
+        context: Resources.
+        workers: At the same time.
+        on_done: Called with the trial's name and None, or why it failed.
+    """
+    waiting = list(specs)
+    running: dict[Any, str] = {}
+    while waiting or running:
+        while waiting and len(running) < workers:
+            spec = waiting.pop(0)
+            stream = train_trial.options(
+                name=f"{spec['trial']} {describe(spec['plan'])}",
+                num_cpus=context["cpus_per_trial"] - ACTOR_CPUS,
+                num_gpus=context["gpus_per_trial"],
+            ).remote(spec)
+            running[stream.completed()] = spec["trial"]
+            _STREAMS[spec["trial"]] = stream  # dropping it would cancel the task
+        done, _ = ray.wait(list(running), num_returns=1)
+        for reference in done:
+            name = running.pop(reference)
+            on_done(name, _failure(_STREAMS.pop(name)))
+
+
+_STREAMS: dict[str, Any] = {}
+
+
+def _failure(stream: Any) -> str | None:
+    try:
+        reports = [ray.get(reference) for reference in stream]
+    except ray.exceptions.RayError as error:
+        return f"its process died: {type(error).__name__}"
+    return next((str(report["failed"]) for report in reports if report.get("failed")), None)
