@@ -228,7 +228,7 @@ class _Face:
         strength = _strength(generator)
         count = max(int(seconds * FRAME_RATE_HZ), 4)
         phase = generator.uniform(0, 6.3, 3)
-        offset = generator.normal(0, 0.03, 2)
+        offset = generator.normal(0, 0.02, 2)
         spread = {n: float(generator.normal(0, 0.04)) for n in _Expression.__dataclass_fields__}
 
         def mix(name: str) -> float:
@@ -256,7 +256,7 @@ class _Face:
         supersampling = 4
         height, width = FRAME_SIZE[0] * supersampling, FRAME_SIZE[1] * supersampling
         image = np.full((height, width, 3), self.background, np.float32)
-        radius = height * 0.46
+        radius = height * 0.6
         centre = np.array([width / 2, height / 2]) + offset * height
 
         def at(x: float, y: float) -> tuple[int, int]:

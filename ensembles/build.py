@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -218,17 +219,16 @@ def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
             return ""
         return f"{100 * value:.1f}" if percent else f"{value:.3f}"
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    table.add_column("honest\nscore", justify="right", style="bold")
-    table.add_column("95 % over\nspeakers", justify="right")
-    table.add_column("pooled", justify="right")
-    table.add_column("search\nscore", justify="right", style="dim")
+    for heading in ("honest", "95 %", "pooled"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("search", justify="right", style="dim", no_wrap=True)
     for row in rows:
         table.add_row(
             row.name,
             show(row.honest_score),
-            f"{show(row.interval.low)} to {show(row.interval.high)}",
+            f"{show(row.interval.low)} – {show(row.interval.high)}",
             show(row.honest_pooled),
             show(row.search_score),
             style="bold" if row.name == "fused" else None,
@@ -236,11 +236,12 @@ def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
     return table
 
 
-LEGEND = (
-    "honest score: experts, fusion and recipe chosen for each fold from the other folds only; "
-    "mean of the fold scores.\nsearch score: chosen on the folds that are scored; optimistic. "
-    "fused: the recipe itself is chosen fold by fold."
-)
+LEGEND = """\
+honest   experts and fusion chosen for each fold from the other folds only; mean of the folds
+95 %     interval of the honest score over speakers
+search   the best that the search saw: chosen on the folds that are scored, so optimistic
+fused    the recipe itself is chosen fold by fold, too: the headline
+a, v, e  the best audio, video and early-fusion expert; logistic: regression on posteriors"""
 
 
 def assessment_rows(assessment: Assessment) -> list[Scored]:

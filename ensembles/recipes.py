@@ -81,30 +81,31 @@ def recipes_for(experts: Experts) -> list[Recipe]:
     if strangers:
         recipes += _combinations("all", everything)
     if set(_PAIR) <= set(present):
-        recipes += _combinations("audio + video", best_of(*_PAIR))
+        recipes += _combinations("a+v", best_of(*_PAIR))
     if present == list(_ALL):
-        recipes += _combinations("audio + video + early", best_of(*_ALL))
+        recipes += _combinations("a+v+e", best_of(*_ALL))
     if len(experts.names) > len(present) and not strangers:
-        recipes += _combinations("3 a modality", best_of(*_ALL, count=3))
+        recipes += _combinations("top 3 each", best_of(*_ALL, count=3))
     recipes += [
-        Recipe("greedy, arithmetic", everything, lambda: GreedySelection("arithmetic")),
-        Recipe("greedy, log space", everything, lambda: GreedySelection("log")),
+        Recipe("greedy: average", everything, lambda: GreedySelection("arithmetic")),
+        Recipe("greedy: product", everything, lambda: GreedySelection("log")),
     ]
     return recipes
 
 
 def _combinations(name: str, select: Selection) -> list[Recipe]:
+    """Every way to combine a selection; `logistic` is logistic regression on posteriors."""
     return [
         Recipe(f"{name}: average", select, lambda: AverageFusion("arithmetic")),
         Recipe(f"{name}: product", select, lambda: AverageFusion("log")),
         Recipe(f"{name}: weighted average", select, lambda: WeightedFusion("arithmetic")),
         Recipe(f"{name}: weighted product", select, lambda: WeightedFusion("log")),
         Recipe(
-            f"{name}: logistic regression, probabilities",
+            f"{name}: logistic (probabilities)",
             select,
             lambda: LogisticFusion("probabilities"),
         ),
-        Recipe(f"{name}: logistic regression, logits", select, lambda: LogisticFusion("logits")),
+        Recipe(f"{name}: logistic (logits)", select, lambda: LogisticFusion("logits")),
     ]
 
 

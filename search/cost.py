@@ -15,7 +15,7 @@ from models.expert import arrange_memory
 from search.space import Offer
 from search.train import TrainingData, TrialPlan, choose_precision
 
-_PROBE_CLIPS = 8
+_PROBE_CLIPS = 16
 _CHEAP = 2e6  # multiply-accumulates; below, a step's fixed cost decides
 _FIXED_SECONDS_A_STEP = 0.0012
 _EVALUATION_SHARE = 1.15
@@ -100,8 +100,8 @@ def _time_step(
     batch = {k: x.to(device) for k, x in data.cache.batch(rows, expert.kinds).items()}
     fixed = expert.preprocess(batch)
     targets = batch["target"]
-    elapsed = 0.0
-    for _ in range(2):  # the first one warms up
+    elapsed = float("inf")
+    for _ in range(3):  # the first one warms up
         started = time.perf_counter()
         with torch.autocast(
             torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
@@ -110,5 +110,5 @@ def _time_step(
         nn.functional.cross_entropy(logits.float(), targets).backward()
         if device != "cpu":
             torch.cuda.synchronize()
-        elapsed = time.perf_counter() - started
+        elapsed = min(elapsed, time.perf_counter() - started)
     return elapsed / _PROBE_CLIPS

@@ -17,6 +17,7 @@ from ensembles.honesty import Assessment, Scored, detail
 from ensembles.metrics import Array
 
 SUMMARY_VERSION = 1
+_FUSIONS_SHOWN = 8
 
 
 def write_reports(
@@ -78,7 +79,17 @@ def print_report(
         f"{facts['corpus']}: {assessment.metric}, {facts['protocol']}, {len(table.clips)} clips, "
         f"{len(set(table.speakers))} speakers, {len(table.classes)} classes"
     )
-    console.print(leaderboard(assessment_rows(assessment), assessment.metric, title))
+    rows = assessment_rows(assessment)
+    singles = [row for row in rows if row.name.startswith("best ")]
+    fusions = [row for row in rows[1:] if row not in singles]
+    shown = [rows[0], *singles, *fusions[:_FUSIONS_SHOWN]]
+    console.print(leaderboard(shown, assessment.metric, title))
+    if len(fusions) > _FUSIONS_SHOWN:
+        console.print(
+            f"… and {len(fusions) - _FUSIONS_SHOWN} more fusions in leaderboard.csv",
+            style="dim",
+            highlight=False,
+        )
     console.print(LEGEND, style="dim", highlight=False)
     if confirmed:
         console.print(_confirmation(assessment, confirmed))

@@ -120,6 +120,17 @@ SPACE: dict[str, Space] = {
         "label_smoothing": Choice((0.0, 0.1)),
         "mixup": Choice((0.0, 0.2)),
     },
+    "frame_cnn": {
+        "frames": Choice((8, 12)),
+        "grey": Choice((True, False)),
+        "width": Choice((12, 16, 24)),
+        "epochs": Choice((20, 30, 50)),
+        "learning_rate": Range(5e-4, 8e-3, log=True),
+        "weight_decay": Range(0.01, 0.5, log=True),
+        "dropout": Range(0.1, 0.6),
+        "label_smoothing": Choice((0.0, 0.1)),
+        "mixup": Choice((0.0, 0.2, 0.4)),
+    },
     # early fusion
     "concatenation": {
         "epochs": Choice((15, 30, 40)),

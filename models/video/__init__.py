@@ -1,5 +1,5 @@
 """Video encoders, one architecture a file."""
 
-from models.video import action_units, cnn3d
+from models.video import action_units, cnn3d, frame_cnn
 
-__all__ = ["action_units", "cnn3d"]
+__all__ = ["action_units", "cnn3d", "frame_cnn"]
