@@ -237,11 +237,11 @@ def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
 
 
 LEGEND = """\
-honest   experts and fusion chosen for each fold from the other folds only; mean of the folds
+honest   experts and fusion chosen for each fold from the other folds only
 95 %     interval of the honest score over speakers
-search   the best that the search saw: chosen on the folds that are scored, so optimistic
-fused    the recipe itself is chosen fold by fold, too: the headline
-a, v, e  the best audio, video and early-fusion expert; logistic: regression on posteriors"""
+search   chosen on the very folds that are scored: optimistic
+fused    the recipe too is chosen fold by fold: the headline
+a, v, e  best audio, video, early expert; logistic: regression on posteriors"""
 
 
 def assessment_rows(assessment: Assessment) -> list[Scored]:
