@@ -46,7 +46,7 @@ def read_audio(path: Path, sample_rate_hz: int) -> NDArray[np.int16]:
         waveform = torchaudio.functional.resample(
             torch.from_numpy(waveform), source_rate_hz, sample_rate_hz
         ).numpy()
-    return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    return np.asarray(np.clip(np.rint(waveform * 32768.0), -32768, 32767), np.int16)
 
 
 def read_frames(path: Path, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:

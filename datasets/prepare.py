@@ -378,7 +378,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     summary = index.summary()
     print(
-        f"{summary['clips']} clips of {len(summary['per_speaker'])} speakers in {len(index.shards)} shards: {options.out}"
+        f"{summary['clips']} clips of {len(summary['per_speaker'])} speakers "
+        f"in {len(index.shards)} shards: {options.out}"
     )
     print(
         "classes: "

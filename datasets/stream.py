@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -140,4 +140,4 @@ def encode_clip(key: str, sample: Sample, sample_rate_hz: int) -> dict[str, byte
             buffer = io.BytesIO()
             np.save(buffer, sample[kind], allow_pickle=False)
             member[name] = buffer.getvalue()
-    return cast(dict[str, bytes | str], member)
+    return member

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -172,7 +173,7 @@ class _Voice:
         source = source / (np.abs(source).max() + 1e-9) + self.breath * generator.normal(size=count)
         sound = np.zeros(count)
         edges = np.append(np.arange(0, count, int(SAMPLE_RATE_HZ / rate)), count)
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in pairwise(edges):
             vowel = _VOWELS_HZ[generator.integers(len(_VOWELS_HZ))]
             syllable = source[start:stop]
             for formant_hz in vowel:

@@ -27,7 +27,7 @@ from ensembles import EnsembleError
 from ensembles.bank import ClipTable, Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, assess, scored
 from ensembles.metrics import METRICS, Array, check_metric, log_softmax
-from ensembles.recipes import CrossFitter, recipes_for
+from ensembles.recipes import recipes_for
 
 _FIXED = ("clip", "speaker", "fold", "label")
 _EXTRA = ("part", "seed")
@@ -97,7 +97,10 @@ def _take(row: dict[str, str], into: PosteriorFile, kind: str) -> str | None:
         return f"clip '{clip}' has values that are not finite"
     if kind == "probabilities":
         if (values < 0).any() or abs(values.sum() - 1.0) > 0.02:
-            return f"clip '{clip}': probabilities must be 0 or more and sum to 1, got {values.sum():.3f} (or: --kind logits)"
+            return (
+                f"clip '{clip}': probabilities must be 0 or more and sum to 1, "
+                f"got {values.sum():.3f} (or: --kind logits)"
+            )
         values = np.log(np.maximum(values, 1e-12))
     known = into.about.setdefault(clip, (row["speaker"], row["label"]))
     if known != (row["speaker"], row["label"]):
@@ -314,7 +317,8 @@ def main(arguments: list[str] | None = None) -> int:
         leaderboard(
             rows,
             metric,
-            f"{metric}, {len(table.clips)} clips, {len(set(table.speakers))} speakers, {len(set(table.folds.tolist()))} folds",
+            f"{metric}, {len(table.clips)} clips, {len(set(table.speakers))} speakers, "
+            f"{len(set(table.folds.tolist()))} folds",
         )
     )
     console.print(LEGEND, style="dim", highlight=False)

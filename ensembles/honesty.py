@@ -211,11 +211,9 @@ def speaker_interval(table: ClipTable, metric: str, log_posteriors: Array) -> In
         return Interval(middle - half, middle + half, f"t over {len(values)} speakers")
     groups = [np.unique(speakers[table.folds == k]) for k in np.unique(table.folds)]
     generator = np.random.default_rng(0)
-    if metric in {"accuracy", "log_loss"}:
-        values = _bootstrap_means(table, metric, log_posteriors, groups, rows_of, generator)
-    else:
-        values = _bootstrap(table, metric, log_posteriors, groups, rows_of, generator)
-    low, high = np.quantile(values, [0.025, 0.975])
+    bootstrap = _bootstrap_means if metric in {"accuracy", "log_loss"} else _bootstrap
+    resampled = bootstrap(table, metric, log_posteriors, groups, rows_of, generator)
+    low, high = np.quantile(resampled, [0.025, 0.975])
     return Interval(float(low), float(high), f"bootstrap over {len(names)} speakers")
 
 

@@ -66,4 +66,4 @@ def confusion_matrix(labels: Labels, predictions: Labels, num_classes: int) -> L
 def log_softmax(logits: Array) -> Array:
     """(…, K) logits → log-posteriors, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

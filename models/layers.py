@@ -18,7 +18,8 @@ class AttentionPooling(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Padding gets no weight."""
         scores = self.score(x)[:, :, 0].masked_fill(frame_mask(lengths, x.shape[1]), float("-inf"))
-        return (scores.softmax(dim=1)[:, :, None] * x).sum(dim=1)
+        pooled: Tensor = (scores.softmax(dim=1)[:, :, None] * x).sum(dim=1)
+        return pooled
 
 
 class Recurrence(nn.Module):
@@ -93,10 +94,8 @@ def fit_length(x: Tensor, lengths: Tensor, count: int, *, random: bool) -> Tenso
         random: Start of the cut: drawn (training) or the middle.
     """
     spare = (lengths - count).clamp(min=0)
-    if random:
-        start = (torch.rand(len(lengths), device=x.device) * (spare + 1)).to(torch.int64)
-    else:
-        start = spare // 2
+    drawn = torch.rand(len(lengths), device=x.device) if random else 0.5
+    start = torch.minimum((drawn * (spare + 1)).to(torch.int64), spare)
     position = start[:, None] + torch.arange(count, device=x.device)[None]
     inside = position < lengths[:, None]
     position = position.clamp(max=x.shape[1] - 1)

@@ -62,7 +62,8 @@ class SearchConfig:
         seed: Of proposals, weights, order and augmentation.
         confirm_seeds: Fresh seeds that the headline's experts are trained again with (default: the preset's).
         name: Name of the run, a folder under runs_dir (default: corpus, preset and date).
-        resume: Name of an interrupted or finished run to continue; only trials, time_budget, confirm_seeds and workers may be given with it.
+        resume: Name of an interrupted or finished run to continue; of the other options only
+            trials, time_budget, confirm_seeds and workers may be given with it.
         dry_run: Say what would be searched and how long it would take, and stop.
         skip_corrupt: Use what is intact of damaged shards instead of refusing them.
         workers: Trials at the same time (default: one a CPU core, or one a GPU).
@@ -201,7 +202,7 @@ def _with_dashes_resolved(argument: str) -> str:
 
 
 def _explain(text: str, known: list[str]) -> str:
-    """jsonargparse's error as one line, with the known keys where one is unknown."""
+    """Jsonargparse's error as one line, with the known keys where one is unknown."""
     line = " ".join(text.split())
     wrong = re.search(r'key "(\w+)".*Expected an? <class \'(\w+)\'>.*Given value: (.*)', line)
     if wrong:

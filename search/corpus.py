@@ -44,7 +44,8 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
     for kind in ("audio", "video", "features"):
         if 0 < index.has(kind) < len(index.clips):
             console.print(
-                f"{len(index.clips) - index.has(kind)} of {len(index.clips)} clips have no {kind}: nothing that reads {kind} is searched.",
+                f"{len(index.clips) - index.has(kind)} of {len(index.clips)} clips have no {kind}: "
+                f"nothing that reads {kind} is searched.",
                 highlight=False,
             )
     if cache.missing.any():

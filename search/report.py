@@ -95,7 +95,8 @@ def print_report(
         console.print(_confirmation(assessment, confirmed))
     else:
         console.print(
-            "Not confirmed: one training seed, the one that the search chose by. --confirm-seeds 3 trains the chosen experts afresh.",
+            "Not confirmed: these are of the one training seed that the search chose by.\n"
+            "--confirm-seeds 3 trains the chosen experts afresh.",
             style="dim",
             highlight=False,
         )

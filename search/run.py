@@ -182,7 +182,7 @@ def _search_and_report(
                 assessment = assess(experts, config.metric)
                 confirmed = _confirm(assessment, bank, search, context, workers, config, screen)
         finally:
-            tuning.ray.shutdown()
+            tuning.stop_ray()
     for damaged in bank.damaged:
         console.print(f"warning: bank entry left out: {damaged}", highlight=False)
     total = facts["seconds_before"] + time.monotonic() - started

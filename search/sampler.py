@@ -106,7 +106,8 @@ class StudySearch(OptunaSearch):
     @property
     def study(self) -> optuna.Study:
         """The modality's study."""
-        return self._ot_study
+        study: optuna.Study = self._ot_study
+        return study
 
     def asked(self) -> list[FrozenTrial]:
         """Trials that were handed out, in order."""
@@ -227,7 +228,7 @@ class DealtSearch(Searcher):
             self._owner[trial_id] = part
             config = part.adopt(trial_id, frozen)
         elif self.closing or self.asked() >= self.trials or time.monotonic() > self.deadline:
-            return Searcher.FINISHED
+            return str(Searcher.FINISHED)
         else:
             part = min(self.parts.values(), key=lambda p: len(p.asked()))
             self._owner[trial_id] = part
@@ -270,7 +271,7 @@ def _ended_by_itself(result: dict[str, Any] | None) -> bool:
     )
 
 
-class HalvingScheduler(TrialScheduler):  # type: ignore[misc]
+class HalvingScheduler(TrialScheduler):
     """Successive halving from the journal's rungs, within a modality."""
 
     def __init__(self, search: DealtSearch) -> None:

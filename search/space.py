@@ -185,7 +185,7 @@ def offer_for(shape: ClipShape, only: tuple[str, ...] = (), epochs_scale: float 
     why_not: dict[str, str] = {}
     for modality in ("audio", "video"):
         names = []
-        for entry in architectures(modality):  # type: ignore[arg-type]
+        for entry in architectures(modality):
             reason = _unfit(entry, shape, only)
             if reason:
                 why_not[entry.name] = reason
@@ -199,7 +199,7 @@ def offer_for(shape: ClipShape, only: tuple[str, ...] = (), epochs_scale: float 
         fitting = [
             [e.name for e in architectures(m) if not _unfit(e, shape, ())]
             for m in ("audio", "video")
-        ]  # type: ignore[arg-type]
+        ]
         pairs = tuple(f"{a}+{v}" for a in fitting[0] for v in fitting[1])
     if not pairs and not any(single.values()):
         reasons = "; ".join(

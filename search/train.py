@@ -131,7 +131,7 @@ class TrainingData:
     def rows(self, fold: int, *, training: bool) -> NDArray[np.int64]:
         """Rows of one side of a fold, without corrupt clips."""
         rows = self.folds.train_rows(fold) if training else self.folds.test_rows(fold)
-        return rows[~self.cache.missing[rows]]
+        return np.asarray(rows[~self.cache.missing[rows]])
 
     def lengths(self, expert: Expert) -> NDArray[np.int64]:
         """(N,) length of each clip as the expert's first sequence input has it, for bucketing."""
@@ -161,8 +161,9 @@ class TrainingData:
         with torch.no_grad():
             batch = self.cache.batch(rows, [encoder.kind])
             ones = torch.ones(len(rows), dtype=torch.int64)
-            output = frontend(batch[encoder.kind], batch.get(f"{encoder.kind}_lengths", ones))
-        return output
+            lengths = batch.get(f"{encoder.kind}_lengths", ones)
+            values, lengths = frontend(batch[encoder.kind], lengths)
+        return values, lengths
 
     def _derived(self, encoder: Encoder) -> RaggedFile | None:
         """The cached output of a front end that is worth it; vectors are then held in memory."""

@@ -104,7 +104,8 @@ def _train(spec: Spec, log: TrialLog) -> Iterator[dict[str, Any]]:
         plan, data, seed=context["seed"], device=context["device"], precision=context["precision"]
     )
     log.write(
-        f"{describe(spec['plan'])}, {trial.precision}, setup {time.monotonic() - started:.2f} s\n{json.dumps(spec['plan'])}"
+        f"{describe(spec['plan'])}, {trial.precision}, setup {time.monotonic() - started:.2f} s\n"
+        f"{json.dumps(spec['plan'])}"
     )
     bank = PosteriorBank.open(run / "bank")
     table, metric = bank.table, context["metric"]
@@ -135,7 +136,8 @@ def _train(spec: Spec, log: TrialLog) -> Iterator[dict[str, Any]]:
             "architecture": describe(spec["plan"]),
         }
         log.write(
-            f"{rung.percent:3d} %, epoch {rung.epoch}: {metric} {score:.4f}, training loss {rung.train_loss:.4f}, {report['seconds']:.1f} s"
+            f"{rung.percent:3d} %, epoch {rung.epoch}: {metric} {score:.4f}, "
+            f"training loss {rung.train_loss:.4f}, {report['seconds']:.1f} s"
         )
         yield report
 

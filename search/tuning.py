@@ -62,6 +62,11 @@ def start_ray(workers: int | None, *, dashboard: bool) -> str | None:
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
+def stop_ray() -> None:
+    """Ends what `start_ray` started, or leaves the cluster."""
+    ray.shutdown()
+
+
 def default_workers(device: str) -> int:
     """One trial a GPU, or one a CPU core."""
     resources = ray.cluster_resources()
@@ -99,7 +104,7 @@ def run_search(
     tuner.fit()
 
 
-class _WithContext(tune.search.ConcurrencyLimiter):  # type: ignore[misc]
+class _WithContext(tune.search.ConcurrencyLimiter):
     """At most `workers` trials at a time, each with the run's context."""
 
     def __init__(self, search: DealtSearch, context: dict[str, Any]) -> None:

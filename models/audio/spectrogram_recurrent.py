@@ -112,7 +112,8 @@ _TRAINING = {"epochs": 50, "learning_rate": 3e-4, "weight_decay": 0.01, "dropout
     convolutional=True,
 )
 class SpectrogramCnnRnn(_SpectrogramRecurrent):
-    __doc__ = _SpectrogramRecurrent.__doc__
+    """S1's CNN+RNN; see the base class, which holds for both."""
+
     cell, cell_dropout = "rnn", 0.1
 
 
@@ -126,5 +127,6 @@ class SpectrogramCnnRnn(_SpectrogramRecurrent):
     convolutional=True,
 )
 class SpectrogramCnnLstm(_SpectrogramRecurrent):
-    __doc__ = _SpectrogramRecurrent.__doc__
+    """S1's CNN+LSTM; see the base class, which holds for both."""
+
     cell, cell_dropout = "lstm", 0.3

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from models.expert import Encoder
 from models.frontends import Features
 from models.layers import Standardise
-from models.registry import ClipShape, Settings, register
+from models.registry import ClipShape, register
 
 
 @register(

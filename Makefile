@@ -1,0 +1,33 @@
+# Each target sets up .venv by itself when it is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint bench clean-venv
+
+run: $(VENV)/.ready  ## search the embedded synthetic corpus (no data, no GPU, no cluster)
+	$(BIN)/python -m search.run
+
+test: lint  ## everything that must hold
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.ready  ## the measurements behind docs/performance.md
+	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.prepare
+	$(BIN)/python -m benchmarks.precision
+	$(BIN)/python -m benchmarks.trial_overhead
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[dev]'
+	@touch $@
+
+clean-venv:
+	rm -rf $(VENV)
