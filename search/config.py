@@ -204,7 +204,7 @@ def _with_dashes_resolved(argument: str) -> str:
 def _explain(text: str, known: list[str]) -> str:
     """Jsonargparse's error as one line, with the known keys where one is unknown."""
     line = " ".join(text.split())
-    wrong = re.search(r'key "(\w+)".*Expected an? <class \'(\w+)\'>.*Given value: (.*)', line)
+    wrong = re.search(r'key "(\w+)".*?Expected an? <class \'(\w+)\'>.*Given value: (.*)', line)
     if wrong:
         return f"{wrong[1]} must be of type {wrong[2]}, got '{wrong[3]}'."
     if re.search(

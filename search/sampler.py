@@ -58,7 +58,6 @@ class ReseededSampler(BaseSampler):
             multivariate=True,
             group=True,
             n_startup_trials=6,
-            warn_independent_sampling=False,
         )
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Any:
@@ -203,7 +202,7 @@ class DealtSearch(Searcher):
             m: StudySearch(m, offer, journal, seed + n) for n, m in enumerate(offer.modalities)
         }
         self.trials, self.deadline, self.on_change = trials, deadline, on_change
-        self.closing = False
+        self._halted: set[str] = set()
         self.running: dict[str, str] = {}
         self._owner: dict[str, StudySearch] = {}
         self._orphans = [
@@ -227,7 +226,7 @@ class DealtSearch(Searcher):
             part, frozen = self._orphans.pop(0)
             self._owner[trial_id] = part
             config = part.adopt(trial_id, frozen)
-        elif self.closing or self.asked() >= self.trials or time.monotonic() > self.deadline:
+        elif self.asked() >= self.trials or time.monotonic() > self.deadline:
             return str(Searcher.FINISHED)
         else:
             part = min(self.parts.values(), key=lambda p: len(p.asked()))
@@ -240,16 +239,19 @@ class DealtSearch(Searcher):
     def report_rung(self, trial_id: str, percent: int, score: float) -> bool:
         """See `StudySearch.report_rung`."""
         stop = self._owner[trial_id].report_rung(trial_id, percent, score)
+        if stop:
+            self._halted.add(trial_id)
         self.on_change()
         return stop
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Passes the end on, unless the whole run is being cut off: then the trial stays to be resumed."""
+        """Passes the end on; a trial that the end of the time cut off stays to be resumed."""
         self.running.pop(trial_id, None)
         owner = self._owner.get(trial_id)
-        if owner is None or (self.closing and not _ended_by_itself(result)):
+        ended = error or trial_id in self._halted or _ended_by_itself(result)
+        if owner is None or not ended:
             return
         owner.on_trial_complete(trial_id, result, error)
         self.on_change()

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models import architectures
+from models.registry import ModelError
+from search.train import (
+    FoldTrainer,
+    LockstepTrial,
+    NonFiniteLossError,
+    TrainingData,
+    TrainSettings,
+    TrialPlan,
+    choose_precision,
+    learning_rate_share,
+)
+
+EARLY = {
+    "audio": {"architecture": "functionals", "settings": {}},
+    "video": {"architecture": "action_units", "settings": {}},
+}
+AUGMENTED = {
+    "mixup": 0.4, "spec_augment": 0.2, "speed_perturbation": 0.1, "crop_seconds": 1.0,
+    "label_smoothing": 0.1, "batch_size": 6,
+}  # fmt: skip
+
+
+def plan(name: str, **training: Any) -> TrialPlan:
+    settings: dict[str, Any] = EARLY if name == "concatenation" else {}
+    return TrialPlan.of(name, settings, {"epochs": 1, **training})
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in architectures()])
+def test_every_architecture_trains_an_epoch_and_predicts_every_clip(
+    tiny_data: TrainingData, name: str
+) -> None:
+    results = list(LockstepTrial(plan(name), tiny_data, seed=0).run())
+    assert [r.percent for r in results] == [100]
+    assert results[0].logits.shape == (24, 6)
+    assert np.isfinite(results[0].logits).all()
+
+
+@pytest.mark.parametrize("name", ["functionals", "action_units", "logmel_resnet", "concatenation"])
+def test_training_never_touches_a_held_out_speaker(
+    tiny_data: TrainingData, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    fixed, batch = TrainingData.fixed, tiny_data.cache.batch
+
+    def spy(self: TrainingData, expert: Any, rows: Any) -> Any:
+        seen.update(rows.tolist())
+        return fixed(self, expert, rows)
+
+    def spy_batch(rows: Any, kinds: Any) -> Any:
+        seen.update(rows.tolist())
+        return batch(rows, kinds)
+
+    warm = FoldTrainer(plan(name), tiny_data, 1, seed=0)  # front ends are cached for every clip
+    warm.predict(np.arange(24))
+    monkeypatch.setattr(TrainingData, "fixed", spy)
+    monkeypatch.setattr(tiny_data.cache, "batch", spy_batch)
+    trainer = FoldTrainer(plan(name, epochs=2, **AUGMENTED), tiny_data, 0, seed=0)
+    trainer.step_epoch()
+    trainer.step_epoch()
+    assert seen == set(tiny_data.folds.train_rows(0).tolist())
+    speakers = np.asarray([entry.speaker for entry in tiny_data.cache.index.clips])
+    held_out = set(speakers[tiny_data.folds.test_rows(0)])
+    assert not held_out & set(speakers[sorted(seen)])
+
+
+@pytest.mark.parametrize("name", ["functionals", "logmel_resnet", "frame_cnn"])
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(
+    tiny_data: TrainingData, name: str
+) -> None:
+    chosen = plan(name, epochs=2, **AUGMENTED)
+    runs = [
+        list(LockstepTrial(chosen, tiny_data, seed=seed, precision="float32").run())[-1].logits
+        for seed in (0, 0, 1)
+    ]
+    assert (runs[0] == runs[1]).all()
+    assert not (runs[0] == runs[2]).all()
+
+
+def test_interleaving_the_folds_changes_nothing(tiny_data: TrainingData) -> None:
+    chosen = plan("logmel_resnet", epochs=2, **AUGMENTED)
+    together = list(LockstepTrial(chosen, tiny_data, seed=0, precision="float32").run())[-1].logits
+    for fold in (1, 0):
+        trainer = FoldTrainer(chosen, tiny_data, fold, seed=0)
+        trainer.step_epoch()
+        trainer.step_epoch()
+        rows = tiny_data.folds.test_rows(fold)
+        assert (trainer.predict(rows) == together[rows]).all()
+
+
+def test_a_checkpoint_continues_to_the_same_numbers(tiny_data: TrainingData) -> None:
+    chosen = plan("logmel_resnet", epochs=3, **AUGMENTED)
+    whole = FoldTrainer(chosen, tiny_data, 0, seed=0)
+    first = FoldTrainer(chosen, tiny_data, 0, seed=0)
+    for _ in range(3):
+        whole.step_epoch()
+    first.step_epoch()
+    second = FoldTrainer(chosen, tiny_data, 0, seed=0)
+    second.load_state_dict(first.state_dict())
+    second.step_epoch()
+    second.step_epoch()
+    rows = tiny_data.folds.test_rows(0)
+    assert (whole.predict(rows) == second.predict(rows)).all()
+
+
+def test_the_scaler_is_counted_on_the_training_side_alone(tiny_data: TrainingData) -> None:
+    trainer = FoldTrainer(plan("action_units"), tiny_data, 0, seed=0)
+    rows = tiny_data.folds.train_rows(0)
+    features = tiny_data.cache.batch(rows, ["features"])["features"]
+    scale = trainer.expert.encoder("features").scale
+    assert torch.allclose(scale.mean, features.mean(dim=0), atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_rungs_are_shares_of_the_own_schedule(tiny_data: TrainingData) -> None:
+    results = list(LockstepTrial(plan("action_units", epochs=10), tiny_data, seed=0).run())
+    assert [(r.percent, r.epoch) for r in results] == [(25, 3), (50, 5), (75, 8), (100, 10)]
+
+
+def test_an_infinite_loss_fails_the_trial_and_names_the_fold(tiny_data: TrainingData) -> None:
+    trainer = FoldTrainer(plan("action_units", learning_rate=1e3), tiny_data, 0, seed=0)
+    with torch.no_grad():
+        trainer.expert.classifier.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"The loss of fold 0 is nan in epoch 1"):
+        trainer.step_epoch()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("epochs", 0, "epochs must be positive, got 0"),
+        ("learning_rate", -1.0, "learning_rate must be positive"),
+        ("dropout", 1.0, r"dropout must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_an_impossible_training_setting_is_refused(
+    setting: str, value: float, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        TrainSettings(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_an_unknown_training_setting_lists_the_known_ones() -> None:
+    with pytest.raises(ModelError, match=r"Unknown training setting 'momentum'\. Known: epochs"):
+        TrialPlan.of("functionals", {}, {"momentum": 0.9})
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
+    shares = [learning_rate_share(step, 100) for step in range(100)]
+    assert shares[0] == pytest.approx(0.1)
+    assert max(shares) == shares[9] == 1.0
+    assert shares[-1] < 0.001
+
+
+def test_a_plan_survives_json() -> None:
+    chosen = plan("concatenation", mixup=0.2)
+    assert TrialPlan.from_json(chosen.to_json()) == chosen
+
+
+def test_precision_is_what_was_asked_for_or_follows_the_architecture() -> None:
+    assert choose_precision("functionals", {}, "cpu", "bfloat16") == "bfloat16"
+    assert choose_precision("functionals", {}, "cpu") == "float32"
