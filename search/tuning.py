@@ -22,6 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 from ray import tune
 
+from search.config import ConfigError
 from search.sampler import DealtSearch, HalvingScheduler
 from search.trial import ACTOR_CPUS, Spec, describe, run_trial, train_trial
 
@@ -43,11 +44,21 @@ def start_ray(workers: int | None, *, dashboard: bool) -> str | None:
 
     Returns:
         The dashboard's URL, or None.
+
+    Raises:
+        ConfigError: If the cluster cannot be joined.
     """
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         runtime = {"working_dir": str(Path(__file__).parent.parent), "excludes": EXCLUDES}
-        context = ray.init(runtime_env=runtime, **common)
+        try:
+            context = ray.init(runtime_env=runtime, **common)
+        except (ConnectionError, RuntimeError) as error:
+            raise ConfigError(
+                f"Cannot join the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}. "
+                "It must run, with the same Ray version; with token authentication "
+                "RAY_AUTH_MODE=token must be set here and on its hosts."
+            ) from error
     else:
         cores = len(os.sched_getaffinity(0))
         context = ray.init(

@@ -1,0 +1,1 @@
+"""Measurements behind docs/performance.md; nothing imports it. `python -m benchmarks.NAME`."""

@@ -1,0 +1,124 @@
+"""Seconds a trial beyond its training: our reused actors, and a plain nested TorchTrainer.
+
+`python -m benchmarks.trial_overhead`. Both run trials that do next to nothing. The plain
+script follows Ray's guide for tuning a TorchTrainer: a driver function a trial builds one.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import corpus, scratch
+
+TRIALS, PLAIN_TRIALS = 40, 4
+
+
+def ours(folder: Path) -> tuple[float, float]:
+    """Seconds a trial in all, and seconds of training in it, over `TRIALS` minimal trials."""
+    from datasets.cache import open_cache
+    from datasets.splits import make_folds
+    from ensembles.bank import PosteriorBank
+    from search import tuning
+    from search.run import _clip_table
+    from search.sampler import DealtSearch, open_journal
+    from search.space import offer_for
+    from search.train import TrainingData, clip_shape
+
+    index = corpus(None, folder)
+    cache = open_cache(index, folder / "cache")
+    data = TrainingData(cache, make_folds(index))
+    run = folder / "run"
+    for name in ("logs", "weights"):
+        (run / name).mkdir(parents=True)
+    PosteriorBank.create(run / "bank", _clip_table(data))
+    offer = offer_for(clip_shape(cache), ("functionals",), epochs_scale=0.01)
+    context = {
+        "run": str(run), "data": index.root, "checksum": index.checksum, "classes": [],
+        "protocol": data.folds.protocol, "folds": data.folds.fingerprint, "metric": "accuracy", "seed": 0,
+        "device": "cpu", "precision": "auto", "cache_folder": str(folder / "cache"), "cache_gb": 16.0,
+        "skip_corrupt": False, "workers": 1, "cpus_per_trial": 1, "gpus_per_trial": 0.0,
+    }  # fmt: skip
+    tuning.start_ray(1, dashboard=True)
+    try:
+        warm = DealtSearch(
+            offer, open_journal(run / "warm.log"), seed=0, trials=2, deadline=time.monotonic() + 600
+        )
+        tuning.run_search(warm, context, run, workers=1, seconds=600)
+        search = DealtSearch(
+            offer,
+            open_journal(run / "journal.log"),
+            seed=0,
+            trials=TRIALS,
+            deadline=time.monotonic() + 600,
+        )
+        started = time.perf_counter()
+        tuning.run_search(search, context, run, workers=1, seconds=600)
+        total = time.perf_counter() - started
+        training = sum(t.user_attrs["seconds"] or 0.0 for t in search.parts["audio"].asked())
+    finally:
+        tuning.stop_ray()
+    return total / TRIALS, training / TRIALS
+
+
+def plain() -> float:
+    """Seconds a trial of a driver function that nests a one-worker TorchTrainer."""
+    import ray
+    from ray import tune
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    def loop(config: dict[str, Any]) -> None:
+        import ray.train
+
+        ray.train.report({"score": config["x"]})
+
+    with tempfile.TemporaryDirectory() as storage:
+
+        def driver(config: dict[str, Any]) -> None:
+            TorchTrainer(
+                loop,
+                train_loop_config=config,
+                scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
+                run_config=RunConfig(
+                    name=f"trial-{config['x']:.6f}",
+                    storage_path=storage,
+                    callbacks=[TuneReportCallback()],
+                ),
+            ).fit()
+
+        ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
+        try:
+            started = time.perf_counter()
+            tune.Tuner(
+                tune.with_resources(driver, {"cpu": 0.5}),
+                param_space={"x": tune.uniform(0, 1)},
+                tune_config=tune.TuneConfig(num_samples=PLAIN_TRIALS, max_concurrent_trials=1),
+                run_config=tune.RunConfig(storage_path=storage, verbose=0),
+            ).fit()
+            return (time.perf_counter() - started) / PLAIN_TRIALS
+        finally:
+            ray.shutdown()
+
+
+def main() -> None:
+    """Prints both, and the ratio."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with scratch() as folder:
+        total, training = ours(Path(folder))
+    print(
+        f"ours: {total:.3f} s a trial, {training:.3f} of it training: overhead {total - training:.3f} s ({TRIALS} trials)"
+    )
+    nested = plain()
+    print(
+        f"nested TorchTrainer: {nested:.1f} s a trial that trains nothing ({PLAIN_TRIALS} trials)"
+    )
+    print(f"ratio: {nested / (total - training):.0f}x")
+
+
+if __name__ == "__main__":
+    main()
