@@ -52,8 +52,9 @@ def main() -> None:
 
                 times.append(1000 * seconds(step, min(options.repeats, 3)))
         front_end = 1000 * seconds(lambda: expert.preprocess(batch), min(options.repeats, 3))  # noqa: B023
-        print(f"{entry.name:22}" + "".join(f"{t:8.0f} ms"[:10].rjust(10) for t in times)
-              + f"{times[0] / times[3]:6.2f}x{100 * front_end / (front_end + times[3]):9.1f} %", flush=True)  # fmt: skip
+        columns = "".join(f"{t:.0f} ms".rjust(10) for t in times)
+        share = 100 * front_end / (front_end + times[3])
+        print(f"{entry.name:22}{columns}{times[0] / times[3]:6.2f}x{share:9.1f} %", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def ours(folder: Path) -> tuple[float, float]:
     from datasets.splits import make_folds
     from ensembles.bank import PosteriorBank
     from search import tuning
-    from search.run import _clip_table
+    from search.corpus import clip_table
     from search.sampler import DealtSearch, open_journal
     from search.space import offer_for
     from search.train import TrainingData, clip_shape
@@ -34,7 +34,7 @@ def ours(folder: Path) -> tuple[float, float]:
     run = folder / "run"
     for name in ("logs", "weights"):
         (run / name).mkdir(parents=True)
-    PosteriorBank.create(run / "bank", _clip_table(data))
+    PosteriorBank.create(run / "bank", clip_table(data))
     offer = offer_for(clip_shape(cache), ("functionals",), epochs_scale=0.01)
     context = {
         "run": str(run), "data": index.root, "checksum": index.checksum, "classes": [],
@@ -111,7 +111,8 @@ def main() -> None:
     with scratch() as folder:
         total, training = ours(Path(folder))
     print(
-        f"ours: {total:.3f} s a trial, {training:.3f} of it training: overhead {total - training:.3f} s ({TRIALS} trials)"
+        f"ours: {total:.3f} s a trial, {training:.3f} of it training: "
+        f"overhead {total - training:.3f} s ({TRIALS} trials)"
     )
     nested = plain()
     print(

@@ -15,6 +15,7 @@ from datasets.index import FILE_NAME, read_index
 from datasets.prepare import prepare
 from datasets.splits import make_folds
 from datasets.synthetic import load_synthetic
+from ensembles.bank import ClipTable
 from search.config import SearchConfig
 from search.train import TrainingData
 
@@ -94,4 +95,16 @@ def _bar(what: str, console: Console) -> Progress:
         TextColumn("clips"),
         console=console,
         transient=True,
+    )
+
+
+def clip_table(data: TrainingData) -> ClipTable:
+    """The rows of a posterior bank over this corpus and split."""
+    index = data.cache.index
+    return ClipTable(
+        clips=tuple(entry.clip for entry in index.clips),
+        speakers=tuple(entry.speaker for entry in index.clips),
+        folds=data.folds.fold_of_clip,
+        labels=data.cache.targets,
+        classes=index.labels,
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ensembles.bank import ClipTable, write_atomically
 from ensembles.build import LEGEND, assessment_rows, leaderboard
-from ensembles.honesty import Assessment, Scored, detail
+from ensembles.honesty import MIN_GROUPS_FOR_BOOTSTRAP, Assessment, Scored, detail
 from ensembles.metrics import Array
 
 SUMMARY_VERSION = 1
@@ -100,6 +100,12 @@ def print_report(
             style="dim",
             highlight=False,
         )
+    if len(set(table.speakers)) < MIN_GROUPS_FOR_BOOTSTRAP and assessment.metric == "accuracy":
+        each = detail(table, assessment.fused.log_posteriors).speakers
+        shown_speakers = ", ".join(f"{name} {100 * value:.0f}" for name, value in each.items())
+        console.print(f"fused, by speaker: {shown_speakers}", style="dim", highlight=False)
+    for name, reason in facts["failures"].items():
+        console.print(f"failed: {name}: {reason}", highlight=False)
     majority = max(float((table.labels == k).mean()) for k in range(len(table.classes)))
     if assessment.metric == "accuracy":
         console.print(

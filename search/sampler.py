@@ -216,6 +216,52 @@ class DealtSearch(Searcher):
         """Trials handed out so far."""
         return sum(len(part.asked()) for part in self.parts.values())
 
+    def all_trials(self) -> dict[str, FrozenTrial]:
+        """Name → trial, of everything handed out."""
+        return {
+            f"{modality}-{trial.number:04d}": trial
+            for modality, part in self.parts.items()
+            for trial in part.asked()
+        }
+
+    def finished(self) -> set[str]:
+        """Names of the trials that reached the end of their schedule."""
+        return {n for n, trial in self.all_trials().items() if trial.state == TrialState.COMPLETE}
+
+    def failures(self) -> dict[str, str]:
+        """Name → reason."""
+        return {
+            name: str(trial.user_attrs.get("failed", ""))
+            for name, trial in self.all_trials().items()
+            if trial.state == TrialState.FAIL
+        }
+
+    def counts(self) -> dict[str, int]:
+        """How trials ended: complete, pruned, failed, unfinished."""
+        states = [trial.state for trial in self.all_trials().values()]
+        names = {
+            "complete": TrialState.COMPLETE,
+            "pruned": TrialState.PRUNED,
+            "failed": TrialState.FAIL,
+            "unfinished": TrialState.RUNNING,
+        }
+        return {name: states.count(state) for name, state in names.items()}
+
+    def state_line(self) -> str:
+        """Where the search is, for the live line."""
+        counts = self.counts()
+        best = []
+        for modality, part in self.parts.items():
+            values = [t.value for t in part.asked() if t.value is not None]
+            best.append(f"{modality} {max(values):.3f}" if values else f"{modality} –")
+        ended = counts["complete"] + counts["pruned"] + counts["failed"]
+        running = ", ".join(sorted(self.running.values()))
+        return (
+            f"{ended}/{self.trials} trials ({counts['pruned']} stopped early, "
+            f"{counts['failed']} failed)  best so far: {', '.join(best)}  "
+            f"running: {running or 'none'}"
+        )
+
     def left(self) -> int:
         """Trials still to be run by this process."""
         return len(self._orphans) + max(0, self.trials - self.asked())

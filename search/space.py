@@ -172,6 +172,23 @@ class Offer:
         """Values of the modality's `architecture` parameter."""
         return self.pairs if modality == "early" else self.single[modality]
 
+    def to_json(self) -> dict[str, Any]:
+        """For the run's `run.json`: a resumed run must offer the same."""
+        return {
+            "single": {modality: list(names) for modality, names in self.single.items()},
+            "pairs": list(self.pairs),
+            "epochs_scale": self.epochs_scale,
+            "why_not": dict(self.why_not),
+        }
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Offer:
+        """The inverse of `to_json`."""
+        single = {modality: tuple(names) for modality, names in document["single"].items()}
+        return Offer(
+            single, tuple(document["pairs"]), document["epochs_scale"], document["why_not"]
+        )
+
 
 def offer_for(shape: ClipShape, only: tuple[str, ...] = (), epochs_scale: float = 1.0) -> Offer:
     """Adapts the space to what the clips hold and to `--only`.
@@ -225,6 +242,14 @@ def suggest_plan(trial: optuna.Trial, modality: str, offer: Offer) -> TrialPlan:
     choice = trial.suggest_categorical("architecture", list(offer.choices(modality)))
     name = "concatenation" if modality == "early" else choice
     values = {key: domain.suggest(trial, f"{name}.{key}") for key, domain in SPACE[name].items()}
+    return _plan(name, choice, values, offer)
+
+
+def plan_of(params: Mapping[str, Any], modality: str, offer: Offer) -> TrialPlan:
+    """The configuration that a finished trial's parameters stand for."""
+    choice = params["architecture"]
+    name = "concatenation" if modality == "early" else choice
+    values = {key: params[f"{name}.{key}"] for key in SPACE[name]}
     return _plan(name, choice, values, offer)
 
 

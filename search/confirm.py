@@ -1,0 +1,113 @@
+"""Fresh seeds: the experts behind the headline trained again, and the same choices scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from ensembles.bank import PosteriorBank
+from ensembles.honesty import Assessment, Scored, replay
+from search import tuning
+from search.sampler import DealtSearch
+from search.space import MODALITIES, plan_of
+from search.trial import Spec
+
+_FIRST_SEED = 1000
+"""Added to the search's seed."""
+
+
+def confirm(
+    assessment: Assessment,
+    bank: PosteriorBank,
+    search: DealtSearch,
+    context: dict[str, Any],
+    *,
+    count: int,
+    screen: Console,
+) -> dict[int, dict[str, Scored]]:
+    """Trains every expert that the headline rests on with `count` fresh seeds.
+
+    The scores of these seeds count, not that of the seed which won the search. Choices of
+    experts and recipe stay as they are; only the fusion's parameters are fitted again, for
+    each fold on the other folds.
+
+    Returns:
+        Seed → `fused`, `audio`, `video`, `early` → score. A seed of which a training failed
+        is left out.
+    """
+    seeds = [int(context["seed"]) + _FIRST_SEED + n for n in range(count)]
+    rows = {"fused": assessment.fused}
+    rows |= {m: row for m in MODALITIES if (row := assessment.row(f"best {m}"))}
+    names = sorted({name for row in rows.values() for _, taken in row.per_fold for name in taken})
+    have = {entry.trial for entry in bank.read() if entry.percent == 100}
+    specs = [
+        _spec(name, seed, search, context)
+        for seed in seeds
+        for name in names
+        if fresh_name(name, seed) not in have
+    ]
+    if specs:
+        _train(specs, names, search, context, screen)
+    return _score(rows, names, seeds, bank, search, assessment.metric)
+
+
+def fresh_name(trial: str, seed: int) -> str:
+    """What the bank calls a trial's retraining."""
+    return f"{trial}+seed{seed}"
+
+
+def _spec(name: str, seed: int, search: DealtSearch, context: dict[str, Any]) -> Spec:
+    modality = name.rpartition("-")[0]
+    plan = plan_of(search.all_trials()[name].params, modality, search.parts[modality].offer)
+    return {
+        "trial": fresh_name(name, seed),
+        "modality": modality,
+        "plan": plan.to_json(),
+        "context": {**context, "seed": seed},
+    }
+
+
+def _train(
+    specs: list[Spec],
+    names: list[str],
+    search: DealtSearch,
+    context: dict[str, Any],
+    screen: Console,
+) -> None:
+    trials = search.all_trials()
+    took = sum(float(trials[name].user_attrs.get("seconds") or 0.0) for name in names)
+    minutes = took * len(specs) / len(names) / int(context["workers"]) / 60
+    screen.print(
+        f"fresh seeds: training {len(specs)} experts of the headline again, about {minutes:.1f} min",
+        highlight=False,
+    )
+
+    def failed(name: str, why: str | None) -> None:
+        if why:
+            screen.print(f"{name} failed: {why}", highlight=False)
+
+    tuning.run_seeds(specs, context, workers=int(context["workers"]), on_done=failed)
+
+
+def _score(
+    rows: dict[str, Scored],
+    names: list[str],
+    seeds: list[int],
+    bank: PosteriorBank,
+    search: DealtSearch,
+    metric: str,
+) -> dict[int, dict[str, Scored]]:
+    entries = {entry.trial: entry for entry in bank.read() if entry.percent == 100}
+    finished = search.finished()
+    experts = bank.experts(entry for name, entry in entries.items() if name in finished)
+    confirmed: dict[int, dict[str, Scored]] = {}
+    for seed in seeds:
+        again = [entries.get(fresh_name(name, seed)) for name in names]
+        if all(again):
+            fresh = bank.experts([entry for entry in again if entry]).log_posteriors
+            swapped = experts.replace(dict(zip(names, fresh, strict=True)))
+            confirmed[seed] = {
+                name: replay(swapped, row, metric, name) for name, row in rows.items()
+            }
+    return confirmed
