@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,8 +194,9 @@ class PosteriorBank:
         for path in sorted(self.folder.glob("*.npz")):
             try:
                 entries.append(self._read_entry(path))
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-                self.damaged.append(f"{path.name}: {error}")
+            except Exception as error:
+                # Damaged archives fail as zlib.error, NotImplementedError, TypeError and more.
+                self.damaged.append(f"{path.name}: {str(error) or type(error).__name__}")
         return entries
 
     def _read_entry(self, path: Path) -> BankEntry:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ensembles import EnsembleError
@@ -174,10 +175,12 @@ def fit_on_training(files: list[PosteriorFile], experts: Experts, metric: str) -
     """Fits each fusion of all files on their in-sample training posteriors, as published work did.
 
     Raises:
-        EnsembleError: If a file lacks the training posteriors of a fold.
+        EnsembleError: If a file lacks the training posteriors of a fold, or has some of
+            speakers whom the fold holds out.
     """
     table = experts.table
     fold_names = sorted({files[0].fold_of[c] for c in table.clips})
+    held_out_in = {files[0].about[c][0]: files[0].fold_of[c] for c in table.clips}
     rows = []
     for recipe in recipes_for(experts):
         if not recipe.name.startswith("all:"):
@@ -185,6 +188,13 @@ def fit_on_training(files: list[PosteriorFile], experts: Experts, metric: str) -
         out = np.empty(experts.log_posteriors.shape[1:])
         for number, fold in enumerate(fold_names):
             clips = [c for f, c in files[0].training if f == fold]
+            for clip in clips:
+                speaker = files[0].about[clip][0]
+                if held_out_in.get(speaker) == fold:
+                    raise EnsembleError(
+                        f"Leak: fold {fold} holds out speaker '{speaker}', whose clip '{clip}' is among its "
+                        "training posteriors (part = train)."
+                    )
             for file in files:
                 lost = [c for c in clips if (fold, c) not in file.training]
                 if lost or not clips:
@@ -229,7 +239,7 @@ def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
     table.add_column("search", justify="right", style="dim", no_wrap=True)
     for row in rows:
         table.add_row(
-            row.name,
+            escape(row.name),
             show(row.honest_score),
             f"{show(row.interval.low)} – {show(row.interval.high)}",
             show(row.honest_pooled),
@@ -293,6 +303,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if (options.run is None) == (options.posteriors is None):
         parser.error("name either a run or --posteriors files")
+    if options.fit_on == "train-posteriors" and len(options.posteriors or ()) < 2:
+        parser.error("--fit-on train-posteriors needs two or more --posteriors files")
     try:
         metric = check_metric(options.metric)
         in_sample: list[Scored] = []

@@ -9,6 +9,8 @@ import numpy as np
 from ensembles.late import Space, pool
 from ensembles.metrics import Array, Labels
 
+_FLOOR = -30.0
+
 
 class GreedySelection:
     """Adds, one at a time and with replacement, the expert that helps the pooled posteriors most.
@@ -32,8 +34,8 @@ class GreedySelection:
 
         So it is never worse than its best single expert on the rows it is fitted on.
         """
-        values = log_posteriors if self.space == "log" else np.exp(log_posteriors)
-        values = np.maximum(values, -30.0).astype(np.float32)
+        floored = self._floored(log_posteriors)
+        values = (floored if self.space == "log" else np.exp(floored)).astype(np.float32)
         total = np.zeros(values.shape[1:], np.float32)
         order: list[int] = []
         best_order: list[int] = []
@@ -52,7 +54,12 @@ class GreedySelection:
 
     def predict(self, log_posteriors: Array) -> Array:
         """(M, N, K) → (N, K) log-posteriors."""
-        return pool(log_posteriors, self.counts_ / self.counts_.sum(), self.space)
+        weights = self.counts_ / self.counts_.sum()
+        return pool(self._floored(log_posteriors), weights, self.space)
+
+    def _floored(self, log_posteriors: Array) -> Array:
+        """One overconfident expert must not veto a class; the same for fitting and predicting."""
+        return np.maximum(log_posteriors, _FLOOR)
 
     def _merit(self, total: Array, labels: Labels, count: int) -> tuple[float, float]:
         accuracy = float((total.argmax(axis=1) == labels).mean())

@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 from ensembles.bank import ClipTable, Experts
 from ensembles.metrics import Array, confusion_matrix, fold_mean, score
 from ensembles.recipes import CrossFitter, Recipe, recipes_for
 
 MIN_GROUPS_FOR_BOOTSTRAP = 10
+_MIN_SPEAKERS_A_FOLD = 3
+"""With fewer, drawing within folds shows little of the speakers' scatter; of one speaker, none."""
 _RESAMPLES = 2000
 
 
@@ -103,19 +106,28 @@ def assess(
     """Cross-fits every recipe and scores it, and the choice among them, honestly."""
     fitter = CrossFitter(experts, metric)
     recipes = recipes_for(experts)
-    rows = []
-    for done, recipe in enumerate(recipes, start=1):
-        rows.append(_score_recipe(fitter, recipe))
-        if len(fitter.folds) > 2:
-            for fold in fitter.folds:
-                fitter.inner_score(recipe, fold)  # remembered for the choice below
-        if on_progress:
-            on_progress(done, len(recipes))
+    # The fits are small: a second thread costs more in waiting than it gains.
+    with threadpool_limits(1):
+        rows = _score_recipes(fitter, recipes, on_progress)
     sign = -1.0 if metric == "log_loss" else 1.0
     best = max(rows, key=lambda row: sign * (row.search_score or 0.0))
     return Assessment(
         metric, experts.table, tuple(rows), _score_choice(fitter, recipes, best), best.name
     )
+
+
+def _score_recipes(
+    fitter: CrossFitter, recipes: list[Recipe], on_progress: Callable[[int, int], None] | None
+) -> list[Scored]:
+    rows = []
+    for done, recipe in enumerate(recipes, start=1):
+        rows.append(_score_recipe(fitter, recipe))
+        if len(fitter.folds) > 2:
+            for fold in fitter.folds:
+                fitter.inner_score(recipe, fold)  # remembered for the choice that follows
+        if on_progress:
+            on_progress(done, len(recipes))
+    return rows
 
 
 def _score_recipe(fitter: CrossFitter, recipe: Recipe) -> Scored:
@@ -193,14 +205,15 @@ def scored(
 def speaker_interval(table: ClipTable, metric: str, log_posteriors: Array) -> Interval:
     """95 % interval of the fold mean over speakers: what other speakers would have given.
 
-    With ten speakers or more: a percentile bootstrap that draws speakers within their fold.
-    With fewer: a t-interval over the speakers' own scores. Training and selection are not
-    repeated, so their own scatter comes on top.
+    With ten speakers or more, three or more a fold: a percentile bootstrap that draws
+    speakers within their fold. Otherwise: a t-interval over the speakers' own scores.
+    Training and selection are not repeated, so their own scatter comes on top.
     """
     speakers = np.asarray(table.speakers)
     names = np.unique(speakers)
     rows_of = {name: np.flatnonzero(speakers == name) for name in names}
-    if len(names) < MIN_GROUPS_FOR_BOOTSTRAP:
+    groups = [np.unique(speakers[table.folds == k]) for k in np.unique(table.folds)]
+    if len(names) < MIN_GROUPS_FOR_BOOTSTRAP or min(map(len, groups)) < _MIN_SPEAKERS_A_FOLD:
         values = [score(metric, table.labels[r], log_posteriors[r]) for r in rows_of.values()]
         middle = fold_mean(metric, table.labels, log_posteriors, table.folds)
         if len(values) < 2:
@@ -209,7 +222,6 @@ def speaker_interval(table: ClipTable, metric: str, log_posteriors: Array) -> In
             stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
         )
         return Interval(middle - half, middle + half, f"t over {len(values)} speakers")
-    groups = [np.unique(speakers[table.folds == k]) for k in np.unique(table.folds)]
     generator = np.random.default_rng(0)
     bootstrap = _bootstrap_means if metric in {"accuracy", "log_loss"} else _bootstrap
     resampled = bootstrap(table, metric, log_posteriors, groups, rows_of, generator)

@@ -29,13 +29,18 @@ def spec_augment(
     keep_time = torch.ones(batch, frames, dtype=torch.bool, device=x.device)
     keep_band = torch.ones(batch, bands, dtype=torch.bool, device=x.device)
     for _ in range(masks):
-        width = torch.rand(batch, 1, device=x.device) * time_share * lengths[:, None]
-        start = torch.rand(batch, 1, device=x.device) * (lengths[:, None] - width)
+        start, width = _stretch(lengths.to(x.dtype), time_share)
         keep_time &= (time < start) | (time >= start + width)
-        width = torch.rand(batch, 1, device=x.device) * band_share * bands
-        start = torch.rand(batch, 1, device=x.device) * (bands - width)
+        start, width = _stretch(torch.full_like(lengths, bands).to(x.dtype), band_share)
         keep_band &= (band < start) | (band >= start + width)
     return x * keep_time[:, :, None] * keep_band[:, None, :]
+
+
+def _stretch(sizes: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Draws a whole start and width within each of (B,) sizes: (B, 1), (B, 1)."""
+    sizes = sizes[:, None]
+    width = (torch.rand_like(sizes) * ((share * sizes).floor() + 1)).floor()
+    return (torch.rand_like(sizes) * (sizes - width + 1)).floor(), width
 
 
 def speed_perturb(x: Tensor, lengths: Tensor, factor: float) -> tuple[Tensor, Tensor]:

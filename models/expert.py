@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.registry import ClipShape, get_architecture
+from models.registry import ClipShape, ModelError, get_architecture
 
 Batch = Mapping[str, Tensor]
 
@@ -145,11 +145,11 @@ def build_expert(
         ModelError: Unknown architecture or setting, or an input that the clips lack.
     """
     entry = get_architecture(architecture)
-    entry.check(settings)
-    complete = {**entry.default, **settings}
     if entry.modality == "early":
+        entry.check(settings)
+        complete = {**entry.default, **settings}
         return entry.build(shape=shape, dropout=dropout, **complete)  # type: ignore[return-value]
-    encoder = entry.build(shape=shape, **complete)
+    encoder = build_encoder(architecture, settings, shape)
     return Expert({encoder.kind: encoder}, shape.num_classes, dropout=dropout)
 
 
@@ -167,8 +167,15 @@ def arrange_memory(expert: Expert) -> Expert:
 
 
 def build_encoder(architecture: str, settings: Mapping[str, Any], shape: ClipShape) -> Encoder:
-    """Builds the encoder of a single-modality architecture, as a part of early fusion."""
+    """Builds the encoder of a single-modality architecture, as a part of early fusion too.
+
+    Raises:
+        ModelError: Unknown architecture or setting, or an input that the clips lack.
+    """
     entry = get_architecture(architecture)
     entry.check(settings)
     assert entry.modality != "early", "early fusion is not a part of early fusion"
+    for kind in entry.inputs:
+        if not shape.has(kind):
+            raise ModelError(f"'{architecture}' reads {kind}, which some or all clips lack.")
     return entry.build(shape=shape, **{**entry.default, **settings})

@@ -153,7 +153,7 @@ class Functionals(FrontEnd):
 
     worth_caching = True
     _MELS, _MFCC, _FURTHER = 40, 20, 5
-    _LOW_HZ, _HIGH_HZ = 62.5, 500.0
+    _LOW_HZ, _HIGH_HZ, _OCTAVE_COST = 62.5, 500.0, 0.05
 
     def __init__(self, *, sample_rate_hz: int) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Functionals(FrontEnd):
         self.register_buffer("transform", transform, persistent=False)
         self.transform: Tensor
         self.num_functionals = (self._MELS + self._MFCC + self._FURTHER) * 17
-        self.name = f"functionals with pitch {sample_rate_hz}"
+        self.name = f"functionals with pitch at an octave cost {sample_rate_hz}"
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See the class; the returned lengths are all 1."""
@@ -202,18 +202,21 @@ class Functionals(FrontEnd):
         ), frames
 
     def _pitch(self, power: Tensor) -> tuple[Tensor, Tensor]:
-        """Highest peak of the autocorrelation, over that of the window itself."""
+        """Highest peak of the autocorrelation, over that of the window itself (Boersma, 1993).
+
+        Both are circular, as a spectrum of the window's own length gives them. A tone's
+        multiples of the period tie, so a longer lag costs something (Boersma's octave cost).
+        """
         correlation = torch.fft.irfft(power, dim=2)
-        window = self.log_mel.stft.window
-        taper = torch.fft.irfft(torch.fft.rfft(window, 2 * len(window)).abs().square())[
-            : correlation.shape[2]
-        ]
+        taper = torch.fft.irfft(torch.fft.rfft(self.log_mel.stft.window).abs().square())
         shortest = int(self.sample_rate_hz / self._HIGH_HZ)
         longest = min(int(self.sample_rate_hz / self._LOW_HZ), correlation.shape[2] // 2)
         normal = correlation[:, :, :1] * (taper[shortest:longest] / taper[0]).clamp(min=0.05) + 1e-8
-        peak, lag = (correlation[:, :, shortest:longest] / normal).max(dim=2)
-        voicing = peak.clamp(0.0, 1.0)
-        octaves = torch.log2(self.sample_rate_hz / (lag + shortest).to(power.dtype) / self._LOW_HZ)
+        strength = correlation[:, :, shortest:longest] / normal
+        lags = torch.arange(shortest, longest, device=power.device, dtype=power.dtype)
+        best = (strength - self._OCTAVE_COST * torch.log2(lags)).argmax(dim=2)
+        voicing = strength.gather(2, best[:, :, None])[:, :, 0].clamp(0.0, 1.0)
+        octaves = torch.log2(self.sample_rate_hz / lags[best] / self._LOW_HZ)
         return octaves * (voicing > 0.5), voicing
 
 

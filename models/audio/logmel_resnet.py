@@ -88,7 +88,7 @@ class LogMelResNet(Encoder):
     """Residual squeeze-excitation CNN on log-mel, a BiGRU if asked for, attention pooling.
 
     After He et al. (2016, arXiv:1512.03385) and Hu et al. (2018, arXiv:1709.01507), made
-    small: about 100 000 parameters. No deviations are claimed from either, which are nets
+    small: about 140 000 parameters. No deviations are claimed from either, which are nets
     for images; this is a network of the same parts.
 
     Args:

@@ -79,6 +79,8 @@ class _SpectrogramRecurrent(Encoder):
 
     def _convolve(self, x: Tensor, lengths: Tensor) -> Tensor:
         """The convolutions, with what lies behind a clip's end kept at zero in between."""
+        # Three poolings need five frames; a shorter clip is followed by silence.
+        x = nn.functional.pad(x, (0, 0, 0, max(0, 5 - x.shape[1])))
         maps = x.transpose(1, 2)[:, None]
         layers = self.convolutions.layers
         frames = lengths
@@ -88,10 +90,16 @@ class _SpectrogramRecurrent(Encoder):
             maps = torch.relu(convolution(maps))
             # An even kernel yields one frame more than it got.
             frames = frames + (1 if start < 6 else 0)
-            keep = (~frame_mask(frames, maps.shape[3])).to(maps.dtype)[:, None, None]
-            maps = nn.functional.max_pool2d(maps * keep, 2)
+            maps = nn.functional.max_pool2d(_cut(maps, frames), 2)
+            # An odd frame at a clip's end is dropped, as where the clip is alone.
             frames = (frames // 2).clamp(min=1)
+            maps = _cut(maps, frames)
         return maps
+
+
+def _cut(maps: Tensor, frames: Tensor) -> Tensor:
+    """(B, C, F, T) maps with zeros behind each clip's end."""
+    return maps * (~frame_mask(frames, maps.shape[3])).to(maps.dtype)[:, None, None]
 
 
 def _steps(lengths: Tensor) -> Tensor:

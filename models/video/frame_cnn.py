@@ -42,7 +42,7 @@ class FrameCnn(Encoder):
     """Four strided 3×3 convolutions on every frame, then mean, maximum and motion over time.
 
     No paper: the plain parts of VGG-like frame encoders (Simonyan & Zisserman, 2015,
-    arXiv:1409.1556) with batch normalisation, made small (about 40 000 parameters). A
+    arXiv:1409.1556) with batch normalisation, made small (about 110 000 parameters). A
     frame keeps a 3×5 map, so that it matters where in the face something happens.
 
     Args:

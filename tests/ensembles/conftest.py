@@ -1,0 +1,66 @@
+"""Invented experts: posteriors from a seed, with as much truth in them as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from ensembles.bank import ClipTable, Experts
+from ensembles.metrics import log_softmax
+
+MakeExperts = Callable[..., Experts]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """The fits are too small for two."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture(scope="session")
+def make_table() -> Callable[..., ClipTable]:
+    """Clips of speakers, each speaker in one fold, classes in turn."""
+
+    def make(*, speakers: int = 12, clips: int = 6, classes: int = 3, folds: int = 4) -> ClipTable:
+        speaker = np.repeat(np.arange(speakers), clips)
+        count = len(speaker)
+        return ClipTable(
+            clips=tuple(f"clip{i:04d}" for i in range(count)),
+            speakers=tuple(f"speaker{s:02d}" for s in speaker),
+            folds=(speaker % folds).astype(np.int64),
+            labels=(np.arange(count) % classes).astype(np.int64),
+            classes=tuple("abcdefgh"[:classes]),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_experts(make_table: Callable[..., ClipTable]) -> MakeExperts:
+    """Experts whose logits are noise plus `skill` on the true class."""
+
+    def make(
+        seed: int = 0,
+        *,
+        skills: Sequence[float] = (1.0, 1.0, 1.0),
+        modalities: Sequence[str] | None = None,
+        scale: float = 1.0,
+        **sizes: int,
+    ) -> Experts:
+        table = make_table(**sizes)
+        generator = np.random.default_rng(seed)
+        shape = (len(skills), len(table.clips), len(table.classes))
+        logits = generator.normal(size=shape)
+        logits[:, np.arange(len(table.clips)), table.labels] += np.asarray(skills)[:, None]
+        return Experts(
+            table,
+            tuple(f"e{m:02d}" for m in range(len(skills))),
+            tuple(modalities or ["audio"] * len(skills)),
+            log_softmax(scale * logits),
+        )
+
+    return make

@@ -1,0 +1,327 @@
+"""What holds for every fusion, and what holds for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import check_grad
+from scipy.optimize import minimize as scipy_minimize
+
+import ensembles.late
+from ensembles.greedy import GreedySelection
+from ensembles.late import AverageFusion, WeightedFusion, pool
+from ensembles.logistic import PENALTIES, LogisticFusion
+from ensembles.metrics import log_softmax, score
+from ensembles.recipes import Fusion
+
+FUSIONS: dict[str, Callable[[], Fusion]] = {
+    "average": lambda: AverageFusion("arithmetic"),
+    "product": lambda: AverageFusion("log"),
+    "weighted average": lambda: WeightedFusion("arithmetic"),
+    "weighted product": lambda: WeightedFusion("log"),
+    "logistic, probabilities": lambda: LogisticFusion("probabilities"),
+    "logistic, logits": lambda: LogisticFusion("logits"),
+    "greedy average": lambda: GreedySelection("arithmetic"),
+    "greedy product": lambda: GreedySelection("log"),
+}
+every_fusion = pytest.mark.parametrize("build", FUSIONS.values(), ids=FUSIONS.keys())
+both_spaces = pytest.mark.parametrize("space", ["arithmetic", "log"])
+
+
+@every_fusion
+def test_probabilities_sum_to_1(build: Callable[[], Fusion], make_experts: Any) -> None:
+    experts = make_experts()
+    table = experts.table
+    fusion = build().fit(experts.log_posteriors, table.labels, table.folds)
+    fused = fusion.predict(experts.log_posteriors)
+    assert fused.shape == (72, 3)
+    np.testing.assert_allclose(np.exp(fused).sum(axis=1), 1.0, rtol=1e-9)
+
+
+@every_fusion
+def test_the_order_of_experts_does_not_matter(
+    build: Callable[[], Fusion], make_experts: Any
+) -> None:
+    experts = make_experts(skills=(0.5, 1.0, 1.5, 0.0))
+    table, values = experts.table, experts.log_posteriors
+    order = [2, 0, 3, 1]
+    one = build().fit(values, table.labels, table.folds).predict(values)
+    other = build().fit(values[order], table.labels, table.folds).predict(values[order])
+    np.testing.assert_allclose(np.exp(other), np.exp(one), atol=1e-4)
+
+
+@every_fusion
+def test_the_order_of_clips_does_not_matter(build: Callable[[], Fusion], make_experts: Any) -> None:
+    experts = make_experts()
+    table, values = experts.table, experts.log_posteriors
+    order = np.random.default_rng(0).permutation(len(table.labels))
+    one = build().fit(values, table.labels, table.folds)
+    other = build().fit(values[:, order], table.labels[order], table.folds[order])
+    np.testing.assert_allclose(
+        np.exp(other.predict(values)), np.exp(one.predict(values)), atol=1e-3
+    )
+
+
+@every_fusion
+def test_predicting_does_not_look_at_other_clips(
+    build: Callable[[], Fusion], make_experts: Any
+) -> None:
+    experts = make_experts()
+    table, values = experts.table, experts.log_posteriors
+    fusion = build().fit(values, table.labels, table.folds)
+    apart = np.concatenate([fusion.predict(values[:, [n]]) for n in range(10)])
+    np.testing.assert_allclose(
+        np.exp(apart), np.exp(fusion.predict(values)[:10]), rtol=1e-9, atol=1e-7
+    )
+
+
+@every_fusion
+def test_two_classes_work(build: Callable[[], Fusion], make_experts: Any) -> None:
+    experts = make_experts(classes=2, skills=(2.0, 1.0))
+    table, values = experts.table, experts.log_posteriors
+    fused = build().fit(values, table.labels, table.folds).predict(values)
+    assert fused.shape == (72, 2)
+    np.testing.assert_allclose(np.exp(fused).sum(axis=1), 1.0)
+    assert score("accuracy", table.labels, fused) > 0.75
+
+
+@every_fusion
+@pytest.mark.parametrize("missing", [0, 2])
+def test_a_class_missing_in_the_fitted_rows_works(
+    build: Callable[[], Fusion], missing: int, make_experts: Any
+) -> None:
+    experts = make_experts(skills=(3.0, 3.0))
+    table, values = experts.table, experts.log_posteriors
+    rows = table.labels != missing
+    fusion = build().fit(values[:, rows], table.labels[rows], table.folds[rows])
+    fused = fusion.predict(values)
+    assert np.isfinite(fused).all()
+    assert fused.shape == (72, 3)
+    assert score("accuracy", table.labels[rows], fused[rows]) > 0.75
+
+
+@every_fusion
+def test_overconfident_experts_stay_finite(build: Callable[[], Fusion], make_experts: Any) -> None:
+    experts = make_experts(scale=400.0)
+    table, values = experts.table, experts.log_posteriors
+    assert values.min() < -700
+    fused = build().fit(values, table.labels, table.folds).predict(values)
+    assert np.isfinite(fused).all()
+
+
+@every_fusion
+def test_fusing_beats_a_lone_expert(build: Callable[[], Fusion], make_experts: Any) -> None:
+    # Five independent experts of equal skill, fitted on one half and scored on the other.
+    experts = make_experts(skills=(1.0,) * 5, speakers=40, clips=12)
+    table, values = experts.table, experts.log_posteriors
+    fitted = table.folds < 2
+    fusion = build().fit(values[:, fitted], table.labels[fitted], table.folds[fitted])
+    fused = score("accuracy", table.labels[~fitted], fusion.predict(values[:, ~fitted]))
+    alone = [score("accuracy", table.labels[~fitted], one[~fitted]) for one in values]
+    assert fused > max(alone)
+
+
+@both_spaces
+def test_the_average_of_one_expert_is_that_expert(space: Any, make_experts: Any) -> None:
+    experts = make_experts(skills=(1.0,))
+    fusion = AverageFusion(space).fit(
+        experts.log_posteriors, experts.table.labels, experts.table.folds
+    )
+    np.testing.assert_allclose(
+        fusion.predict(experts.log_posteriors), experts.log_posteriors[0], atol=1e-12
+    )
+
+
+def test_averages_by_hand() -> None:
+    values = np.log([[[0.9, 0.1]], [[0.5, 0.5]]])
+    np.testing.assert_allclose(
+        np.exp(pool(values, np.array([0.5, 0.5]), "arithmetic")), [[0.7, 0.3]]
+    )
+    np.testing.assert_allclose(
+        np.exp(pool(values, np.array([3.0, 1.0]), "arithmetic")), [[0.8, 0.2]]
+    )
+    # √(0.9·0.5) : √(0.1·0.5) = 3 : 1
+    np.testing.assert_allclose(np.exp(pool(values, np.array([0.5, 0.5]), "log")), [[0.75, 0.25]])
+    # 0.9² : 0.1² = 81 : 1, a sharper expert: in log space the sum of weights is free.
+    np.testing.assert_allclose(
+        np.exp(pool(values, np.array([2.0, 0.0]), "log")), [[81 / 82, 1 / 82]]
+    )
+
+
+# A uniform factor changes nothing in log space, so that its weight means nothing there.
+@pytest.mark.parametrize(
+    ("space", "useless"), [("arithmetic", "uniform"), ("arithmetic", "random"), ("log", "random")]
+)
+def test_a_useless_expert_gets_almost_no_weight(
+    space: Any, useless: str, make_experts: Any
+) -> None:
+    experts = make_experts(skills=(2.0, 0.0), speakers=40, clips=12)
+    values = experts.log_posteriors.copy()
+    if useless == "uniform":
+        values[1] = np.log(1 / 3)
+    fusion = WeightedFusion(space).fit(values, experts.table.labels, experts.table.folds)
+    share = fusion.weights_ / fusion.weights_.sum()
+    assert share[1] < 0.1
+    assert (fusion.weights_ >= 0).all()
+
+
+def test_arithmetic_weights_lie_on_the_simplex(make_experts: Any) -> None:
+    experts = make_experts(skills=(2.0, 0.5, 1.0))
+    fusion = WeightedFusion("arithmetic").fit(
+        experts.log_posteriors, experts.table.labels, experts.table.folds
+    )
+    assert fusion.weights_.sum() == pytest.approx(1.0)
+    assert (fusion.weights_ >= 0).all()
+
+
+def loss_of(fusion: WeightedFusion, weights: np.ndarray, experts: Any) -> float:
+    offset = weights - 1 / len(weights)
+    fused = pool(experts.log_posteriors, weights, fusion.space)
+    return score("log_loss", experts.table.labels, fused) + fusion.penalty * float(offset @ offset)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_weighted_product_is_at_its_optimum(seed: int, make_experts: Any) -> None:
+    experts = make_experts(seed, skills=(2.0, 0.5, 1.0), scale=2.0)
+    fusion = WeightedFusion("log").fit(
+        experts.log_posteriors, experts.table.labels, experts.table.folds
+    )
+    best = loss_of(fusion, fusion.weights_, experts)
+    assert best < loss_of(fusion, np.full(3, 1 / 3), experts)
+    # Nelder–Mead sees no gradient; the problem is convex.
+    found = scipy_minimize(
+        lambda w: loss_of(fusion, np.maximum(w, 0), experts),
+        fusion.weights_,
+        method="Nelder-Mead",
+        options={"xatol": 1e-6, "fatol": 1e-10},
+    )
+    assert best <= found.fun + 1e-5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_weighted_average_is_at_its_optimum(seed: int, make_experts: Any) -> None:
+    experts = make_experts(seed, skills=(2.0, 1.0))
+    fusion = WeightedFusion("arithmetic", penalty=0.0).fit(
+        experts.log_posteriors, experts.table.labels, experts.table.folds
+    )
+    on_a_grid = min(loss_of(fusion, np.array([w, 1 - w]), experts) for w in np.linspace(0, 1, 1001))
+    assert loss_of(fusion, fusion.weights_, experts) <= on_a_grid + 1e-4
+
+
+def test_the_weighted_products_gradient_is_right(
+    make_experts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts = make_experts(skills=(2.0, 0.5, 1.0))
+    losses: list[Any] = []
+
+    def remember(loss: Any, start: Any, **options: Any) -> Any:
+        losses.append(loss)
+        return scipy_minimize(loss, start, **options)
+
+    monkeypatch.setattr(ensembles.late, "minimize", remember)
+    WeightedFusion("log").fit(experts.log_posteriors, experts.table.labels, experts.table.folds)
+    (loss,) = losses
+    for weights in ([0.3, 0.3, 0.3], [2.0, 0.1, 0.0]):
+        error = check_grad(lambda w: loss(w)[0], lambda w: loss(w)[1], np.array(weights))
+        assert error < 1e-5
+
+
+@both_spaces
+@pytest.mark.parametrize("scale", [1.0, 60.0], ids=["calibrated", "overconfident"])
+def test_greedy_never_scores_below_its_best_expert_where_it_was_fitted(
+    scale: float, space: Any, make_experts: Any
+) -> None:
+    for seed in range(60):
+        experts = make_experts(seed, skills=(0.2, 1.0, 0.5, 0.9, 0.0), scale=scale)
+        table, values = experts.table, experts.log_posteriors
+        fusion = GreedySelection(space).fit(values, table.labels, table.folds)
+        best = max(score("accuracy", table.labels, one) for one in values)
+        assert score("accuracy", table.labels, fusion.predict(values)) >= best, f"seed {seed}"
+
+
+@both_spaces
+def test_greedy_keeps_a_lone_best_expert(space: Any, make_experts: Any) -> None:
+    experts = make_experts(skills=(9.0, 0.0, 0.0))
+    fusion = GreedySelection(space).fit(
+        experts.log_posteriors, experts.table.labels, experts.table.folds
+    )
+    assert fusion.counts_[0] > 0
+    assert fusion.counts_[0] >= 3 * fusion.counts_[1:].sum()
+
+
+@both_spaces
+def test_greedy_of_one_member_is_the_most_accurate_expert(space: Any, make_experts: Any) -> None:
+    experts = make_experts(skills=(0.0, 2.0, 1.0))
+    table, values = experts.table, experts.log_posteriors
+    fusion = GreedySelection(space, size=1).fit(values, table.labels, table.folds)
+    assert fusion.counts_.tolist() == [0, 1, 0]
+    np.testing.assert_allclose(fusion.predict(values), values[1], atol=1e-9)
+
+
+def test_greedy_breaks_ties_of_accuracy_by_log_loss() -> None:
+    # Both are right twice; the second is surer of it.
+    values = np.log([[[0.6, 0.4], [0.4, 0.6]], [[0.9, 0.1], [0.1, 0.9]]])
+    fusion = GreedySelection("arithmetic", size=1).fit(values, np.array([0, 1]), np.zeros(2, int))
+    assert fusion.counts_.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("inputs", ["probabilities", "logits"])
+def test_logistic_takes_the_penalty_with_the_least_loss_on_held_out_groups(
+    inputs: Any, make_experts: Any
+) -> None:
+    experts = make_experts(skills=(0.5, 0.5))
+    table, values = experts.table, experts.log_posteriors
+    losses = []
+    for penalty in PENALTIES:
+        held_out = np.empty((len(table.labels), 3))
+        for fold in range(4):
+            rows = table.folds != fold
+            fusion = LogisticFusion(inputs, (penalty,))
+            fusion.fit(values[:, rows], table.labels[rows], table.folds[rows])
+            held_out[~rows] = fusion.predict(values[:, ~rows])
+        losses.append(score("log_loss", table.labels, held_out))
+    chosen = LogisticFusion(inputs).fit(values, table.labels, table.folds).penalty_
+    assert chosen == PENALTIES[int(np.argmin(losses))]
+
+
+def test_logistic_penalises_noise_more_than_skill(make_experts: Any) -> None:
+    chosen = [
+        LogisticFusion("logits")
+        .fit(experts.log_posteriors, experts.table.labels, experts.table.folds)
+        .penalty_
+        for experts in (make_experts(skills=(0.0, 0.0)), make_experts(skills=(4.0, 4.0)))
+    ]
+    assert chosen[0] < chosen[1]
+
+
+def test_logistic_without_groups_to_hold_out_takes_a_middle_penalty(make_experts: Any) -> None:
+    experts = make_experts()
+    fusion = LogisticFusion().fit(
+        experts.log_posteriors, experts.table.labels, np.zeros_like(experts.table.labels)
+    )
+    assert fusion.penalty_ == PENALTIES[2]
+
+
+def test_logistic_gives_a_class_that_it_never_saw_the_least_probability(make_experts: Any) -> None:
+    experts = make_experts(skills=(3.0, 3.0))
+    rows = experts.table.labels != 1
+    fusion = LogisticFusion().fit(
+        experts.log_posteriors[:, rows], experts.table.labels[rows], experts.table.folds[rows]
+    )
+    fused = fusion.predict(experts.log_posteriors)
+    assert (fused.argmin(axis=1) == 1).all()
+    assert np.exp(fused[:, 1]).max() < 1e-6
+
+
+def test_logistic_undoes_an_expert_that_mixes_up_its_classes(make_experts: Any) -> None:
+    # Averages cannot learn that an expert says b where it means a.
+    experts = make_experts(skills=(3.0,))
+    swapped = experts.log_posteriors[:, :, [1, 0, 2]]
+    table = experts.table
+    assert score("accuracy", table.labels, swapped[0]) < 0.5
+    fused = LogisticFusion().fit(swapped, table.labels, table.folds).predict(swapped)
+    assert score("accuracy", table.labels, fused) > 0.8
+    assert np.allclose(log_softmax(fused), fused)

@@ -1,0 +1,419 @@
+"""No label of a scored fold chooses anything that is scored on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ensembles.bank import ClipTable, Experts
+from ensembles.honesty import Assessment, assess, detail, replay, scored, speaker_interval
+from ensembles.metrics import METRICS, fold_mean, log_softmax, score
+from ensembles.recipes import CrossFitter, recipes_for
+
+THREE = ("audio", "video", "early")
+
+
+@pytest.fixture(scope="module")
+def coin_tosses(make_experts: Any) -> Assessment:
+    """30 experts that know nothing, of three modalities."""
+    return assess(
+        make_experts(
+            skills=(0.0,) * 30, modalities=THREE * 10, speakers=24, clips=20, classes=4, folds=5
+        ),
+        "accuracy",
+    )
+
+
+def test_what_cannot_be_known_scores_at_chance(coin_tosses: Assessment) -> None:
+    error = np.sqrt(0.25 * 0.75 / 480)
+    for row in (coin_tosses.fused, *coin_tosses.recipes):
+        assert row.honest_score == pytest.approx(0.25, abs=4 * error), row.name
+        assert row.honest_pooled == pytest.approx(0.25, abs=4 * error), row.name
+    assert len(coin_tosses.recipes) == 3 + 3 * 6 + 2
+
+
+def test_what_cannot_be_known_looks_better_to_the_search(make_experts: Any) -> None:
+    experts = make_experts(skills=(0.0,) * 30, speakers=24, clips=20, classes=4, folds=5)
+    fitter = CrossFitter(experts, "accuracy")
+    (best,) = (r for r in recipes_for(experts) if r.single)
+    table = experts.table
+    search, honest = (
+        fold_mean("accuracy", table.labels, values, table.folds)
+        for values in (fitter.searched(best), fitter.honest(best))
+    )
+    alone = [
+        fold_mean("accuracy", table.labels, one, table.folds) for one in experts.log_posteriors
+    ]
+    assert search == max(alone)
+    # The largest of 30 draws lies two standard errors (of 2 points) above chance.
+    assert search > 0.25 + 1.5 * 0.02
+    assert search > honest + 0.02
+
+
+def test_the_headlines_search_score_is_the_best_that_the_search_saw(
+    coin_tosses: Assessment,
+) -> None:
+    best = max(coin_tosses.recipes, key=lambda row: row.search_score or 0.0)
+    assert coin_tosses.fused.search_score == best.search_score
+    assert coin_tosses.chosen == best.name
+    assert best.search_score is not None
+    assert best.search_score > coin_tosses.fused.honest_score
+
+
+@pytest.fixture(scope="module")
+def small(make_experts: Any) -> Experts:
+    """Eight experts, some of whom know something."""
+    return make_experts(
+        7, skills=(0.6, 0.5, 0.4, 0.8, 0.3, 0.7, 0.6, 0.5), modalities=(*THREE, *THREE, *THREE[:2])
+    )
+
+
+@pytest.fixture(scope="module", params=["accuracy", "log_loss"])
+def assessed(request: pytest.FixtureRequest, small: Experts) -> Assessment:
+    return assess(small, request.param)
+
+
+def with_labels(experts: Experts, labels: np.ndarray) -> Experts:
+    return Experts(
+        replace(experts.table, labels=labels),
+        experts.names,
+        experts.modalities,
+        experts.log_posteriors,
+    )
+
+
+@pytest.mark.parametrize("fold", [0, 3])
+def test_the_labels_of_a_fold_do_not_touch_its_predictions(
+    fold: int, small: Experts, assessed: Assessment
+) -> None:
+    table = small.table
+    inside = table.folds == fold
+    labels = table.labels.copy()
+    labels[inside] = (labels[inside] + 1) % 3
+    other = assess(with_labels(small, labels), assessed.metric)
+    changed_elsewhere = 0
+    for before, after in zip(
+        (assessed.fused, *assessed.recipes), (other.fused, *other.recipes), strict=True
+    ):
+        assert before.name == after.name
+        np.testing.assert_array_equal(
+            before.log_posteriors[inside], after.log_posteriors[inside], err_msg=before.name
+        )
+        assert before.per_fold[fold] == after.per_fold[fold]
+        changed_elsewhere += not np.array_equal(
+            before.log_posteriors[~inside], after.log_posteriors[~inside]
+        )
+    # The other folds were chosen and fitted with the help of these labels.
+    assert changed_elsewhere >= 10
+
+
+def test_the_labels_of_a_fold_do_not_touch_its_predictions_with_two_folds(
+    make_experts: Any,
+) -> None:
+    experts = make_experts(skills=(0.6, 0.5, 0.4, 0.8), modalities=("audio", "video") * 2, folds=2)
+    inside = experts.table.folds == 1
+    labels = experts.table.labels.copy()
+    labels[inside] = (labels[inside] + 1) % 3
+    before = assess(experts, "accuracy")
+    after = assess(with_labels(experts, labels), "accuracy")
+    for one, other in zip(
+        (before.fused, *before.recipes), (after.fused, *after.recipes), strict=True
+    ):
+        np.testing.assert_array_equal(one.log_posteriors[inside], other.log_posteriors[inside])
+
+
+@pytest.mark.parametrize("fold", [1, 2])
+def test_the_posteriors_of_a_fold_choose_nothing_for_it(
+    fold: int, small: Experts, assessed: Assessment
+) -> None:
+    values = small.log_posteriors.copy()
+    inside = small.table.folds == fold
+    values[:, inside] = log_softmax(
+        np.random.default_rng(99).normal(size=values[:, inside].shape) * 3
+    )
+    noisy = Experts(small.table, small.names, small.modalities, values)
+    other = assess(noisy, assessed.metric)
+    for before, after in zip(
+        (assessed.fused, *assessed.recipes), (other.fused, *other.recipes), strict=True
+    ):
+        assert before.per_fold[fold] == after.per_fold[fold], before.name
+    assert any(
+        before.per_fold != after.per_fold
+        for before, after in zip(assessed.recipes, other.recipes, strict=True)
+    ), "the noise should have moved what other folds choose"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_planted_best_expert_is_chosen_for_every_fold(metric: str, make_experts: Any) -> None:
+    experts = make_experts(skills=(0.0, 0.3, 4.0, 0.2, 0.5), speakers=12)
+    fitter = CrossFitter(experts, metric)
+    (best,) = (r for r in recipes_for(experts) if r.single)
+    for fold in fitter.folds:
+        assert fitter.fit(best, frozenset({fold}))[0] == [2]
+    np.testing.assert_allclose(fitter.honest(best), experts.log_posteriors[2], atol=1e-12)
+
+
+def test_with_log_loss_the_least_is_best(make_experts: Any) -> None:
+    table = make_experts().table
+    right = np.eye(3)[table.labels]
+    wrong = np.eye(3)[(table.labels + 1) % 3]
+    sure, modest = right.copy(), right.copy()
+    rows = np.arange(len(table.labels))
+    sure[rows % 8 == 0] = wrong[rows % 8 == 0]  # 7 of 8 right, and 20 nats lost on the rest
+    modest[rows % 4 == 0] = wrong[rows % 4 == 0]  # 3 of 4 right, never sure
+    experts = Experts(
+        table,
+        ("sure", "modest"),
+        ("audio", "audio"),
+        log_softmax(np.stack([20 * sure, 2 * modest])),
+    )
+    for metric, expected in (("accuracy", "sure"), ("log_loss", "modest")):
+        row = assess(experts, metric).row("best audio")
+        assert row is not None
+        assert row.experts == (expected,)
+        assert {names for _, names in row.per_fold} == {(expected,)}
+
+
+def test_with_log_loss_the_exported_recipe_has_the_least_of_it(small: Experts) -> None:
+    assessment = assess(small, "log_loss")
+    assert assessment.fused.search_score == min(r.search_score or 9 for r in assessment.recipes)
+    chosen = assessment.row(assessment.chosen)
+    assert chosen is not None
+    assert chosen.search_score == assessment.fused.search_score
+
+
+def uneven() -> tuple[ClipTable, np.ndarray]:
+    """Speaker a, fold 0: one clip, right. Speaker b, fold 1: one of three right."""
+    table = ClipTable(
+        clips=("1", "2", "3", "4"),
+        speakers=("a", "b", "b", "b"),
+        folds=np.array([0, 1, 1, 1]),
+        labels=np.array([0, 0, 0, 1]),
+        classes=("x", "y"),
+    )
+    return table, np.log([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+
+
+def test_the_honest_score_is_the_unweighted_mean_of_the_folds() -> None:
+    table, values = uneven()
+    row = scored("mine", table, "accuracy", values, None, ("e",), ())
+    assert row.fold_scores == (1.0, pytest.approx(1 / 3))
+    assert row.honest_score == pytest.approx(2 / 3)
+    assert row.honest_pooled == 0.5
+    assert row.search_score is None
+
+
+def test_few_speakers_give_a_t_interval() -> None:
+    table, values = uneven()
+    # Speakers score 1 and ⅓: standard deviation √2/3, of the mean of two ⅓; t(1) = 12.706.
+    interval = speaker_interval(table, "accuracy", values)
+    assert interval.method == "t over 2 speakers"
+    assert interval.low == pytest.approx(2 / 3 - 12.7062 / 3, abs=1e-4)
+    assert interval.high == pytest.approx(2 / 3 + 12.7062 / 3, abs=1e-4)
+
+
+def test_one_speaker_gives_no_interval() -> None:
+    table, values = uneven()
+    interval = speaker_interval(replace(table, speakers=("a",) * 4), "accuracy", values)
+    assert interval.method == "one speaker: none"
+    assert interval.low == interval.high == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("speakers", [8, 24], ids=["t", "bootstrap"])
+def test_the_interval_covers_the_score(metric: str, speakers: int, make_experts: Any) -> None:
+    experts = make_experts(skills=(1.0,), speakers=speakers, clips=20)
+    table, values = experts.table, experts.log_posteriors[0]
+    interval = speaker_interval(table, metric, values)
+    middle = fold_mean(metric, table.labels, values, table.folds)
+    assert interval.low < middle < interval.high
+    assert interval.method.endswith(f"over {speakers} speakers")
+    assert interval.method.startswith("t " if speakers < 10 else "bootstrap")
+
+
+def test_repeating_every_clip_does_not_make_speakers_more(make_experts: Any) -> None:
+    experts = make_experts(skills=(1.0,), speakers=24, clips=10)
+    table, values = experts.table, experts.log_posteriors[0]
+    again = np.repeat(np.arange(len(table.labels)), 16)
+    repeated = ClipTable(
+        clips=tuple(f"{i}" for i in range(len(again))),
+        speakers=tuple(table.speakers[i] for i in again),
+        folds=table.folds[again],
+        labels=table.labels[again],
+        classes=table.classes,
+    )
+    one = speaker_interval(table, "accuracy", values)
+    many = speaker_interval(repeated, "accuracy", values[again])
+    # Over clips the interval would shrink to a quarter.
+    assert many.high - many.low == pytest.approx(one.high - one.low, rel=1e-6)
+
+
+def test_the_bootstrap_is_as_wide_as_the_speakers_scatter(make_experts: Any) -> None:
+    # Half of the speakers are always right, half never: the scores' deviation is ½.
+    table = make_experts(speakers=40, clips=4, folds=4).table
+    lucky = np.array([int(s.removeprefix("speaker")) % 8 < 4 for s in table.speakers])
+    answers = np.where(lucky, table.labels, (table.labels + 1) % 3)
+    values = log_softmax(9.0 * np.eye(3)[answers])
+    interval = speaker_interval(table, "accuracy", values)
+    width = 2 * 1.96 * 0.5 / np.sqrt(40) * np.sqrt(9 / 10)  # drawn within folds of ten
+    assert interval.high - interval.low == pytest.approx(width, rel=0.1)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "uar"])
+@pytest.mark.parametrize("folds", [12, 6], ids=["one speaker a fold", "two speakers a fold"])
+def test_folds_of_too_few_speakers_to_draw_from_give_a_t_interval(
+    metric: str, folds: int, make_experts: Any
+) -> None:
+    experts = make_experts(skills=(1.0,), speakers=12, clips=6, folds=folds)
+    table, values = experts.table, experts.log_posteriors[0]
+    names = np.array(table.speakers)
+    own = [score(metric, table.labels[names == s], values[names == s]) for s in np.unique(names)]
+    half = stats.t.ppf(0.975, 11) * np.std(own, ddof=1) / np.sqrt(12)
+    interval = speaker_interval(table, metric, values)
+    assert interval.method == "t over 12 speakers"
+    assert interval.high - interval.low == pytest.approx(2 * half)
+    assert half > 0.01
+
+
+def test_both_ways_to_the_bootstrap_agree(make_experts: Any) -> None:
+    # Balanced speakers: UAR, drawn speaker by speaker, is accuracy, summed up in advance.
+    experts = make_experts(skills=(1.0,), speakers=24, clips=12)
+    table, values = experts.table, experts.log_posteriors[0]
+    fast, slow = (speaker_interval(table, metric, values) for metric in ("accuracy", "uar"))
+    assert fast.high - fast.low == pytest.approx(slow.high - slow.low, rel=0.15)
+    assert fast.low == pytest.approx(slow.low, abs=0.01)
+
+
+def test_replaying_the_same_posteriors_gives_the_same_scores(
+    small: Experts, assessed: Assessment
+) -> None:
+    for row in (assessed.fused, *assessed.recipes):
+        again = replay(small, row, assessed.metric, name=row.name)
+        np.testing.assert_array_equal(again.log_posteriors, row.log_posteriors)
+        assert again.fold_scores == row.fold_scores
+        assert again.honest_score == row.honest_score
+        assert again.interval == row.interval
+        assert again.search_score is None
+
+
+def test_replaying_fresh_posteriors_keeps_the_choice(
+    small: Experts, assessed: Assessment, make_experts: Any
+) -> None:
+    fresh = make_experts(8, skills=(0.0,) * 8).log_posteriors
+    replaced = small.replace(dict(zip(small.names, fresh, strict=True)))
+    again = replay(replaced, assessed.fused, assessed.metric)
+    assert again.per_fold == assessed.fused.per_fold
+    assert again.honest_score != assessed.fused.honest_score
+
+
+def test_a_fold_is_never_predicted_by_what_was_fitted_on_it(small: Experts) -> None:
+    fitter = CrossFitter(small, "accuracy")
+    with pytest.raises(AssertionError, match="must not be predicted by what was fitted on it"):
+        fitter.predict(recipes_for(small)[0], frozenset({0}), 1)
+
+
+def test_merits_are_means_over_the_folds_that_may_look(small: Experts) -> None:
+    table = small.table
+    expected = [
+        np.mean(
+            [score("uar", table.labels[table.folds == k], one[table.folds == k]) for k in (0, 2)]
+        )
+        for one in small.log_posteriors
+    ]
+    merits = CrossFitter(small, "uar").merits(frozenset({1, 3}))
+    np.testing.assert_allclose(merits, expected)
+
+
+def test_a_recipes_inner_score_is_cross_fitted_without_the_fold(small: Experts) -> None:
+    fitter, table = CrossFitter(small, "accuracy"), small.table
+    recipe = next(r for r in recipes_for(small) if r.name == "a+v: logistic (logits)")
+    merits = []
+    for other in (1, 2, 3):
+        rows = ~np.isin(table.folds, [0, other])
+        taken = recipe.select(small, fitter.merits(frozenset({0, other})))
+        fusion = recipe.build().fit(
+            small.log_posteriors[taken][:, rows], table.labels[rows], table.folds[rows]
+        )
+        held = table.folds == other
+        predicted = fusion.predict(small.log_posteriors[taken][:, held])
+        merits.append(score("accuracy", table.labels[held], predicted))
+    assert fitter.inner_score(recipe, 0) == pytest.approx(np.mean(merits))
+
+
+def test_the_recipe_for_a_fold_is_the_best_without_it_and_ties_go_to_the_plainer(
+    small: Experts,
+) -> None:
+    fitter, recipes = CrossFitter(small, "accuracy"), recipes_for(small)
+    inner = [fitter.inner_score(r, 2) for r in recipes]
+    assert fitter.choose(recipes, 2) is recipes[int(np.argmax(inner))]
+    single = next(r for r in recipes if r.single)
+    twin = replace(single, name="its twin")
+    assert fitter.choose([single, twin], 2) is single
+
+
+@pytest.mark.parametrize(
+    ("modalities", "expected"),
+    [
+        (("audio",), {"best audio"}),
+        (("audio", "audio"), {"best audio", "top 3 each", "greedy"}),
+        (("audio", "video"), {"best audio", "best video", "a+v", "greedy"}),
+        (THREE, {"best audio", "best video", "best early", "a+v", "a+v+e", "greedy"}),
+        (("mine", "yours"), {"best mine", "best yours", "all", "greedy"}),
+    ],
+)
+def test_recipes_are_those_that_the_experts_allow(
+    modalities: tuple[str, ...], expected: set[str], make_experts: Any
+) -> None:
+    experts = make_experts(skills=(1.0,) * len(modalities), modalities=modalities)
+    recipes = recipes_for(experts)
+    assert {recipe.name.split(":")[0] for recipe in recipes} == expected
+    names = [recipe.name for recipe in recipes]
+    assert len(set(names)) == len(names)
+    assert [r.single for r in recipes] == sorted((r.single for r in recipes), reverse=True)
+
+
+def test_a_lone_expert_is_passed_through(make_experts: Any) -> None:
+    experts = make_experts(skills=(1.0,))
+    assessment = assess(experts, "accuracy")
+    assert [row.name for row in assessment.recipes] == ["best audio"]
+    np.testing.assert_allclose(
+        assessment.fused.log_posteriors, experts.log_posteriors[0], atol=1e-12
+    )
+    assert assessment.fused.honest_score == assessment.fused.search_score
+
+
+def test_progress_counts_the_recipes(make_experts: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    experts = make_experts(skills=(1.0,))
+    assess(experts, "accuracy", on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 1)]
+
+
+def test_details_by_hand() -> None:
+    table, values = uneven()
+    got = detail(table, values)
+    assert got.confusion == [[2, 1], [1, 0]]
+    assert got.recall == {"x": pytest.approx(2 / 3), "y": 0.0}
+    assert got.speakers == {"a": 1.0, "b": pytest.approx(1 / 3)}
+
+
+def test_a_row_as_json_has_both_numbers_by_name(coin_tosses: Assessment) -> None:
+    got = coin_tosses.fused.to_json()
+    assert got["honest_score"] == coin_tosses.fused.honest_score
+    assert got["search_score"] == coin_tosses.fused.search_score
+    assert len(got["fold_scores"]) == len(got["per_fold"]) == 5
+    assert "log_posteriors" not in got
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_expert_that_is_not_finite_is_named(value: float, make_experts: Any) -> None:
+    experts = make_experts()
+    values = experts.log_posteriors.copy()
+    values[1, 3, 2] = value
+    with pytest.raises(Exception, match="Expert 'e01' has posteriors that are not finite"):
+        Experts(experts.table, experts.names, experts.modalities, values)

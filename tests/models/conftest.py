@@ -1,0 +1,58 @@
+"""Clips made from a seed, and one thread: these networks are too small for two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import ClipShape
+
+Clips = Callable[..., dict[str, Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture()
+def shape() -> ClipShape:
+    """Clips with sound, pictures and features."""
+    return ClipShape(
+        num_classes=3,
+        sample_rate_hz=16000,
+        seconds=1.0,
+        frames=12,
+        frame_size=(60, 100),
+        num_features=5,
+    )
+
+
+@pytest.fixture()
+def make_clips() -> Clips:
+    """Noise of given lengths (in samples and in frames), zeros behind each clip's end."""
+
+    def make(
+        samples: Sequence[int], frames: Sequence[int] | None = None, *, seed: int = 0
+    ) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        frames = [12] * len(samples) if frames is None else frames
+        count = len(samples)
+        batch = {
+            "audio": torch.randn(count, max(samples), generator=generator) * 0.1,
+            "audio_lengths": torch.tensor(samples),
+            "video": torch.randint(
+                0, 256, (count, max(frames), 60, 100, 3), generator=generator, dtype=torch.uint8
+            ),
+            "video_lengths": torch.tensor(frames),
+            "features": torch.randn(count, 5, generator=generator),
+        }
+        for clip in range(count):
+            batch["audio"][clip, samples[clip] :] = 0
+            batch["video"][clip, frames[clip] :] = 0
+        return batch
+
+    return make

@@ -1,0 +1,392 @@
+"""What holds for every registered architecture, in the settings that change its structure."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import ClipShape, Expert, architectures, build_expert, get_architecture
+from models.expert import arrange_memory
+from models.registry import Architecture, ModelError
+
+# S1's networks are large; a small picture has the same layers.
+SMALL: dict[str, dict[str, Any]] = {
+    "spectrogram_cnn": {"crop_seconds": 0.6, "num_bins": 24},
+    "spectrogram_cnn_rnn": {"crop_seconds": 0.6, "num_bins": 24},
+    "spectrogram_cnn_lstm": {"crop_seconds": 0.6, "num_bins": 24},
+}
+FURTHER: list[tuple[str, dict[str, Any]]] = [
+    ("functionals", {"hidden_units": 8}),
+    ("logmel_resnet", {"recurrent_units": 0, "normalisation": "bin"}),
+    ("spectrogram_cnn_rnn", {"crop_seconds": 0.0, "num_bins": 24}),
+    ("spectrogram_cnn_lstm", {"crop_seconds": 0.0, "num_bins": 24}),
+    ("spectrogram_cnn_rnn", {"crop_seconds": 0.6, "num_bins": 24, "one_step": True}),
+    ("action_units", {"hidden_units": 0}),
+    ("frame_cnn", {"grey": False}),
+]
+PAIRS = [
+    ("functionals", "action_units"),
+    ("logmel_resnet", "frame_cnn"),
+    ("spectrogram_cnn_rnn", "cnn3d"),
+    ("spectrogram_cnn_lstm", "action_units"),
+]
+
+
+def early(audio: str, video: str, *, small: bool = True) -> dict[str, Any]:
+    """Early fusion's settings for a pair of parts."""
+    parts = {"audio": audio, "video": video}
+    return {
+        modality: {"architecture": name, "settings": SMALL.get(name, {}) if small else {}}
+        for modality, name in parts.items()
+    }
+
+
+def cases(*, small: bool) -> list[Any]:
+    """Every registered architecture once; early fusion with several pairs of parts."""
+    listed = []
+    for entry in architectures():
+        if entry.modality == "early":
+            for pair in PAIRS:
+                settings = early(*pair, small=small)
+                listed.append(
+                    pytest.param(entry.name, settings, id=f"{entry.name}-{'-'.join(pair)}")
+                )
+        else:
+            settings = SMALL.get(entry.name, {}) if small else {}
+            listed.append(pytest.param(entry.name, settings, id=entry.name))
+    return listed
+
+
+FURTHER_CASES = [
+    pytest.param(name, settings, id=f"{name}-{'-'.join(f'{k}={v}' for k, v in settings.items())}")
+    for name, settings in FURTHER
+]
+every_architecture = pytest.mark.parametrize(
+    ("name", "settings"), [*cases(small=True), *FURTHER_CASES]
+)
+# Where both parts are tiny, the join dominates, which the estimate leaves out: not listed.
+every_default = pytest.mark.parametrize(
+    ("name", "settings"),
+    [case for case in cases(small=False) if case.id != "concatenation-functionals-action_units"],
+)
+every_entry = pytest.mark.parametrize("entry", architectures(), ids=lambda entry: entry.name)
+
+
+def build(
+    name: str, settings: Mapping[str, Any], shape: ClipShape, *, seed: int = 0, dropout: float = 0.0
+) -> Expert:
+    """A network in evaluation mode, its weights from a seed."""
+    torch.manual_seed(seed)
+    return build_expert(name, settings, shape, dropout=dropout).eval()
+
+
+def fit_statistics(expert: Expert, batch: Mapping[str, Tensor]) -> None:
+    """What the trainer does before the first epoch."""
+    fixed = expert.preprocess(batch)
+    for kind in expert.kinds:
+        if expert.encoder(kind).counts_statistics:
+            expert.encoder(kind).fit_statistics(fixed[kind])
+
+
+def rows(batch: Mapping[str, Tensor], order: list[int]) -> dict[str, Tensor]:
+    """Some clips of a batch, in some order."""
+    return {name: x[order] for name, x in batch.items()}
+
+
+def alone(batch: Mapping[str, Tensor], clip: int) -> dict[str, Tensor]:
+    """One clip of a batch without any padding."""
+    single = rows(batch, [clip])
+    for kind in ("audio", "video"):
+        single[kind] = single[kind][:, : int(single[f"{kind}_lengths"])]
+    return single
+
+
+@every_architecture
+def test_logits_have_one_row_a_clip_and_one_column_a_class(
+    name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
+) -> None:
+    expert = build(name, settings, shape)
+    with torch.no_grad():
+        assert expert(make_clips([8000, 9000])).shape == (2, 3)
+        assert expert(make_clips([8000])).shape == (1, 3)
+
+
+# 10 ms a frame: these lengths leave every remainder that the poolings and strides can meet.
+LENGTHS = [12000, 8000, 8160, 8320, 8480, 8640, 8800, 8960, 9120, 4321]
+
+
+@every_architecture
+def test_padding_does_not_change_the_output(
+    name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
+) -> None:
+    expert = build(name, settings, shape)
+    batch = make_clips(LENGTHS, [12, 1, 2, 3, 5, 7, 8, 9, 10, 11])
+    with torch.no_grad():
+        together = expert(batch)
+        apart = torch.cat([expert(alone(batch, clip)) for clip in range(len(LENGTHS))])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+
+
+@every_architecture
+def test_the_order_of_clips_in_a_batch_does_not_matter(
+    name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
+) -> None:
+    expert = build(name, settings, shape)
+    batch = make_clips([9000, 6000, 8000, 7000], [12, 4, 8, 6])
+    order = [2, 0, 3, 1]
+    with torch.no_grad():
+        expected, got = expert(batch)[order], expert(rows(batch, order))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(expected, expected[0], atol=1e-4), "the clips are not told apart"
+
+
+@every_architecture
+def test_every_parameter_gets_a_finite_gradient(
+    name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
+) -> None:
+    batch = make_clips([9000, 6000, 8000, 7000, 9000, 5000], [12, 4, 8, 6, 3, 9])
+    expert = build(name, settings, shape, dropout=0.2)
+    fit_statistics(expert, batch)
+    torch.manual_seed(1)
+    logits = expert.train()(batch)
+    nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0, 1, 2])).backward()
+    without = []
+    for parameter_name, parameter in expert.named_parameters():
+        assert parameter.grad is not None, f"{parameter_name} takes no part"
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+        if not float(parameter.grad.abs().max()) > 1e-12:
+            without.append(parameter_name)
+    # A softmax ignores a shift of all its scores; a single step has no earlier state.
+    expected = [
+        n
+        for n, _ in expert.named_parameters()
+        if n.endswith("pool.score.bias") or (settings.get("one_step") and "weight_hh" in n)
+    ]
+    assert set(without) <= set(expected)
+
+
+@every_architecture
+def test_a_state_dict_carries_the_whole_network(
+    name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
+) -> None:
+    batch = make_clips([9000, 6000, 8000], [12, 4, 8])
+    expert = build(name, settings, shape)
+    fit_statistics(expert, batch)
+    expert.train()(batch)  # moves the statistics of batch normalisation
+    expert.eval()
+    other = build(name, settings, shape, seed=1)
+    with torch.no_grad():
+        expected = expert(batch)
+        assert not torch.equal(other(batch), expected)
+        other.load_state_dict(expert.state_dict())
+        assert torch.equal(other(batch), expected)
+
+
+@every_architecture
+def test_the_same_seed_gives_the_same_weights_and_outputs(
+    name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
+) -> None:
+    one, same, other = (build(name, settings, shape, seed=seed) for seed in (3, 3, 4))
+    weights = [torch.cat([p.flatten() for p in e.parameters()]) for e in (one, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    batch = make_clips([8000, 6000], [12, 5])
+    with torch.no_grad():
+        assert torch.equal(one(batch), same(batch))
+
+
+@every_architecture
+def test_training_mode_is_reproducible_from_a_seed(
+    name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
+) -> None:
+    batch = make_clips([16000, 14000], [12, 5])
+    expert = build(name, settings, shape, dropout=0.5).train()
+    outputs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            outputs.append(expert(batch))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+@every_architecture
+@pytest.mark.parametrize(("samples", "frames"), [(1600, 1), (96000, 150)], ids=["0.1s", "6s"])
+def test_very_short_and_long_clips_work(
+    name: str,
+    settings: dict[str, Any],
+    samples: int,
+    frames: int,
+    shape: ClipShape,
+    make_clips: Any,
+) -> None:
+    with torch.no_grad():
+        logits = build(name, settings, shape)(make_clips([samples], [frames]))
+    assert torch.isfinite(logits).all()
+
+
+@every_architecture
+def test_a_clip_of_one_sample_and_silence_give_finite_logits(
+    name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
+) -> None:
+    expert = build(name, settings, shape)
+    silence = {name: torch.zeros_like(x) for name, x in make_clips([8000], [4]).items()}
+    silence["audio_lengths"], silence["video_lengths"] = torch.tensor([8000]), torch.tensor([4])
+    with torch.no_grad():
+        assert torch.isfinite(expert(silence)).all()
+        assert torch.isfinite(expert(make_clips([1], [1]))).all()
+
+
+@every_architecture
+def test_channels_last_weights_compute_the_same(
+    name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
+) -> None:
+    expert = build(name, settings, shape)
+    batch = make_clips([8000, 6000], [12, 5])
+    with torch.no_grad():
+        expected = expert(batch)
+        torch.testing.assert_close(arrange_memory(expert)(batch), expected, atol=1e-5, rtol=1e-4)
+
+
+@every_default
+def test_the_known_good_default_builds_and_its_cost_is_what_is_counted(
+    name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
+) -> None:
+    entry = get_architecture(name)
+    expert = build(name, settings, shape)
+    fixed = expert.preprocess(make_clips([int(shape.seconds * shape.sample_rate_hz)]))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        expert.classify(fixed)
+    counted = counter.get_total_flops() / 2
+    estimate = entry.cost({**entry.default, **settings}, shape)
+    assert counted > 0
+    if any(isinstance(module, nn.LSTM) for module in expert.modules()):
+        assert estimate >= counted  # the counter does not see inside an LSTM
+    else:
+        assert counted / 2 <= estimate <= counted * 2
+
+
+@every_entry
+def test_a_longer_clip_does_not_cost_less(entry: Architecture, shape: ClipShape) -> None:
+    settings = early(*PAIRS[1]) if entry.modality == "early" else entry.default
+    double = ClipShape(**{**vars(shape), "seconds": 2 * shape.seconds})
+    assert 0 < entry.cost(settings, shape) <= entry.cost(settings, double)
+
+
+@every_entry
+def test_an_unknown_setting_is_refused_with_the_known_ones(
+    entry: Architecture, shape: ClipShape
+) -> None:
+    known = [p for p in inspect.signature(entry.build).parameters if p != "shape"]
+    message = f"Unknown setting 'colour' of '{entry.name}'. Known: {', '.join(known)}."
+    with pytest.raises(ModelError, match=re.escape(message)):
+        build_expert(entry.name, {"colour": 1}, shape)
+
+
+@every_entry
+def test_defaults_are_settings_that_the_constructor_takes(entry: Architecture) -> None:
+    entry.check(entry.default)
+
+
+@every_entry
+def test_a_class_names_its_paper_or_says_why_there_is_none(entry: Architecture) -> None:
+    built: Any = entry.build
+    owners = built.__mro__ if inspect.isclass(built) else [built]
+    texts = [o.__doc__ or "" for o in owners if o.__module__.startswith(built.__module__)]
+    assert re.search(r"\(.*(19|20)\d\d|No paper", "\n".join(texts))
+    assert re.search(r"[Dd]iffers from|No deviations|No paper", "\n".join(texts))
+
+
+@pytest.mark.parametrize(
+    "entry", [a for a in architectures() if a.modality != "early"], ids=lambda entry: entry.name
+)
+def test_declared_inputs_are_what_the_encoder_reads(
+    entry: Architecture, shape: ClipShape, make_clips: Any
+) -> None:
+    expert = build(entry.name, SMALL.get(entry.name, {}), shape)
+    assert tuple(expert.kinds) == entry.inputs
+    names = {*entry.inputs, *(f"{kind}_lengths" for kind in entry.inputs)}
+    batch = {name: x for name, x in make_clips([8000]).items() if name in names}
+    with torch.no_grad():
+        assert expert(batch).shape == (1, 3)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_early_fusion_reads_what_its_parts_read(pair: tuple[str, str], shape: ClipShape) -> None:
+    expert = build("concatenation", early(*pair), shape)
+    assert expert.kinds == [get_architecture(part).inputs[0] for part in pair]
+
+
+@pytest.mark.parametrize(
+    "entry", [a for a in architectures() if a.modality != "early"], ids=lambda entry: entry.name
+)
+def test_clips_that_lack_the_input_are_refused(entry: Architecture) -> None:
+    with pytest.raises(ModelError, match=f"'{entry.name}' reads {entry.inputs[0]}"):
+        build_expert(entry.name, {}, ClipShape(num_classes=3))
+
+
+def test_early_fusion_names_the_part_that_lacks_its_input(shape: ClipShape) -> None:
+    silent = ClipShape(**{**vars(shape), "sample_rate_hz": 0})
+    with pytest.raises(ModelError, match="'logmel_resnet' reads audio"):
+        build_expert("concatenation", early(*PAIRS[1]), silent)
+
+
+def test_early_fusion_refuses_a_part_of_the_other_modality(shape: ClipShape) -> None:
+    with pytest.raises(ModelError, match="video part must be an architecture of video, got 'func"):
+        build_expert("concatenation", early("functionals", "functionals"), shape)
+
+
+def test_an_unknown_setting_of_a_part_is_refused(shape: ClipShape) -> None:
+    settings = early("functionals", "action_units")
+    settings["audio"]["settings"] = {"colour": 1}
+    with pytest.raises(ModelError, match="Unknown setting 'colour' of 'functionals'"):
+        build_expert("concatenation", settings, shape)
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones(shape: ClipShape) -> None:
+    known = ", ".join(entry.name for entry in architectures())
+    with pytest.raises(ModelError, match=re.escape(f"Unknown architecture 'vgg'. Known: {known}.")):
+        build_expert("vgg", {}, shape)
+
+
+def test_every_modality_has_an_architecture() -> None:
+    for modality in ("audio", "video", "early"):
+        assert architectures(modality)
+        assert {a.modality for a in architectures(modality)} == {modality}
+
+
+def test_the_classifier_drops_out_only_in_training(shape: ClipShape, make_clips: Any) -> None:
+    expert = build("action_units", {}, shape, dropout=0.5)
+    batch = make_clips([100])
+    with torch.no_grad():
+        assert torch.equal(expert(batch), expert(batch))
+        expert.train()
+        assert not torch.equal(expert(batch), expert(batch))
+
+
+@pytest.mark.parametrize("name", ["functionals", "action_units"])
+def test_counted_statistics_scale_the_training_clips(
+    name: str, shape: ClipShape, make_clips: Any
+) -> None:
+    expert = build(name, {"hidden_units": 0}, shape)
+    batch = make_clips([8000] * 6)
+    fit_statistics(expert, batch)
+    fixed = expert.preprocess(batch)
+    (kind,) = expert.kinds
+    with torch.no_grad():
+        vectors = expert.encoder(kind)(fixed[kind], fixed[f"{kind}_lengths"])
+    varied = fixed[kind].std(dim=0, correction=0) > 1e-3
+    assert int(varied.sum()) >= 5
+    torch.testing.assert_close(
+        vectors.mean(dim=0)[varied], torch.zeros(int(varied.sum())), atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(
+        vectors.std(dim=0, correction=0)[varied], torch.ones(int(varied.sum())), atol=1e-3, rtol=0
+    )
