@@ -105,7 +105,7 @@ def assess(
 ) -> Assessment:
     """Cross-fits every recipe and scores it, and the choice among them, honestly."""
     fitter = CrossFitter(experts, metric)
-    recipes = recipes_for(experts)
+    recipes = recipes_for(experts, metric)
     # The fits are small: a second thread costs more in waiting than it gains.
     with threadpool_limits(1):
         rows = _score_recipes(fitter, recipes, on_progress)
@@ -164,7 +164,7 @@ def replay(experts: Experts, choice: Scored, metric: str, name: str = "fused") -
     Only the fusion's own parameters are fitted again, for each fold on the other folds.
     """
     fitter = CrossFitter(experts, metric)
-    recipes = {recipe.name: recipe for recipe in recipes_for(experts)}
+    recipes = {recipe.name: recipe for recipe in recipes_for(experts, metric)}
     out = np.empty(experts.log_posteriors.shape[1:])
     for fold, (recipe_name, names) in zip(fitter.folds, choice.per_fold, strict=True):
         taken = [experts.names.index(n) for n in names]

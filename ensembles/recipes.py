@@ -68,7 +68,7 @@ _PAIR = ("audio", "video")
 _ALL = ("audio", "video", "early")
 
 
-def recipes_for(experts: Experts) -> list[Recipe]:
+def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
     """The recipes that these experts allow: single experts first, then from plain to elaborate."""
     present = [m for m in _ALL if m in experts.modalities]
     strangers = sorted(set(experts.modalities) - set(_ALL))
@@ -87,8 +87,8 @@ def recipes_for(experts: Experts) -> list[Recipe]:
     if len(experts.names) > len(present) and not strangers:
         recipes += _combinations("top 3 each", best_of(*_ALL, count=3))
     recipes += [
-        Recipe("greedy: average", everything, lambda: GreedySelection("arithmetic")),
-        Recipe("greedy: product", everything, lambda: GreedySelection("log")),
+        Recipe("greedy: average", everything, lambda: GreedySelection("arithmetic", metric=metric)),
+        Recipe("greedy: product", everything, lambda: GreedySelection("log", metric=metric)),
     ]
     return recipes
 

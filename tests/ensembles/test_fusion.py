@@ -325,3 +325,19 @@ def test_logistic_undoes_an_expert_that_mixes_up_its_classes(make_experts: Any) 
     fused = LogisticFusion().fit(swapped, table.labels, table.folds).predict(swapped)
     assert score("accuracy", table.labels, fused) > 0.8
     assert np.allclose(log_softmax(fused), fused)
+
+
+def test_greedy_selection_follows_the_metric_it_is_given() -> None:
+    # 8 clips of class 0, 2 of class 1: guessing 0 wins accuracy, the other expert wins UAR.
+    labels = np.array([0] * 8 + [1] * 2)
+    majority = np.log(np.tile([0.9, 0.1], (10, 1)))
+    balanced = np.log(np.where((np.arange(10) >= 3)[:, None], [[0.1, 0.9]], [[0.9, 0.1]]))
+    balanced[3:6] = np.log([0.6, 0.4])
+    stacked = np.stack([majority, balanced])
+    counts = {
+        metric: GreedySelection(size=1, metric=metric)
+        .fit(stacked, labels, labels * 0)
+        .counts_.tolist()
+        for metric in ("accuracy", "uar")
+    }
+    assert counts == {"accuracy": [1, 0], "uar": [0, 1]}
