@@ -221,7 +221,9 @@ def speaker_interval(table: ClipTable, metric: str, log_posteriors: Array) -> In
         half = float(
             stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
         )
-        return Interval(middle - half, middle + half, f"t over {len(values)} speakers")
+        largest = np.inf if metric == "log_loss" else 1.0
+        low, high = max(middle - half, 0.0), min(middle + half, largest)
+        return Interval(low, float(high), f"t over {len(values)} speakers")
     generator = np.random.default_rng(0)
     bootstrap = _bootstrap_means if metric in {"accuracy", "log_loss"} else _bootstrap
     resampled = bootstrap(table, metric, log_posteriors, groups, rows_of, generator)

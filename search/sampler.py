@@ -257,9 +257,8 @@ class DealtSearch(Searcher):
         ended = counts["complete"] + counts["pruned"] + counts["failed"]
         running = ", ".join(sorted(self.running.values()))
         return (
-            f"{ended}/{self.trials} trials ({counts['pruned']} stopped early, "
-            f"{counts['failed']} failed)  best so far: {', '.join(best)}  "
-            f"running: {running or 'none'}"
+            f"{ended}/{self.trials} trials, {counts['pruned']} stopped early, "
+            f"{counts['failed']} failed | best {', '.join(best)} | {running or 'none'}"
         )
 
     def left(self) -> int:

@@ -6,6 +6,7 @@ nothing: no epoch, no scaler, no statistic.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -173,9 +174,12 @@ class TrainingData:
         if frontend.name in self._files:
             return self._files[frontend.name]
 
+        # A copy: the expert's own front end may live on a GPU.
+        on_cpu = copy.deepcopy(frontend).cpu()
+
         def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
-                values, lengths = frontend.cpu()(batch[kind], batch[f"{kind}_lengths"])
+                values, lengths = on_cpu(batch[kind], batch[f"{kind}_lengths"])
             if values.ndim == 2:  # vectors: items of one row
                 values = values[:, None]
             return values, lengths

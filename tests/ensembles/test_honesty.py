@@ -209,11 +209,13 @@ def test_the_honest_score_is_the_unweighted_mean_of_the_folds() -> None:
 
 def test_few_speakers_give_a_t_interval() -> None:
     table, values = uneven()
-    # Speakers score 1 and ⅓: standard deviation √2/3, of the mean of two ⅓; t(1) = 12.706.
-    interval = speaker_interval(table, "accuracy", values)
+    # Log-losses 0.10536 and 0.78113: mean 0.44325, its deviation 0.33789; t(1) = 12.7062.
+    interval = speaker_interval(table, "log_loss", values)
     assert interval.method == "t over 2 speakers"
-    assert interval.low == pytest.approx(2 / 3 - 12.7062 / 3, abs=1e-4)
-    assert interval.high == pytest.approx(2 / 3 + 12.7062 / 3, abs=1e-4)
+    assert interval.high == pytest.approx(0.44325 + 12.7062 * 0.33789, abs=1e-3)
+    assert interval.low == 0.0, "no loss is negative"
+    shares = speaker_interval(table, "accuracy", values)
+    assert (shares.low, shares.high) == (0.0, 1.0), "nor is any share outside 0 to 1"
 
 
 def test_one_speaker_gives_no_interval() -> None:
