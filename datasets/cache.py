@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ every 40 ms) will be `target` (B, S, D) with `target_lengths`."""
 
 DEFAULT_MAX_BYTES = 16 * 2**30
 _KINDS: dict[str, str] = {"audio": "int16", "video": "uint8", "features": "float32"}
+_HOME = re.compile("[0-9a-f]{24}")
 Derivation = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
@@ -209,16 +212,13 @@ def open_cache(
             marker = home / "complete.json"
             if not marker.exists():
                 _fill(full, home, max_bytes, skip_corrupt, on_progress)
-            missing = json.loads(marker.read_text())["missing"]
+            if not skip_corrupt and (missing := json.loads(marker.read_text())["missing"]):
+                # Filled by a run that allowed it; the shards may have been mended since.
+                _require_intact(full, missing)
+                _fill(full, home, max_bytes, skip_corrupt, on_progress)
             os.utime(marker)
     except OSError as error:
         raise _cannot_write(base, error) from error
-    if missing and not skip_corrupt:
-        # Filled by a run that allowed it; say which, as the stream would have.
-        raise DataError(
-            f"{len(missing)} clips of '{index.root}' are corrupt: {', '.join(missing[:5])}. "
-            "Prepare the corpus again, or use what is intact with --skip-corrupt."
-        )
     return ClipCache(home, index, full, max_bytes)
 
 
@@ -281,6 +281,19 @@ def _fill(
     (home / "complete.json.partial").replace(home / "complete.json")
 
 
+def _require_intact(index: ShardIndex, clips: list[str]) -> None:
+    """Raises if the shards still lack one of the clips."""
+    names = {entry.shard for entry in index.clips if entry.clip in clips}
+    suspects = replace(index, shards=tuple(s for s in index.shards if s.name in names))
+    intact = {sample["clip"] for sample in _intact(suspects, skip_corrupt=True)}
+    lost = [clip for clip in clips if clip not in intact]
+    if lost:
+        raise DataError(
+            f"{len(lost)} clips of '{index.root}' are corrupt: {', '.join(lost[:5])}. "
+            "Prepare the corpus again, or use what is intact with --skip-corrupt."
+        )
+
+
 def _intact(index: ShardIndex, skip_corrupt: bool) -> Iterator[dict[str, Any]]:
     """Streams the clips whose content is what the index says; the rest raise or are left out."""
 
@@ -302,7 +315,8 @@ def _intact(index: ShardIndex, skip_corrupt: bool) -> Iterator[dict[str, Any]]:
 
 def _make_room(base: Path, need: int, max_bytes: int, *, keep: Path) -> None:
     """Removes the caches used longest ago until `need` more bytes fit the bound."""
-    homes = [path for path in base.iterdir() if path.is_dir()]
+    # Whatever else lies in a folder that --cache-dir names is not ours to remove.
+    homes = [path for path in base.iterdir() if path.is_dir() and _HOME.fullmatch(path.name)]
     sizes = {path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in homes}
 
     def last_use(path: Path) -> float:

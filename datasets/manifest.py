@@ -18,6 +18,7 @@ from datasets.clips import ClipRecord, Corpus, DataError
 _REQUIRED = ("clip", "speaker", "label")
 _MEDIA = ("audio", "video")
 _FEATURE = "feature:"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def load_manifest(
@@ -36,22 +37,18 @@ def load_manifest(
     path = root / "manifest.csv" if root.is_dir() else root
     if not path.is_file():
         raise DataError(f"No manifest at '{path}' (--root: a folder with manifest.csv, or a CSV).")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = [column.strip() for column in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        missing = [column for column in _REQUIRED if column not in columns]
-        if missing or not any(column in columns for column in _MEDIA):
-            raise DataError(
-                f"'{path}' needs the columns clip,speaker,label and audio and/or video; "
-                f"it has: {', '.join(columns) or 'none'}."
-            )
-        rows = list(reader)
+    columns, rows = _read_rows(path)
+    missing = [column for column in _REQUIRED if column not in columns]
+    if missing or not any(column in columns for column in _MEDIA):
+        raise DataError(
+            f"'{path}' needs the columns clip,speaker,label and audio and/or video; "
+            f"it has: {', '.join(columns) or 'none'}."
+        )
     feature_names = tuple(c.removeprefix(_FEATURE) for c in columns if c.startswith(_FEATURE))
     clips: list[ClipRecord] = []
     bad: list[str] = []
     first_row: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         problem = _problem(row, path.parent, first_row, labels)
         if problem:
             bad.append(f"row {number}: {problem}")
@@ -67,6 +64,18 @@ def load_manifest(
     return Corpus(
         name=name, labels=labels or found, clips=tuple(clips), feature_names=feature_names
     )
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns, and every row with its number in the file (blank lines count)."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = [column.strip() for column in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            return columns, [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"'{path}' is not a CSV in UTF-8: {error}.") from error
 
 
 def _problem(
@@ -87,17 +96,20 @@ def _problem(
     if not media:
         return "neither audio nor video is given"
     for name in media:
-        if not (folder / name).resolve().is_relative_to(folder.resolve()):
-            return f"'{name}' lies outside the manifest's folder"
-        if not (folder / name).is_file():
-            return f"no such file '{name}'"
+        try:
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                return f"'{name}' lies outside the manifest's folder"
+            if not (folder / name).is_file():
+                return f"no such file '{name}'"
+        except (OSError, ValueError) as error:
+            return f"{name[:60]!r} cannot be the name of a file ({error})"
     for column, value in row.items():
         if column.startswith(_FEATURE):
             try:
                 number = float(value)
             except ValueError:
                 number = float("nan")
-            if not np.isfinite(number):
+            if not abs(number) <= _LARGEST:
                 return f"'{column}' is '{value}', not a finite number"
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,11 @@ import soundfile
 import torch
 import torchaudio
 from numpy.typing import NDArray
+from scipy.signal import resample_poly
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".aiff", ".aif", ".au"})
 MAX_CLIP_SECONDS = 600.0
+_MAX_FILTER_BANK = 10_000_000
 
 
 class MediaError(ValueError):
@@ -43,9 +46,7 @@ def read_audio(path: Path, sample_rate_hz: int) -> NDArray[np.int16]:
     if not np.isfinite(waveform).all():
         raise MediaError("holds non-finite samples")
     if source_rate_hz != sample_rate_hz:
-        waveform = torchaudio.functional.resample(
-            torch.from_numpy(waveform), source_rate_hz, sample_rate_hz
-        ).numpy()
+        waveform = _resample(waveform, source_rate_hz, sample_rate_hz)
     return np.asarray(np.clip(np.rint(waveform * 32768.0), -32768, 32767), np.int16)
 
 
@@ -111,12 +112,29 @@ def _read_audio_container(path: Path) -> tuple[NDArray[np.float32], int]:
             raise MediaError("has no sound")
         stream = container.streams.audio[0]
         rate_hz = int(stream.rate)
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate_hz)
+        # The mean of the channels is taken here: FFmpeg's own mix to mono is their sum / √2.
+        resampler = av.AudioResampler(format="fltp", rate=rate_hz)
         blocks: list[NDArray[np.float32]] = []
         for frame in container.decode(stream):
-            blocks.extend(part.to_ndarray()[0] for part in resampler.resample(frame))
-        blocks.extend(part.to_ndarray()[0] for part in resampler.resample(None))
+            blocks.extend(part.to_ndarray().mean(axis=0) for part in resampler.resample(frame))
+        blocks.extend(part.to_ndarray().mean(axis=0) for part in resampler.resample(None))
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate_hz
+
+
+def _resample(
+    waveform: NDArray[np.float32], source_rate_hz: int, sample_rate_hz: int
+) -> NDArray[np.float32]:
+    shared = math.gcd(source_rate_hz, sample_rate_hz)
+    up, down = sample_rate_hz // shared, source_rate_hz // shared
+    # torchaudio's filter bank has up × down entries: 12 GB for one clip at 44 101 Hz.
+    if up * down > _MAX_FILTER_BANK:
+        return np.asarray(resample_poly(waveform, up, down), np.float32)
+    return np.asarray(
+        torchaudio.functional.resample(
+            torch.from_numpy(waveform), source_rate_hz, sample_rate_hz
+        ).numpy(),
+        np.float32,
+    )
 
 
 @contextmanager

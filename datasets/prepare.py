@@ -126,10 +126,13 @@ def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
                 f"'{out}' holds an unfinished preparation of another corpus or with other "
                 "settings. Name another --out, or remove it."
             )
-        if not claim.exists() and out.exists() and any(out.iterdir()):
+        names_there = {path.name for path in out.iterdir()} if out.exists() else set()
+        if not claim.exists() and names_there - {_PROGRESS_FOLDER}:
             raise DataError(f"'{out}' is not empty. Name another --out.")
         claim.parent.mkdir(parents=True, exist_ok=True)
-        claim.write_text(identity)
+        partial = claim.with_suffix(".partial")
+        partial.write_text(identity)
+        partial.replace(claim)
     except OSError as error:
         raise DataError(f"Cannot write to '{out}': {error.strerror or error}.") from error
 
@@ -245,6 +248,10 @@ def _merge(
     clips = [ClipEntry(**clip) for report in reports for clip in report["clips"]]
     skipped = (*corpus.skipped, *(Skipped(**s) for report in reports for s in report["skipped"]))
     if not clips:
+        # Nothing to take up: the same command tries again once the media are mended.
+        for shard in out.glob("shard-*.tar"):
+            shard.unlink()
+        shutil.rmtree(out / _PROGRESS_FOLDER)
         reasons = "; ".join(f"{s.clip}: {s.reason}" for s in skipped[:3])
         raise DataError(f"None of the {len(corpus.clips)} clips could be read. First: {reasons}")
     return ShardIndex(

@@ -90,14 +90,18 @@ def _has_pictures(path: Path | None) -> bool:
 def _read_features(path: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.float32]]]:
     if not path.is_file():
         raise DataError(f"No such file: '{path}' (--features).")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    if len(rows) < 2 or rows[0][0].strip() != "clip":
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"'{path}' is not a CSV in UTF-8: {error} (--features).") from error
+    if len(rows) < 2 or rows[0][1][0].strip() != "clip" or len(rows[0][1]) < 2:
         raise DataError(f"'{path}' must have a header 'clip,<feature>,…' and rows (--features).")
-    names = tuple(name.strip() for name in rows[0][1:])
+    names = tuple(name.strip() for name in rows[0][1][1:])
     table: dict[str, NDArray[np.float32]] = {}
     bad: list[str] = []
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in rows[1:]:
         try:
             values = np.asarray([float(value) for value in row[1:]], np.float32)
         except ValueError:
@@ -106,6 +110,8 @@ def _read_features(path: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.fl
             bad.append(f"row {number}")
         elif _NAME.match(row[0].strip()) is None:
             bad.append(f"row {number} (clip '{row[0]}')")
+        elif row[0].strip()[3:] in table:
+            bad.append(f"row {number} (clip '{row[0]}' a second time)")
         else:
             table[row[0].strip()[3:]] = values
     if bad:

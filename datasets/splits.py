@@ -118,7 +118,7 @@ def guard_against_leaks(index: ShardIndex, fold_of_clip: NDArray[np.int64]) -> N
 
 def _parse_count(name: str) -> int:
     text = name.partition(":")[2]
-    if not text.isdigit() or int(text) < 2:
+    if not text.isdecimal() or int(text) < 2:
         raise DataError(f"speaker-kfold:K needs K of 2 or more, got '{name}'.")
     return int(text)
 

@@ -11,6 +11,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -65,7 +66,8 @@ def stream_clips(
         stages = [wds.ResampledShards(urls, seed=seed, deterministic=True)]
     else:
         stages = [wds.SimpleShardList(urls), wds.split_by_node, wds.split_by_worker]
-    stages += [_read_tars(handler), _decode(handler)]
+    # Partials, not closures: DataLoader workers that are spawned pickle the pipeline.
+    stages += [partial(_read_tars, handler=handler), partial(_decode, handler=handler)]
     if training:
         stages.append(wds.shuffle(shuffle, seed=seed))
     return wds.DataPipeline(*stages)
@@ -83,35 +85,28 @@ def content_hashes(sample: Sample) -> tuple[str, str]:
     return everything.hexdigest(), audio.hexdigest()
 
 
-def _read_tars(handler: Handler) -> Callable[[Iterable[Sample]], Iterator[Sample]]:
+def _read_tars(shards: Iterable[Sample], *, handler: Handler) -> Iterator[Sample]:
     """Opens each shard with fsspec and groups its members into clips.
 
     WebDataset's own opener would run a shell command for a `pipe:` name, which an index
     from outside must not be able to ask for.
     """
-
-    def stage(shards: Iterable[Sample]) -> Iterator[Sample]:
-        for shard in shards:
-            url = shard["url"]
-            try:
-                with fsspec.open(url, "rb") as file:
-                    members = ({**m, "__url__": url} for m in tar_file_iterator(file))
-                    yield from group_by_keys(members)
-            except (OSError, tarfile.TarError, ValueError, EOFError, AttributeError) as error:
-                handler(f"shard '{url}'", error)
-
-    return stage
+    for shard in shards:
+        url = shard["url"]
+        try:
+            with fsspec.open(url, "rb") as file:
+                members = ({**m, "__url__": url} for m in tar_file_iterator(file))
+                yield from group_by_keys(members)
+        except (OSError, tarfile.TarError, ValueError, EOFError, AttributeError) as error:
+            handler(f"shard '{url}'", error)
 
 
-def _decode(handler: Handler) -> Callable[[Iterable[Sample]], Iterator[Sample]]:
-    def stage(members: Iterable[Sample]) -> Iterator[Sample]:
-        for member in members:
-            try:
-                yield decode_clip(member)
-            except (ValueError, KeyError, RuntimeError, EOFError) as error:
-                handler(f"clip {member['__key__']} in shard '{member['__url__']}'", error)
-
-    return stage
+def _decode(members: Iterable[Sample], *, handler: Handler) -> Iterator[Sample]:
+    for member in members:
+        try:
+            yield decode_clip(member)
+        except (ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
+            handler(f"clip {member['__key__']} in shard '{member['__url__']}'", error)
 
 
 def decode_clip(member: Sample) -> Sample:
@@ -121,7 +116,8 @@ def decode_clip(member: Sample) -> Sample:
         sample["audio"] = soundfile.read(io.BytesIO(member["flac"]), dtype="int16")[0]
     for kind, name in (("video", "frames.npy"), ("features", "features.npy")):
         if name in member:
-            sample[kind] = np.load(io.BytesIO(member[name]), allow_pickle=False)
+            # Not np.load, which takes other formats too (zip).
+            sample[kind] = np.lib.format.read_array(io.BytesIO(member[name]), allow_pickle=False)
     return sample
 
 

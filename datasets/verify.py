@@ -8,6 +8,7 @@ import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 import fsspec
 from rich.console import Console
@@ -133,10 +134,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _print(index: ShardIndex, findings: Findings) -> None:
     console = Console()
     summary = index.summary()
-    table = Table(
-        title=f"{index.corpus}: {summary['clips']} clips, {len(summary['per_speaker'])} speakers, "
+    print(
+        f"{index.corpus}: {summary['clips']} clips, {len(summary['per_speaker'])} speakers, "
         f"{summary['seconds_of_audio'] / 3600:.2f} h at {index.sample_rate_hz} Hz"
     )
+    table = Table()
     table.add_column("class")
     table.add_column("clips", justify="right")
     for label in index.labels:
@@ -146,10 +148,12 @@ def _print(index: ShardIndex, findings: Findings) -> None:
         ", ".join(f"{kind} {count}" for kind, count in summary["with"].items())
         + f"; skipped at preparation: {len(index.skipped)}"
     )
+    # As they are: a name may hold what rich takes for markup, and may be searched for.
+    plain = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     for note in findings.notes:
-        console.print(f"note: {note}", highlight=False)
+        plain(f"note: {note}")
     for violation in findings.violations:
-        console.print(f"violation: {violation}", style="red", highlight=False)
+        plain(f"violation: {violation}", style="red")
     console.print("ok" if not findings.violations else f"{len(findings.violations)} violations")
 
 

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.clips import Corpus, DataError
+from datasets.manifest import load_manifest
+
+
+@pytest.fixture()
+def folder(tmp_path: Path) -> Path:
+    """A corpus folder with two sounds and a video; the loader does not open them."""
+    for name in ("corpus/a.wav", "corpus/sub/b.wav", "corpus/a.mp4", "outside.wav"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "corpus"
+
+
+def load(folder: Path, text: str, labels: tuple[str, ...] | None = None) -> Corpus:
+    (folder / "manifest.csv").write_text(text, encoding="utf-8")
+    return load_manifest(folder, labels=labels)
+
+
+def test_rows_become_clips(folder: Path) -> None:
+    corpus = load(
+        folder,
+        "clip,speaker,label,audio,video,feature:AU01,age,feature:AU12\n"
+        "c2, ann ,sad,a.wav,,1.5,44,-2\n"
+        "c1,bob,glad, sub/b.wav ,a.mp4,0, 7 ,1e3\n",
+    )
+    assert corpus.name == "manifest"
+    assert corpus.labels == ("glad", "sad")
+    assert corpus.feature_names == ("AU01", "AU12")
+    second, first = corpus.clips
+    assert (second.clip, second.speaker, second.label) == ("c2", "ann", "sad")
+    assert (second.audio, second.video) == (folder / "a.wav", None)
+    assert second.attributes == {"age": "44"}
+    np.testing.assert_array_equal(second.features, np.asarray([1.5, -2], np.float32))
+    assert (first.audio, first.video) == (folder / "sub" / "b.wav", folder / "a.mp4")
+    assert first.attributes == {"age": "7"}
+    np.testing.assert_array_equal(first.features, np.asarray([0, 1000], np.float32))
+
+
+def test_the_csv_itself_may_be_named(folder: Path) -> None:
+    (folder / "mine.csv").write_text("clip,speaker,label,audio\nc1,ann,sad,a.wav\n")
+    corpus = load_manifest(folder / "mine.csv", name="mine", labels=("sad", "glad"))
+    assert corpus.name == "mine"
+    assert corpus.labels == ("sad", "glad")
+    assert corpus.clips[0].audio == folder / "a.wav"
+    assert corpus.clips[0].features is None
+
+
+def test_a_byte_order_mark_and_spaced_columns_do_no_harm(folder: Path) -> None:
+    corpus = load(folder, "\ufeffclip, speaker ,label,audio\nc1,ann,sad,a.wav\n")
+    assert corpus.clips[0].speaker == "ann"
+
+
+def test_every_bad_row_is_listed_with_its_number(folder: Path) -> None:
+    rows = [
+        "clip,speaker,label,audio,video,feature:AU01",
+        "c1,ann,sad,a.wav,,1",  # row 2 is the only good one
+        "c1,ann,sad,a.wav,,1",
+        ",ann,sad,a.wav,,1",
+        "c5, ,sad,a.wav,,1",
+        "c6,ann,,a.wav,,1",
+        "c7,ann,sad,,,1",
+        "c8,ann,sad,none.wav,,1",
+        "",
+        "c10,ann,sad,../outside.wav,,1",
+        "c11,ann,sad,a.wav,/etc/hostname,1",
+        "c12,ann,sad,a.wav,,much",
+        "c13,ann,sad,a.wav,,inf",
+        "c14,ann,sad,a.wav,,1e39",
+        "c15,ann,sad,a.wav,,",
+        "c16,ann,sad,a.wav",
+        "c17,ann,sad,a.wav,,1,2",
+        "c18,ann,mad,a.wav,,1",
+        "c19,ann,sad,sub,,1",
+    ]
+    with pytest.raises(DataError) as failure:
+        load(folder, "\n".join(rows) + "\n", labels=("glad", "sad"))
+    header, *problems = str(failure.value).splitlines()
+    assert header == f"'{folder}/manifest.csv' has 16 bad rows:"
+    assert [problem.strip() for problem in problems] == [
+        "row 3: clip 'c1' was already in row 2",
+        "row 4: 'clip' is empty",
+        "row 5: 'speaker' is empty",
+        "row 6: 'label' is empty",
+        "row 7: neither audio nor video is given",
+        "row 8: no such file 'none.wav'",
+        "row 10: '../outside.wav' lies outside the manifest's folder",
+        "row 11: '/etc/hostname' lies outside the manifest's folder",
+        "row 12: 'feature:AU01' is 'much', not a finite number",
+        "row 13: 'feature:AU01' is 'inf', not a finite number",
+        "row 14: 'feature:AU01' is '1e39', not a finite number",
+        "row 15: 'feature:AU01' is '', not a finite number",
+        "row 16: the number of fields differs from the header's",
+        "row 17: the number of fields differs from the header's",
+        "row 18: unknown label 'mad' (known: glad, sad)",
+        "row 19: no such file 'sub'",
+    ]
+
+
+def test_a_link_that_leads_outside_is_refused(folder: Path) -> None:
+    (folder / "link.wav").symlink_to(folder.parent / "outside.wav")
+    with pytest.raises(DataError, match=r"row 2: 'link\.wav' lies outside"):
+        load(folder, "clip,speaker,label,audio\nc1,ann,sad,link.wav\n")
+
+
+@pytest.mark.parametrize("name", ["a\0.wav", "a" * 5000], ids=["nul", "too long"])
+def test_a_name_that_no_file_can_have_is_a_bad_row(folder: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"row 2: 'a.* cannot be the name of a file"):
+        load(folder, f"clip,speaker,label,audio\nc1,ann,sad,{name}\n")
+
+
+def test_a_long_list_of_bad_rows_is_cut(folder: Path) -> None:
+    rows = "".join(f"c{n},ann,,a.wav\n" for n in range(60))
+    with pytest.raises(DataError, match="has 60 bad rows") as failure:
+        load(folder, f"clip,speaker,label,audio\n{rows}")
+    assert str(failure.value).splitlines()[-1].strip() == "… and 10 more"
+
+
+@pytest.mark.parametrize(
+    "header", ["clip,speaker,audio", "clip,speaker,label", "clip;speaker;label;audio", ""]
+)
+def test_missing_columns_are_told(folder: Path, header: str) -> None:
+    with pytest.raises(
+        DataError,
+        match="needs the columns clip,speaker,label and audio and/or video; "
+        f"it has: {header.replace(',', ', ') or 'none'}",
+    ):
+        load(folder, f"{header}\n")
+
+
+def test_a_manifest_without_rows_has_no_usable_clip(folder: Path) -> None:
+    with pytest.raises(DataError, match="No usable clip in corpus 'manifest'"):
+        load(folder, "clip,speaker,label,audio\n")
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"No manifest at '.*/manifest\.csv' \(--root"):
+        load_manifest(tmp_path)
+
+
+def test_another_encoding_is_refused(folder: Path) -> None:
+    text = "clip,speaker,label,audio\nc1,Jürgen,sad,a.wav\n"
+    (folder / "manifest.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"manifest\.csv' is not a CSV in UTF-8"):
+        load_manifest(folder)

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from datasets.clips import DataError
+from datasets.index import ShardIndex
+from datasets.splits import default_protocol, guard_against_leaks, make_folds
+
+MakeIndex = Callable[..., ShardIndex]
+
+# Luna-Jiménez et al. 2021, test actors of the folds (their table of folds).
+LUNA5 = {
+    0: {2, 5, 14, 15, 16},
+    1: {3, 6, 7, 13, 18},
+    2: {10, 11, 12, 19, 20},
+    3: {8, 17, 21, 23, 24},
+    4: {1, 4, 9, 22},
+}
+
+
+def rows(speakers: dict[str, int]) -> list[tuple[str, str, str]]:
+    """So many clips of each speaker in each of two classes."""
+    return [
+        (f"{speaker}-{label}-{take}", speaker, label)
+        for speaker, takes in speakers.items()
+        for label in ("glad", "sad")
+        for take in range(takes)
+    ]
+
+
+def actors(*numbers: int) -> list[tuple[str, str, str]]:
+    return rows({f"Actor_{number:02d}": 1 for number in numbers})
+
+
+def fold_of_speaker(index: ShardIndex, protocol: str) -> dict[str, int]:
+    folds = make_folds(index, protocol).fold_of_clip
+    return {e.speaker: int(fold) for e, fold in zip(index.clips, folds, strict=True)}
+
+
+def test_ravdess_is_split_as_published(make_index: MakeIndex) -> None:
+    index = make_index(actors(*range(1, 25)), corpus="ravdess")
+    folds = make_folds(index)
+    assert folds.protocol == "ravdess-luna5"
+    assert folds.metric == "accuracy"
+    assert folds.count == 5
+    for fold, expected in LUNA5.items():
+        tested = {int(index.clips[row].speaker[-2:]) for row in folds.test_rows(fold)}
+        trained = {int(index.clips[row].speaker[-2:]) for row in folds.train_rows(fold)}
+        assert tested == expected
+        assert trained == set(range(1, 25)) - expected
+
+
+def test_every_clip_is_tested_once(make_index: MakeIndex) -> None:
+    index = make_index(rows({"a": 1, "b": 2, "c": 3, "d": 1}))
+    folds = make_folds(index, "speaker-kfold:3")
+    tested = np.concatenate([folds.test_rows(fold) for fold in range(folds.count)])
+    assert sorted(tested.tolist()) == list(range(len(index.clips)))
+    for fold in range(folds.count):
+        assert not set(folds.test_rows(fold)) & set(folds.train_rows(fold))
+
+
+def test_ravdess_folds_need_ravdess_actors(make_index: MakeIndex) -> None:
+    with pytest.raises(
+        DataError, match=r"knows Actor_01 to Actor_24, not 'ann'\. For another corpus take"
+    ):
+        make_folds(make_index(rows({"ann": 1, "Actor_01": 1})), "ravdess-luna5")
+
+
+def test_ravdess_folds_that_stay_empty_are_told(make_index: MakeIndex) -> None:
+    with pytest.raises(DataError, match=r"has 5 folds; the actors here fill only \[0, 4\]"):
+        make_folds(make_index(actors(1, 2, 4, 5)), "ravdess-luna5")
+
+
+def test_speaker_folds_are_balanced(make_index: MakeIndex) -> None:
+    # 14 clips in two folds: the largest speaker alone, the other three together.
+    index = make_index(rows({"large": 4, "a": 1, "b": 1, "c": 1}))
+    speakers = fold_of_speaker(index, "speaker-kfold:2")
+    assert speakers["a"] == speakers["b"] == speakers["c"] != speakers["large"]
+    sizes = [
+        len(make_folds(make_index(rows(dict.fromkeys("abcdefgh", 2))), "speaker-kfold:4").test_rows(k))
+        for k in range(4)
+    ]  # fmt: skip
+    assert sizes == [8, 8, 8, 8]
+
+
+def test_speaker_folds_do_not_depend_on_the_order_of_the_clips(make_index: MakeIndex) -> None:
+    clips = rows({"a": 1, "b": 2, "c": 2, "d": 2, "e": 1})
+    forward, backward = make_index(clips), make_index(clips[::-1])
+    name = "speaker-kfold:3"
+    assert fold_of_speaker(forward, name) == fold_of_speaker(backward, name)
+    assert make_folds(forward, name).fingerprint == make_folds(backward, name).fingerprint
+
+
+def test_the_fingerprint_tells_splits_apart(make_index: MakeIndex) -> None:
+    clips = rows({"a": 2, "b": 2, "c": 2, "d": 2})
+    index = make_index(clips)
+    prints = {
+        make_folds(index, "speaker-kfold:2").fingerprint,
+        make_folds(index, "speaker-kfold:4").fingerprint,  # another protocol
+        make_folds(make_index(clips[1:]), "speaker-kfold:2").fingerprint,  # a clip less
+        make_folds(
+            make_index([("renamed", *clips[0][1:]), *clips[1:]]), "speaker-kfold:2"
+        ).fingerprint,
+    }
+    assert len(prints) == 4
+    assert make_folds(make_index(clips), "speaker-kfold:2").fingerprint in prints
+
+
+@pytest.mark.parametrize(("speakers", "folds"), [(2, 2), (4, 4), (9, 5)])
+def test_without_a_protocol_there_are_at_most_five_folds(
+    make_index: MakeIndex, speakers: int, folds: int
+) -> None:
+    index = make_index(rows({f"s{n}": 1 for n in range(speakers)}))
+    assert default_protocol(index) == f"speaker-kfold:{folds}"
+    assert make_folds(index).count == folds
+
+
+def test_an_unknown_protocol_lists_those_known(make_index: MakeIndex) -> None:
+    with pytest.raises(
+        DataError, match=r"Unknown protocol 'random'\. Known: ravdess-luna5, speaker-kfold:K"
+    ):
+        make_folds(make_index(rows({"a": 1, "b": 1})), "random")
+
+
+@pytest.mark.parametrize("count", ["", "1", "0", "-3", "two", "²"])
+def test_senseless_numbers_of_folds_are_refused(make_index: MakeIndex, count: str) -> None:
+    with pytest.raises(
+        DataError, match=f"speaker-kfold:K needs K of 2 or more, got 'speaker-kfold:{count}'"
+    ):
+        make_folds(make_index(rows({"a": 1, "b": 1})), f"speaker-kfold:{count}")
+
+
+def test_fewer_speakers_than_folds_are_told(make_index: MakeIndex) -> None:
+    with pytest.raises(
+        DataError, match=r"speaker-kfold:3 needs 3 speakers or more, the corpus has 2\. Take"
+    ):
+        make_folds(make_index(rows({"a": 1, "b": 1})), "speaker-kfold:3")
+
+
+def test_one_speaker_alone_cannot_be_split(make_index: MakeIndex) -> None:
+    with pytest.raises(DataError, match="needs 2 speakers or more, the corpus has 1"):
+        make_folds(make_index(rows({"a": 3})))
+
+
+def test_a_class_that_a_fold_lacks_is_told(make_index: MakeIndex) -> None:
+    # The speaker with fewest clips comes last, alone.
+    clips = [*rows({"a": 1, "b": 1}), ("c-glad", "c", "glad")]
+    with pytest.raises(DataError, match=r"Fold 2 has no clip of class 'sad'\. Take fewer folds"):
+        make_folds(make_index(clips), "speaker-kfold:3")
+
+
+def test_a_class_of_one_speaker_alone_cannot_be_trained_and_tested(make_index: MakeIndex) -> None:
+    clips = [("c1", "a", "glad"), ("c2", "a", "sad"), ("c3", "b", "glad")]
+    with pytest.raises(
+        DataError, match="Outside fold 0 no clip of class 'sad' is left to train on"
+    ):
+        make_folds(make_index(clips), "speaker-kfold:2")
+
+
+def test_a_class_of_no_clip_at_all_is_told(make_index: MakeIndex) -> None:
+    index = replace(make_index(rows({"a": 1, "b": 1})), labels=("glad", "odd", "sad"))
+    with pytest.raises(DataError, match="Fold 0 has no clip of class 'odd'"):
+        make_folds(index, "speaker-kfold:2")
+
+
+def test_a_speaker_on_two_sides_is_a_leak(make_index: MakeIndex) -> None:
+    index = make_index([("c1", "ann", "glad"), ("c2", "bob", "glad"), ("c3", "ann", "sad")])
+    with pytest.raises(DataError, match=r"Leak: speaker 'ann' is on several sides, folds \[0, 2\]"):
+        guard_against_leaks(index, np.asarray([0, 1, 2]))
+    guard_against_leaks(index, np.asarray([0, 1, 0]))
+
+
+def test_a_recording_on_two_sides_is_a_leak(make_index: MakeIndex) -> None:
+    clips = rows({"ann": 1, "bob": 1})
+    index = make_index(clips, same_sound=("ann-sad-0", "bob-sad-0"))
+    with pytest.raises(
+        DataError,
+        match=r"Leak: 'ann-sad-0' \(ann\) and 'bob-sad-0' \(bob\) are the same recording",
+    ):
+        make_folds(index, "speaker-kfold:2")
+
+
+def test_a_recording_twice_within_a_speaker_is_no_leak(make_index: MakeIndex) -> None:
+    index = make_index(rows({"ann": 2, "bob": 2}), same_sound=("ann-sad-0", "ann-sad-1"))
+    assert make_folds(index, "speaker-kfold:2").count == 2
+
+
+def test_a_split_of_another_length_is_refused(make_index: MakeIndex) -> None:
+    with pytest.raises(DataError, match="The split has 1 clips, the corpus 4"):
+        guard_against_leaks(make_index(rows({"a": 1, "b": 1})), np.zeros(1, np.int64))

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from datasets.clips import ClipRecord, Corpus, DataError
+from datasets.media import read_audio, read_frames
+from datasets.synthetic import LABELS, load_synthetic
+
+
+def sound(record: ClipRecord) -> NDArray[np.int16]:
+    assert record.audio is not None
+    return read_audio(record.audio, 16_000)
+
+
+def pictures(record: ClipRecord) -> NDArray[np.uint8]:
+    assert record.video is not None
+    return read_frames(record.video, 4, (60, 100))
+
+
+@pytest.fixture(scope="module")
+def one_speaker(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return load_synthetic(tmp_path_factory.mktemp("one"), speakers=1, repetitions=1, seed=3)
+
+
+@pytest.fixture(scope="module")
+def many_takes(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return load_synthetic(tmp_path_factory.mktemp("many"), speakers=1, repetitions=10, seed=0)
+
+
+def test_every_speaker_expresses_every_emotion(tiny_corpus: Corpus) -> None:
+    assert tiny_corpus.name == "synthetic"
+    assert tiny_corpus.labels == LABELS
+    pairs = Counter((record.speaker, record.label) for record in tiny_corpus.clips)
+    assert pairs == {(f"speaker_{s:02d}", label): 1 for s in range(4) for label in LABELS}
+
+
+def test_clips_are_short_and_hold_sound_and_pictures(one_speaker: Corpus) -> None:
+    for record in one_speaker.clips:
+        assert 1.2 * 16_000 <= len(sound(record)) <= 1.8 * 16_000
+        assert np.abs(sound(record).astype(np.int32)).max() > 300
+        assert pictures(record).std() > 10
+
+
+def test_the_same_seed_makes_the_same_clips(one_speaker: Corpus, tmp_path: Path) -> None:
+    again = load_synthetic(tmp_path / "again", speakers=1, repetitions=1, seed=3)
+    assert [r.clip for r in again.clips] == [r.clip for r in one_speaker.clips]
+    for first, second in zip(one_speaker.clips, again.clips, strict=True):
+        np.testing.assert_array_equal(sound(first), sound(second))
+        np.testing.assert_array_equal(pictures(first), pictures(second))
+        assert first.video is not None
+        assert second.video is not None
+        assert first.video.read_bytes() == second.video.read_bytes()
+
+
+def test_another_seed_makes_other_clips(one_speaker: Corpus, tmp_path: Path) -> None:
+    other = load_synthetic(tmp_path / "other", speakers=1, repetitions=1, seed=4)
+    for first, second in zip(one_speaker.clips, other.clips, strict=True):
+        assert not np.array_equal(sound(first), sound(second))
+        assert not np.array_equal(pictures(first), pictures(second))
+
+
+def test_speakers_of_one_seed_differ(tiny_corpus: Corpus) -> None:
+    neutral = [record for record in tiny_corpus.clips if record.label == "neutral"]
+    backgrounds = {tuple(pictures(record)[0, 0, 0].tolist()) for record in neutral}
+    assert len(backgrounds) == len(neutral) == 4
+
+
+def test_a_corpus_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    first = load_synthetic(tmp_path / "corpus", speakers=1, repetitions=1)
+    assert first.clips[0].audio is not None
+    written = first.clips[0].audio.stat().st_mtime_ns
+    second = load_synthetic(tmp_path / "corpus", speakers=1, repetitions=1)
+    assert second.clips[0].audio is not None
+    assert second.clips[0].audio.stat().st_mtime_ns == written
+
+
+def test_an_interrupted_corpus_is_written_again(
+    one_speaker: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import synthetic
+
+    calls = 0
+    real = synthetic._write_video
+
+    def stop_at_the_third(path: Path, frames: NDArray[np.uint8]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        real(path, frames)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(synthetic, "_write_video", stop_at_the_third)
+        load_synthetic(tmp_path, speakers=1, repetitions=1, seed=3)
+    assert not (tmp_path / "manifest.csv").exists()
+    again = load_synthetic(tmp_path, speakers=1, repetitions=1, seed=3)
+    assert len(again.clips) == 6
+    np.testing.assert_array_equal(sound(again.clips[0]), sound(one_speaker.clips[0]))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"Cannot write to '.*/file/corpus': Not a directory"):
+        load_synthetic(tmp_path / "file" / "corpus", speakers=1, repetitions=1)
+
+
+def test_happy_and_surprised_sound_alike_and_sad_does_not(many_takes: Corpus) -> None:
+    def level_db(label: str) -> float:
+        takes = [sound(r) / 32768.0 for r in many_takes.clips if r.label == label]
+        return float(np.mean([10 * np.log10(np.mean(take**2)) for take in takes]))
+
+    assert abs(level_db("happy") - level_db("surprised")) < 3
+    assert level_db("happy") - level_db("sad") > 5
+
+
+def test_sad_and_fearful_look_alike_and_happy_and_surprised_do_not(many_takes: Corpus) -> None:
+    def face(label: str) -> NDArray[np.float64]:
+        takes = [pictures(r).astype(np.float64) for r in many_takes.clips if r.label == label]
+        return np.asarray(np.mean(takes, axis=(0, 1)))
+
+    def distance(one: str, other: str) -> float:
+        return float(np.sqrt(np.mean((face(one) - face(other)) ** 2)))
+
+    assert distance("happy", "surprised") > 1.5 * distance("sad", "fearful")
