@@ -164,8 +164,8 @@ def test_the_corpus_used_longest_ago_makes_room(small_corpus: Corpus, tmp_path: 
     bound = int(2.7 * SMALL_BYTES)
     open_cache(used, folder, max_bytes=bound)
     open_cache(old, folder, max_bytes=bound)
-    for index in (used, old):
-        os.utime(home_of(index, folder) / "complete.json", (0, 0))
+    os.utime(home_of(used, folder) / "complete.json", (1, 1))
+    os.utime(home_of(old, folder) / "complete.json", (2, 2))
     open_cache(used, folder, max_bytes=bound)  # filled first, used last
     open_cache(new, folder, max_bytes=bound)
     kept = {path.name for path in folder.iterdir() if path.is_dir()}

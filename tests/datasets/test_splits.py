@@ -110,6 +110,17 @@ def test_the_fingerprint_tells_splits_apart(make_index: MakeIndex) -> None:
     assert make_folds(make_index(clips), "speaker-kfold:2").fingerprint in prints
 
 
+def test_the_same_folds_under_another_protocol_have_another_fingerprint(
+    make_index: MakeIndex,
+) -> None:
+    # One actor of each published fold; larger speakers come first in speaker-kfold.
+    sizes = {"Actor_02": 5, "Actor_03": 4, "Actor_10": 3, "Actor_08": 2, "Actor_01": 1}
+    index = make_index(rows(sizes))
+    published, counted = make_folds(index, "ravdess-luna5"), make_folds(index, "speaker-kfold:5")
+    assert published.fold_of_clip.tolist() == counted.fold_of_clip.tolist()
+    assert published.fingerprint != counted.fingerprint
+
+
 @pytest.mark.parametrize(("speakers", "folds"), [(2, 2), (4, 4), (9, 5)])
 def test_without_a_protocol_there_are_at_most_five_folds(
     make_index: MakeIndex, speakers: int, folds: int

@@ -116,6 +116,15 @@ def test_training_depends_on_the_seed_alone(small_index: ShardIndex) -> None:
     assert draw(0) != draw(1)
 
 
+def test_the_seed_decides_which_shards_are_drawn(small_index: ShardIndex) -> None:
+    def draw(seed: int) -> list[str]:
+        stream = stream_clips(small_index, training=True, seed=seed, shuffle=1)
+        return names(stream.with_epoch(48))
+
+    assert Counter(draw(0)) == Counter(draw(0))
+    assert Counter(draw(0)) != Counter(draw(1))
+
+
 def test_training_draws_anew_every_epoch(small_index: ShardIndex) -> None:
     stream = stream_clips(small_index, training=True, seed=0).with_epoch(24)
     assert names(stream) != names(stream)
