@@ -40,7 +40,7 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(32, 9, 2.5, 0.6, 0.15, 0),
+    "quick": Preset(48, 9, 2.5, 0.6, 0.15, 0),
     "standard": Preset(60, 75, 20, 1.0, 0.25, 3),
     "thorough": Preset(300, 330, 60, 1.0, 0.35, 3),
 }

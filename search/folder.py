@@ -133,7 +133,7 @@ def provenance() -> dict[str, Any]:
     return {
         "command": "python -m search.run " + " ".join(sys.argv[1:]),
         "commit": _git("rev-parse", "--short=12", "HEAD")
-        + ("+changes" if _git("status", "--porcelain") else ""),
+        + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in _PACKAGES},

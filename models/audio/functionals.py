@@ -21,7 +21,13 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
     inputs=("audio",),
     cost=_cost,
     default={"hidden_units": 0},
-    training={"epochs": 40, "learning_rate": 2e-3, "weight_decay": 0.3, "dropout": 0.3},
+    training={
+        "epochs": 60,
+        "learning_rate": 1e-3,
+        "weight_decay": 1.0,
+        "dropout": 0.3,
+        "mixup": 0.4,
+    },
 )
 class FunctionalsEncoder(Encoder):
     """Statistics of mel bands, MFCC, energy, pitch, spectral shape and their deltas.

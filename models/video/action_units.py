@@ -17,8 +17,14 @@ from models.registry import ClipShape, register
     cost=lambda settings, shape: float(
         shape.num_features * max(int(settings.get("hidden_units", 80)), shape.num_classes)
     ),
-    default={"hidden_units": 80},
-    training={"epochs": 60, "learning_rate": 3e-3, "weight_decay": 0.05, "dropout": 0.3},
+    default={"hidden_units": 256},
+    training={
+        "epochs": 60,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.3,
+        "dropout": 0.5,
+        "mixup": 0.4,
+    },
 )
 class ActionUnits(Encoder):
     """MLP(80) on mean action units (Luna-Jiménez et al., 2022, Applied Sciences 12(1):327).

@@ -75,7 +75,7 @@ def test_a_preset_scales_every_schedule() -> None:
     study = optuna.create_study()
     offer = offer_for(EVERYTHING, ("functionals",), epochs_scale=0.5)
     study.enqueue_trial(next(iter(known_good("audio", offer))))
-    assert suggest_plan(study.ask(), "audio", offer).training.epochs == 20
+    assert suggest_plan(study.ask(), "audio", offer).training.epochs == 30
     epochs = SPACE["functionals"]["epochs"]
     assert isinstance(epochs, Choice)
-    assert 40 in epochs.values
+    assert 60 in epochs.values
