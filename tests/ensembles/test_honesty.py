@@ -330,7 +330,9 @@ def test_merits_are_means_over_the_folds_that_may_look(small: Experts) -> None:
     np.testing.assert_allclose(merits, expected)
 
 
-def test_a_recipes_inner_score_is_cross_fitted_without_the_fold(small: Experts) -> None:
+def test_a_recipes_inner_score_is_the_log_loss_cross_fitted_without_the_fold(
+    small: Experts,
+) -> None:
     fitter, table = CrossFitter(small, "accuracy"), small.table
     recipe = next(r for r in recipes_for(small) if r.name == "a+v: logistic (logits)")
     merits = []
@@ -342,7 +344,7 @@ def test_a_recipes_inner_score_is_cross_fitted_without_the_fold(small: Experts) 
         )
         held = table.folds == other
         predicted = fusion.predict(small.log_posteriors[taken][:, held])
-        merits.append(score("accuracy", table.labels[held], predicted))
+        merits.append(-score("log_loss", table.labels[held], predicted))
     assert fitter.inner_score(recipe, 0) == pytest.approx(np.mean(merits))
 
 
