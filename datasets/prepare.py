@@ -339,6 +339,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _print_summary(index: ShardIndex, out: Path) -> None:
+    summary = index.summary()
+    print(
+        f"{summary['clips']} clips of {len(summary['per_speaker'])} speakers "
+        f"in {len(index.shards)} shards: {out}"
+    )
+    print(
+        "classes: "
+        + ", ".join(f"{label} {summary['per_class'].get(label, 0)}" for label in index.labels)
+    )
+    print("with " + ", ".join(f"{kind} {count}" for kind, count in summary["with"].items()))
+    for group in summary["exact_duplicates"]:
+        print(f"same recording: {' = '.join(group)}")
+    if index.skipped:
+        print(
+            f"skipped {len(index.skipped)} (all in {FILE_NAME}): "
+            + "; ".join(f"{s.clip}: {s.reason}" for s in index.skipped[:3])
+        )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse → load → prepare → report."""
     options = _parser().parse_args(arguments)
@@ -383,23 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted; the same command takes up where it stopped.", file=sys.stderr)
         return 130
-    summary = index.summary()
-    print(
-        f"{summary['clips']} clips of {len(summary['per_speaker'])} speakers "
-        f"in {len(index.shards)} shards: {options.out}"
-    )
-    print(
-        "classes: "
-        + ", ".join(f"{label} {summary['per_class'].get(label, 0)}" for label in index.labels)
-    )
-    print("with " + ", ".join(f"{kind} {count}" for kind, count in summary["with"].items()))
-    for group in summary["exact_duplicates"]:
-        print(f"same recording: {' = '.join(group)}")
-    if index.skipped:
-        print(
-            f"skipped {len(index.skipped)} (all in {FILE_NAME}): "
-            + "; ".join(f"{s.clip}: {s.reason}" for s in index.skipped[:3])
-        )
+    _print_summary(index, options.out)
     return 0
 
 

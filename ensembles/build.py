@@ -271,8 +271,7 @@ def _experts_of_run(run: Path) -> Experts:
     return bank.experts(entries)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Parse → read → join → assess → print."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ensembles.build",
         description=__doc__,
@@ -300,6 +299,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--metric", default="accuracy", help=f"one of {', '.join(METRICS)}")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse → read → join → assess → print."""
+    parser = _parser()
     options = parser.parse_args(arguments)
     if (options.run is None) == (options.posteriors is None):
         parser.error("name either a run or --posteriors files")
