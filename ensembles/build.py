@@ -68,6 +68,11 @@ def read_posteriors(path: Path, kind: str = "probabilities") -> PosteriorFile:
                 f"'{path}' needs the columns clip,speaker,fold,label and one a class; it has: {', '.join(columns)}."
             )
         rows = list(reader)
+    seeds = sorted({row["seed"] or "none" for row in rows}) if "seed" in columns else []
+    if len(seeds) > 1:
+        raise EnsembleError(
+            f"'{path}' holds posteriors of several seeds ({', '.join(seeds[:5])}); keep one a file."
+        )
     result = PosteriorFile(path.stem, classes, {}, {}, {}, {})
     bad = [
         f"row {n}: {why}"

@@ -484,3 +484,10 @@ def test_probabilities_are_kept_as_they_are_apart_from_rounding(
         np.exp(got.log_posteriors[0]), np.exp(experts.log_posteriors[0]), atol=0.02
     )
     np.testing.assert_allclose(log_softmax(got.log_posteriors), got.log_posteriors, atol=1e-12)
+
+
+def test_a_file_of_several_seeds_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("clip,speaker,fold,seed,label,x,y\na,s,0,0,x,0.5,0.5\na,s,0,1,x,0.5,0.5\n")
+    with pytest.raises(EnsembleError, match=r"several seeds \(0, 1\); keep one a file"):
+        read_posteriors(file)
