@@ -47,7 +47,7 @@ def ours(folder: Path) -> tuple[float, float]:
         warm = DealtSearch(
             offer, open_journal(run / "warm.log"), seed=0, trials=2, deadline=time.monotonic() + 600
         )
-        tuning.run_search(warm, context, run, workers=1, seconds=600)
+        tuning.run_search(warm, context, run, seconds=600)
         search = DealtSearch(
             offer,
             open_journal(run / "journal.log"),
@@ -56,7 +56,7 @@ def ours(folder: Path) -> tuple[float, float]:
             deadline=time.monotonic() + 600,
         )
         started = time.perf_counter()
-        tuning.run_search(search, context, run, workers=1, seconds=600)
+        tuning.run_search(search, context, run, seconds=600)
         total = time.perf_counter() - started
         training = sum(t.user_attrs["seconds"] or 0.0 for t in search.parts["audio"].asked())
     finally:

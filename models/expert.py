@@ -156,7 +156,7 @@ def build_expert(
 def arrange_memory(expert: Expert) -> Expert:
     """Puts convolution weights into channels-last order, which their inputs follow.
 
-    On a CPU this takes a third off a step, with bfloat16 half (docs/performance.md).
+    What it gains on a CPU, alone and with bfloat16, is in docs/performance.md.
     """
     for module in expert.modules():
         if isinstance(module, nn.Conv2d):

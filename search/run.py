@@ -175,14 +175,18 @@ def _search(
         search.on_change = line.changed
         if search.left():
             with line.showing():
-                tuning.run_search(
-                    search, context, run.path, workers=workers, seconds=plan.minutes * 60
-                )
+                tuning.run_search(search, context, run.path, seconds=plan.minutes * 60)
         searched = round(time.monotonic() - started, 1)
         finished = search.finished()
-        with screen.status("fusing"):
+        if not finished:
+            raise EnsembleError(_nothing_finished(run, search.failures()))
+        with screen.status("fusing") as status:
             whole = [e for e in bank.read() if e.percent == 100 and e.trial in finished]
-            assessment = assess(bank.experts(whole), run.config.metric)
+            assessment = assess(
+                bank.experts(whole),
+                run.config.metric,
+                on_progress=lambda done, total: status.update(f"fusing, recipe {done} of {total}"),
+            )
         confirmed = confirm(
             assessment, bank, search, context, count=plan.confirm_seeds, screen=screen
         )
@@ -190,6 +194,19 @@ def _search(
         tuning.stop_ray()
     found = {"trials": search.counts(), "failures": search.failures(), "searched": searched}
     return assessment, confirmed, found
+
+
+def _nothing_finished(run: RunFolder, failures: dict[str, str]) -> str:
+    """Why there is nothing to fuse, and what to do."""
+    if failures:
+        name, reason = next(iter(failures.items()))
+        why = f"{len(failures)} failed, the first, {name}, with: {reason}"
+    else:
+        why = "the time was over before"
+    return (
+        f"No trial finished: {why}. Everything so far is kept; continue with "
+        f"--resume {run.path.name} --time-budget 30m."
+    )
 
 
 def _context(

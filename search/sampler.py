@@ -26,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 from search.space import Offer, known_good, suggest_plan
 
 FIRST_STOP_PERCENT = 50
-"""Nothing is stopped before: earlier scores say little of final ones (docs/search.md)."""
+"""Nothing is stopped before: earlier scores say little of final ones (docs/architecture.md)."""
 
 KEEP_SHARE = 0.5
 MIN_FINISHED = 3

@@ -84,9 +84,7 @@ def default_workers(device: str) -> int:
     return max(1, int(resources.get("GPU" if device == "cuda" else "CPU", 1)))
 
 
-def run_search(
-    search: DealtSearch, context: dict[str, Any], run: Path, *, workers: int, seconds: float
-) -> None:
+def run_search(search: DealtSearch, context: dict[str, Any], run: Path, *, seconds: float) -> None:
     """Runs trials until the search has no more, or the time is over.
 
     Raises:
@@ -149,6 +147,7 @@ def run_seeds(
     """
     waiting = list(specs)
     running: dict[Any, str] = {}
+    streams: dict[str, Any] = {}
     while waiting or running:
         while waiting and len(running) < workers:
             spec = waiting.pop(0)
@@ -158,14 +157,11 @@ def run_seeds(
                 num_gpus=context["gpus_per_trial"],
             ).remote(spec)
             running[stream.completed()] = spec["trial"]
-            _STREAMS[spec["trial"]] = stream  # dropping it would cancel the task
+            streams[spec["trial"]] = stream  # dropping it would cancel the task
         done, _ = ray.wait(list(running), num_returns=1)
         for reference in done:
             name = running.pop(reference)
-            on_done(name, _failure(_STREAMS.pop(name)))
-
-
-_STREAMS: dict[str, Any] = {}
+            on_done(name, _failure(streams.pop(name)))
 
 
 def _failure(stream: Any) -> str | None:

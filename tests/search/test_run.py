@@ -171,3 +171,15 @@ def test_a_corrupt_shard_is_named_and_its_intact_clips_can_be_used(
     assert "corrupt clips are left out" in err
     summary = json.loads((tmp_path / "runs" / "used" / "summary.json").read_text())
     assert 18 <= summary["clips"] < 24
+
+
+@pytest.mark.slow()
+def test_a_time_budget_too_short_for_any_trial_says_how_to_go_on(
+    launch: Any, small_search: list[object]
+) -> None:
+    process = launch(*small_search, "--name", "hasty", "--time-budget", "0.01s")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "No trial finished: the time was over before." in err
+    assert "--resume hasty --time-budget" in err
+    assert "Traceback" not in err
