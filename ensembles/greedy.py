@@ -6,8 +6,8 @@ from typing import Self
 
 import numpy as np
 
-from ensembles.late import Space, pool
 from ensembles.metrics import Array, Labels
+from ensembles.rules import Pooling, Space
 
 _FLOOR = -30.0
 
@@ -38,7 +38,7 @@ class GreedySelection:
 
         So it is never worse than its best single expert on the rows it is fitted on.
         """
-        floored = self._floored(log_posteriors)
+        floored = np.maximum(log_posteriors, _FLOOR)
         values = (floored if self.space == "log" else np.exp(floored)).astype(np.float32)
         weights = self._clip_weights(labels)
         total = np.zeros(values.shape[1:], np.float32)
@@ -58,14 +58,13 @@ class GreedySelection:
         self.counts_: Labels = np.bincount(best_order, minlength=len(values)).astype(np.int64)
         return self
 
+    def rule(self) -> Pooling:
+        """What was selected; the floor is the same as in fitting."""
+        return Pooling(self.counts_ / self.counts_.sum(), self.space, _FLOOR)
+
     def predict(self, log_posteriors: Array) -> Array:
         """(M, N, K) → (N, K) log-posteriors."""
-        weights = self.counts_ / self.counts_.sum()
-        return pool(self._floored(log_posteriors), weights, self.space)
-
-    def _floored(self, log_posteriors: Array) -> Array:
-        """One overconfident expert must not veto a class; the same for fitting and predicting."""
-        return np.maximum(log_posteriors, _FLOOR)
+        return self.rule().apply(log_posteriors)
 
     def _clip_weights(self, labels: Labels) -> Array:
         """What a clip's hit is worth: the same for each, or for each class."""

@@ -133,7 +133,7 @@ def _score_recipes(
 def _score_recipe(fitter: CrossFitter, recipe: Recipe) -> Scored:
     experts, table = fitter.experts, fitter.experts.table
     searched = fold_mean(fitter.metric, table.labels, fitter.searched(recipe), table.folds)
-    taken = recipe.select(experts, fitter.merits(frozenset()))
+    taken, _ = fitter.fit(recipe, frozenset())
     per_fold = []
     for fold in fitter.folds:
         members, _ = fitter.fit(recipe, frozenset({fold}))
@@ -168,9 +168,9 @@ def replay(experts: Experts, choice: Scored, metric: str, name: str = "fused") -
     out = np.empty(experts.log_posteriors.shape[1:])
     for fold, (recipe_name, names) in zip(fitter.folds, choice.per_fold, strict=True):
         taken = [experts.names.index(n) for n in names]
-        fusion = fitter.fit_fusion(recipes[recipe_name], taken, frozenset({fold}))
+        rule = fitter.fit_rule(recipes[recipe_name], taken, frozenset({fold}))
         rows = experts.table.folds == fold
-        out[rows] = fusion.predict(experts.log_posteriors[taken][:, rows])
+        out[rows] = rule.apply(experts.log_posteriors[taken][:, rows])
     return scored(name, experts.table, metric, out, None, choice.experts, choice.per_fold)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from scipy.optimize import minimize
 
 from ensembles.metrics import Array, Labels, log_softmax
-
-Space = Literal["arithmetic", "log"]
+from ensembles.rules import Pooling, Space
 
 
 class AverageFusion:
@@ -27,9 +26,13 @@ class AverageFusion:
         self.weights_: Array = np.full(len(log_posteriors), 1.0 / len(log_posteriors))
         return self
 
+    def rule(self) -> Pooling:
+        """What was fitted."""
+        return Pooling(self.weights_, self.space)
+
     def predict(self, log_posteriors: Array) -> Array:
         """(M, N, K) → (N, K) log-posteriors."""
-        return pool(log_posteriors, self.weights_, self.space)
+        return self.rule().apply(log_posteriors)
 
 
 class WeightedFusion:
@@ -51,9 +54,13 @@ class WeightedFusion:
         self.weights_: Array = solve(log_posteriors, labels, np.full(count, 1.0 / count))
         return self
 
+    def rule(self) -> Pooling:
+        """What was fitted."""
+        return Pooling(self.weights_, self.space)
+
     def predict(self, log_posteriors: Array) -> Array:
         """(M, N, K) → (N, K) log-posteriors."""
-        return pool(log_posteriors, self.weights_, self.space)
+        return self.rule().apply(log_posteriors)
 
     def _fit_log(self, log_posteriors: Array, labels: Labels, start: Array) -> Array:
         rows = np.arange(len(labels))
@@ -82,11 +89,3 @@ class WeightedFusion:
                 break
             weights = update
         return weights
-
-
-def pool(log_posteriors: Array, weights: Array, space: Space) -> Array:
-    """Combines (M, N, K) log-posteriors with (M,) weights to (N, K)."""
-    if space == "log":
-        return log_softmax(np.tensordot(weights, log_posteriors, axes=1))
-    mixed = np.tensordot(weights / weights.sum(), np.exp(log_posteriors), axes=1)
-    return np.asarray(np.log(mixed + 1e-300))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ensembles.metrics import Array, Labels, log_softmax, score
+from ensembles.metrics import Array, Labels, score
+from ensembles.rules import Inputs, LinearMap, posterior_table
 
-Inputs = Literal["probabilities", "logits"]
+_ABSENT = -100.0
+"""Logit of a class that no fitted row has."""
 
 PENALTIES = (0.003, 0.03, 0.3, 3.0)
 """Inverse strengths C that are tried inside."""
@@ -36,15 +38,19 @@ class LogisticFusion:
 
         C is the value with the least log-loss when each group is held out in turn.
         """
-        table = self._table(log_posteriors)
+        table = posterior_table(log_posteriors, self.inputs)
         self.num_classes_ = log_posteriors.shape[2]
         self.penalty_ = self._best_penalty(table, labels, groups)
-        self.scaler_, self.model_ = _fit_one(table, labels, self.penalty_)
+        self.rule_ = _fit_one(table, labels, self.penalty_, self.num_classes_, self.inputs)
         return self
+
+    def rule(self) -> LinearMap:
+        """What was fitted."""
+        return self.rule_
 
     def predict(self, log_posteriors: Array) -> Array:
         """(M, N, K) → (N, K) log-posteriors."""
-        return _predict(self.scaler_, self.model_, self._table(log_posteriors), self.num_classes_)
+        return self.rule_.apply(log_posteriors)
 
     def _best_penalty(self, table: Array, labels: Labels, groups: Labels) -> float:
         kept = np.unique(groups)
@@ -55,39 +61,31 @@ class LogisticFusion:
             total = 0.0
             for group in kept:
                 inside, outside = groups != group, groups == group
-                scaler, model = _fit_one(table[inside], labels[inside], penalty)
-                predicted = _predict(scaler, model, table[outside], self.num_classes_)
+                model = _fit_one(
+                    table[inside], labels[inside], penalty, self.num_classes_, self.inputs
+                )
+                predicted = model.apply_table(table[outside])
                 total += score("log_loss", labels[outside], predicted) * outside.mean()
             losses.append(total)
         return self.penalties[int(np.argmin(losses))]
 
-    def _table(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, M·K)."""
-        values = (
-            np.exp(log_posteriors)
-            if self.inputs == "probabilities"
-            else np.maximum(log_posteriors, -20.0)
-        )
-        return values.transpose(1, 0, 2).reshape(values.shape[1], -1)
-
 
 def _fit_one(
-    table: Array, labels: Labels, penalty: float
-) -> tuple[StandardScaler, LogisticRegression]:
+    table: Array, labels: Labels, penalty: float, num_classes: int, inputs: Inputs
+) -> LinearMap:
+    """Fits on standardised columns, and folds their scaling into the coefficients.
+
+    Classes that are not among the rows get less than any other could.
+    """
     scaler = StandardScaler().fit(table)
     model = LogisticRegression(C=penalty, max_iter=200, tol=1e-3).fit(
         scaler.transform(table), labels
     )
-    return scaler, model
-
-
-def _predict(
-    scaler: StandardScaler, model: LogisticRegression, table: Array, num_classes: int
-) -> Array:
-    """Classes that were not among the fitted rows get the least probability there is."""
-    decision = model.decision_function(scaler.transform(table))
-    if decision.ndim == 1:  # two classes
-        decision = np.stack([-decision / 2, decision / 2], axis=1)
-    logits = np.full((len(table), num_classes), decision.min() - 20.0)
-    logits[:, model.classes_] = decision
-    return log_softmax(logits)
+    fitted, start = model.coef_, model.intercept_
+    if len(fitted) == 1:  # two classes
+        fitted, start = np.concatenate([-fitted, fitted]) / 2, np.concatenate([-start, start]) / 2
+    coefficients = np.zeros((num_classes, table.shape[1]))
+    intercept = np.full(num_classes, _ABSENT)
+    coefficients[model.classes_] = fitted / scaler.scale_
+    intercept[model.classes_] = start - (fitted / scaler.scale_) @ scaler.mean_
+    return LinearMap(coefficients, intercept, inputs)

@@ -13,6 +13,7 @@ from ensembles.greedy import GreedySelection
 from ensembles.late import AverageFusion, WeightedFusion
 from ensembles.logistic import LogisticFusion
 from ensembles.metrics import Array, Labels, fold_mean, utility
+from ensembles.rules import Rule
 
 
 class Fusion(Protocol):
@@ -23,6 +24,9 @@ class Fusion(Protocol):
 
     def predict(self, log_posteriors: Array) -> Array:
         """(M, N, K) → (N, K) log-posteriors."""
+
+    def rule(self) -> Rule:
+        """What was fitted, as plain numbers."""
 
 
 Selection = Callable[[Experts, Array], list[int]]
@@ -118,9 +122,7 @@ class CrossFitter:
 
     experts: Experts
     metric: str
-    _fitted: dict[tuple[str, frozenset[int]], tuple[list[int], Fusion]] = field(
-        default_factory=dict
-    )
+    _fitted: dict[tuple[str, frozenset[int]], tuple[list[int], Rule]] = field(default_factory=dict)
     _merits: dict[frozenset[int], Array] = field(default_factory=dict)
 
     @property
@@ -141,28 +143,30 @@ class CrossFitter:
             )
         return self._merits[excluded]
 
-    def fit(self, recipe: Recipe, excluded: frozenset[int]) -> tuple[list[int], Fusion]:
-        """Experts taken and fusion fitted, with no look at the excluded folds."""
+    def fit(self, recipe: Recipe, excluded: frozenset[int]) -> tuple[list[int], Rule]:
+        """Experts that weigh something, and their fusion, with no look at the excluded folds."""
         key = (recipe.name, excluded)
         if key not in self._fitted:
             taken = recipe.select(self.experts, self.merits(excluded))
-            self._fitted[key] = (taken, self.fit_fusion(recipe, taken, excluded))
+            rule = self.fit_rule(recipe, taken, excluded)
+            self._fitted[key] = ([taken[m] for m in rule.used], rule.of_used())
         return self._fitted[key]
 
-    def fit_fusion(self, recipe: Recipe, taken: list[int], excluded: frozenset[int]) -> Fusion:
+    def fit_rule(self, recipe: Recipe, taken: list[int], excluded: frozenset[int]) -> Rule:
         """Fits a recipe's fusion of given experts outside the excluded folds."""
         table = self.experts.table
         rows = ~np.isin(table.folds, list(excluded))
-        return recipe.build().fit(
+        fusion = recipe.build().fit(
             self.experts.log_posteriors[taken][:, rows], table.labels[rows], table.folds[rows]
         )
+        return fusion.rule()
 
     def predict(self, recipe: Recipe, excluded: frozenset[int], fold: int) -> Array:
         """Log-posteriors of one fold's clips, (n, K)."""
         assert fold in excluded, "a fold must not be predicted by what was fitted on it"
-        taken, fusion = self.fit(recipe, excluded)
+        taken, rule = self.fit(recipe, excluded)
         rows = self.experts.table.folds == fold
-        return fusion.predict(self.experts.log_posteriors[taken][:, rows])
+        return rule.apply(self.experts.log_posteriors[taken][:, rows])
 
     def searched(self, recipe: Recipe) -> Array:
         """(N, K): experts chosen on ALL folds, fusion cross-fitted. Optimistic: the search's view."""
@@ -170,8 +174,8 @@ class CrossFitter:
         out = np.empty(self.experts.log_posteriors.shape[1:])
         for fold in self.folds:
             rows = self.experts.table.folds == fold
-            fusion = self.fit_fusion(recipe, taken, frozenset({fold}))
-            out[rows] = fusion.predict(self.experts.log_posteriors[taken][:, rows])
+            rule = self.fit_rule(recipe, taken, frozenset({fold}))
+            out[rows] = rule.apply(self.experts.log_posteriors[taken][:, rows])
         return out
 
     def honest(self, recipe: Recipe) -> Array:
@@ -206,12 +210,12 @@ class CrossFitter:
 
     def _plain_merit(self, recipe: Recipe, excluded: frozenset[int]) -> float:
         """In-sample score; used only where there are too few folds to do better."""
-        taken, fusion = self.fit(recipe, excluded)
+        taken, rule = self.fit(recipe, excluded)
         table = self.experts.table
         rows = ~np.isin(table.folds, list(excluded))
         return fold_mean(
             self.metric,
             table.labels[rows],
-            fusion.predict(self.experts.log_posteriors[taken][:, rows]),
+            rule.apply(self.experts.log_posteriors[taken][:, rows]),
             table.folds[rows],
         ) * (-1.0 if self.metric == "log_loss" else 1.0)

@@ -37,6 +37,9 @@ class Stft(FrontEnd):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Zero-padded at both ends, so that a clip's edge is the same in any batch."""
+        frames = 1 + torch.div(lengths, self.hop, rounding_mode="floor")
+        if torch.onnx.is_in_onnx_export():
+            return self._as_convolution(x), frames
         spectrum = torch.stft(
             x,
             self.fft_size,
@@ -47,7 +50,18 @@ class Stft(FrontEnd):
             return_complex=True,
         )
         power = spectrum.real.square() + spectrum.imag.square()
-        return power.transpose(1, 2), 1 + lengths // self.hop
+        return power.transpose(1, 2), frames
+
+    def _as_convolution(self, x: Tensor) -> Tensor:
+        """The same without complex numbers, which the ONNX exporter does not know."""
+        bins = self.fft_size // 2 + 1
+        angle = torch.arange(bins, dtype=torch.float64)[:, None] * torch.arange(self.fft_size)
+        angle = (angle % self.fft_size) * (2.0 * math.pi / self.fft_size)
+        basis = torch.cat([angle.cos(), angle.sin()]).to(torch.float32) * self.window.cpu()
+        padded = functional.pad(x[:, None], (self.fft_size // 2, self.fft_size // 2))
+        parts = functional.conv1d(padded, basis[:, None].to(x.device), stride=self.hop)
+        power = parts[:, :bins].square() + parts[:, bins:].square()
+        return power.transpose(1, 2)
 
 
 class LogMel(FrontEnd):
@@ -131,6 +145,12 @@ class SpectrogramImage(FrontEnd):
         # 2048 points at the paper's 44.1 kHz are 46 ms.
         self.stft = Stft(fft_size=2 ** round(math.log2(sample_rate_hz * 0.046)), hop=hop)
         self.num_bins, self.normalisation = num_bins, normalisation
+        self.register_buffer(
+            "rows",
+            _resizing(self.stft.fft_size // 2 + 1, num_bins, antialias=False),
+            persistent=False,
+        )
+        self.rows: Tensor
         self.frames_per_second = sample_rate_hz / hop
         self.name = f"spectrogram {sample_rate_hz} {num_bins} {normalisation}"
 
@@ -138,7 +158,7 @@ class SpectrogramImage(FrontEnd):
         """See the class."""
         power, frames = self.stft(x, lengths)
         decibels = torch.clamp(10.0 * torch.log10(torch.clamp(power, min=1e-10)), -60.0, 60.0)
-        image = functional.interpolate(decibels, size=self.num_bins, mode="linear")
+        image = decibels @ self.rows
         return normalise((image + 60.0) / 120.0, frames, self.normalisation), frames
 
 
@@ -164,6 +184,7 @@ class Functionals(FrontEnd):
         transform = torchaudio.functional.create_dct(self._MFCC, self._MELS, norm="ortho")
         self.register_buffer("transform", transform, persistent=False)
         self.transform: Tensor
+        self._prepare_pitch()
         self.num_functionals = (self._MELS + self._MFCC + self._FURTHER) * 17
         self.name = f"functionals with pitch at an octave cost {sample_rate_hz}"
 
@@ -201,22 +222,37 @@ class Functionals(FrontEnd):
             [decibels / 10.0, decibels @ self.transform / 10.0, further], dim=2
         ), frames
 
+    def _prepare_pitch(self) -> None:
+        """Cosines that turn a power spectrum into its autocorrelation at lag 0 and each period."""
+        size = self.log_mel.stft.fft_size
+        shortest = int(self.sample_rate_hz / self._HIGH_HZ)
+        longest = min(int(self.sample_rate_hz / self._LOW_HZ), size // 2)
+        lags = torch.arange(shortest, longest)
+        turns = torch.arange(size // 2 + 1)[:, None] * torch.cat([lags.new_zeros(1), lags])
+        weight = torch.full((size // 2 + 1, 1), 2.0 / size, dtype=torch.float64)
+        weight[0] = weight[-1] = 1.0 / size  # bins without a negative twin
+        cosines = weight * torch.cos((turns % size) * (2.0 * math.pi / size)).double()
+        taper = torch.fft.irfft(torch.fft.rfft(self.log_mel.stft.window).abs().square())
+        self.register_buffer("cosines", cosines.float(), persistent=False)
+        self.register_buffer("lags", lags.float(), persistent=False)
+        self.register_buffer(
+            "taper", (taper[shortest:longest] / taper[0]).clamp(min=0.05), persistent=False
+        )
+        self.cosines: Tensor
+        self.lags: Tensor
+        self.taper: Tensor
+
     def _pitch(self, power: Tensor) -> tuple[Tensor, Tensor]:
         """Highest peak of the autocorrelation, over that of the window itself (Boersma, 1993).
 
         Both are circular, as a spectrum of the window's own length gives them. A tone's
         multiples of the period tie, so a longer lag costs something (Boersma's octave cost).
         """
-        correlation = torch.fft.irfft(power, dim=2)
-        taper = torch.fft.irfft(torch.fft.rfft(self.log_mel.stft.window).abs().square())
-        shortest = int(self.sample_rate_hz / self._HIGH_HZ)
-        longest = min(int(self.sample_rate_hz / self._LOW_HZ), correlation.shape[2] // 2)
-        normal = correlation[:, :, :1] * (taper[shortest:longest] / taper[0]).clamp(min=0.05) + 1e-8
-        strength = correlation[:, :, shortest:longest] / normal
-        lags = torch.arange(shortest, longest, device=power.device, dtype=power.dtype)
-        best = (strength - self._OCTAVE_COST * torch.log2(lags)).argmax(dim=2)
+        correlation = power @ self.cosines
+        strength = correlation[:, :, 1:] / (correlation[:, :, :1] * self.taper + 1e-8)
+        best = (strength - self._OCTAVE_COST * torch.log2(self.lags)).argmax(dim=2)
         voicing = strength.gather(2, best[:, :, None])[:, :, 0].clamp(0.0, 1.0)
-        octaves = torch.log2(self.sample_rate_hz / lags[best] / self._LOW_HZ)
+        octaves = torch.log2(self.sample_rate_hz / self.lags[best] / self._LOW_HZ)
         return octaves * (voicing > 0.5), voicing
 
 
@@ -242,22 +278,38 @@ class Frames(FrontEnd):
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See the class; the returned lengths are all V'."""
         steps = (torch.arange(self.count, device=x.device) + 0.5) / self.count
-        rows = (steps[None] * lengths[:, None]).to(torch.int64)
+        rows = (steps[None] * lengths[:, None].to(steps.dtype)).to(torch.int64)
         rows = torch.minimum(rows, (lengths - 1).clamp(min=0)[:, None])
         taken = x[torch.arange(x.shape[0], device=x.device)[:, None], rows]
         frames = taken.flatten(0, 1).permute(0, 3, 1, 2).to(torch.float32) / 255.0
         if frames.shape[-2:] != self.size:
-            frames = functional.interpolate(frames, self.size, mode="bilinear", antialias=True)
-        clips = frames.unflatten(0, (x.shape[0], self.count))
+            frames = self._resize(frames)
+        clips = frames.unflatten(0, (-1, self.count))
         mean = clips.mean(dim=(1, 2, 3, 4), keepdim=True)
         deviation = clips.std(dim=(1, 2, 3, 4), keepdim=True)
         return (clips - mean) / (deviation + 1e-3), torch.full_like(lengths, self.count)
+
+    def _resize(self, frames: Tensor) -> Tensor:
+        """(n, 3, H, W) → (n, 3, H', W')."""
+        if not torch.onnx.is_in_onnx_export():
+            return functional.interpolate(frames, self.size, mode="bilinear", antialias=True)
+        # The same as two products, for want of antialiasing in the exporter.
+        (height, width), (rows, columns) = frames.shape[-2:], self.size
+        across = frames @ _resizing(int(width), columns, antialias=True)
+        down = across.transpose(2, 3) @ _resizing(int(height), rows, antialias=True)
+        return down.transpose(2, 3)
 
 
 class Features(FrontEnd):
     """Clip-level features as they are: (B, F) → (B, F)."""
 
     name = "features"
+
+
+def _resizing(before: int, after: int, *, antialias: bool) -> Tensor:
+    """(before, after) matrix that resizes a row of values linearly."""
+    unit = torch.eye(before)[None, :, None, :]
+    return functional.interpolate(unit, (1, after), mode="bilinear", antialias=antialias)[0, :, 0]
 
 
 def normalise(x: Tensor, lengths: Tensor, how: str) -> Tensor:

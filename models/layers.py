@@ -94,8 +94,11 @@ def fit_length(x: Tensor, lengths: Tensor, count: int, *, random: bool) -> Tenso
         random: Start of the cut: drawn (training) or the middle.
     """
     spare = (lengths - count).clamp(min=0)
-    drawn = torch.rand(len(lengths), device=x.device) if random else 0.5
-    start = torch.minimum((drawn * (spare + 1)).to(torch.int64), spare)
+    if random:
+        drawn = torch.rand(len(lengths), device=x.device) * (spare + 1)
+        start = torch.minimum(drawn.to(torch.int64), spare)
+    else:
+        start = torch.div(spare + 1, 2, rounding_mode="floor").minimum(spare)
     position = start[:, None] + torch.arange(count, device=x.device)[None]
     inside = position < lengths[:, None]
     position = position.clamp(max=x.shape[1] - 1)

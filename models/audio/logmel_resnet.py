@@ -64,6 +64,8 @@ def spread_mask(frames: Tensor, maps: Tensor) -> Tensor:
     long on a CPU as by a mask of their own layout.
     """
     keep = (~frame_mask(frames, maps.shape[3])).to(maps.dtype)[:, None, None]
+    if torch.onnx.is_in_onnx_export():
+        return keep
     return torch.empty_like(maps).copy_(keep.expand_as(maps))
 
 

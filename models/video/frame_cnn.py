@@ -89,6 +89,6 @@ class FrameCnn(Encoder):
         if self.grey:
             images = images.mean(dim=1, keepdim=True)
         maps = self.convolutions(images).flatten(1)
-        steps = torch.relu(self.project(maps)).unflatten(0, x.shape[:2])
+        steps = torch.relu(self.project(maps)).unflatten(0, (-1, x.shape[1]))
         motion = (steps[:, 1:] - steps[:, :-1]).abs().mean(dim=1)
         return torch.cat([steps.mean(dim=1), steps.amax(dim=1), motion], dim=1)

@@ -12,10 +12,11 @@ from scipy.optimize import minimize as scipy_minimize
 
 import ensembles.late
 from ensembles.greedy import GreedySelection
-from ensembles.late import AverageFusion, WeightedFusion, pool
+from ensembles.late import AverageFusion, WeightedFusion
 from ensembles.logistic import PENALTIES, LogisticFusion
 from ensembles.metrics import log_softmax, score
 from ensembles.recipes import Fusion
+from ensembles.rules import Pooling
 
 FUSIONS: dict[str, Callable[[], Fusion]] = {
     "average": lambda: AverageFusion("arithmetic"),
@@ -138,16 +139,18 @@ def test_the_average_of_one_expert_is_that_expert(space: Any, make_experts: Any)
 def test_averages_by_hand() -> None:
     values = np.log([[[0.9, 0.1]], [[0.5, 0.5]]])
     np.testing.assert_allclose(
-        np.exp(pool(values, np.array([0.5, 0.5]), "arithmetic")), [[0.7, 0.3]]
+        np.exp(Pooling(np.array([0.5, 0.5]), "arithmetic").apply(values)), [[0.7, 0.3]]
     )
     np.testing.assert_allclose(
-        np.exp(pool(values, np.array([3.0, 1.0]), "arithmetic")), [[0.8, 0.2]]
+        np.exp(Pooling(np.array([3.0, 1.0]), "arithmetic").apply(values)), [[0.8, 0.2]]
     )
     # √(0.9·0.5) : √(0.1·0.5) = 3 : 1
-    np.testing.assert_allclose(np.exp(pool(values, np.array([0.5, 0.5]), "log")), [[0.75, 0.25]])
+    np.testing.assert_allclose(
+        np.exp(Pooling(np.array([0.5, 0.5]), "log").apply(values)), [[0.75, 0.25]]
+    )
     # 0.9² : 0.1² = 81 : 1, a sharper expert: in log space the sum of weights is free.
     np.testing.assert_allclose(
-        np.exp(pool(values, np.array([2.0, 0.0]), "log")), [[81 / 82, 1 / 82]]
+        np.exp(Pooling(np.array([2.0, 0.0]), "log").apply(values)), [[81 / 82, 1 / 82]]
     )
 
 
@@ -179,7 +182,7 @@ def test_arithmetic_weights_lie_on_the_simplex(make_experts: Any) -> None:
 
 def loss_of(fusion: WeightedFusion, weights: np.ndarray, experts: Any) -> float:
     offset = weights - 1 / len(weights)
-    fused = pool(experts.log_posteriors, weights, fusion.space)
+    fused = Pooling(weights, fusion.space).apply(experts.log_posteriors)
     return score("log_loss", experts.table.labels, fused) + fusion.penalty * float(offset @ offset)
 
 
