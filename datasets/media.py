@@ -16,6 +16,22 @@ from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".aiff", ".aif", ".au"})
+CONTAINER_SUFFIXES = frozenset(
+    {
+        ".mp4",
+        ".mkv",
+        ".mpg",
+        ".mpeg",
+        ".avi",
+        ".mov",
+        ".webm",
+        ".flv",
+        ".m4v",
+        ".m4a",
+        ".3gp",
+        ".wmv",
+    }
+)
 MAX_CLIP_SECONDS = 600.0
 _MAX_FILTER_BANK = 10_000_000
 
@@ -41,8 +57,6 @@ def read_audio(path: Path, sample_rate_hz: int) -> NDArray[np.int16]:
         waveform, source_rate_hz = _read_audio_container(path)
     if waveform.size == 0:
         raise MediaError("holds no sound")
-    if waveform.size > MAX_CLIP_SECONDS * source_rate_hz:
-        raise MediaError(f"is longer than {MAX_CLIP_SECONDS:.0f} s; cut it into utterances")
     if not np.isfinite(waveform).all():
         raise MediaError("holds non-finite samples")
     if source_rate_hz != sample_rate_hz:
@@ -78,8 +92,7 @@ def read_frames(path: Path, count: int, size: tuple[int, int]) -> NDArray[np.uin
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             time = frame.time if frame.time is not None else float(len(frames))
-            if seconds and time - seconds[0] > MAX_CLIP_SECONDS:
-                raise MediaError(f"is longer than {MAX_CLIP_SECONDS:.0f} s; cut it into utterances")
+            _check_length(time - seconds[0] if seconds else 0.0)
             seconds.append(time)
             frames.append(_scale_and_crop(frame, size))
     if not frames:
@@ -98,9 +111,29 @@ def _check_file(path: Path) -> None:
         raise MediaError("is empty")
 
 
+def _check_length(seconds: float) -> None:
+    if seconds > MAX_CLIP_SECONDS:
+        raise MediaError(f"is longer than {MAX_CLIP_SECONDS:.0f} s; cut it into utterances")
+
+
+def _check_riff(path: Path) -> None:
+    """A WAV that is shorter than it says; libsndfile would read what is there as the whole."""
+    with path.open("rb") as file:
+        header = file.read(8)
+    promised = int.from_bytes(header[4:8], "little")
+    # Streamed files promise 0, or all that 32 bits can say.
+    if header[:4] == b"RIFF" and 0 < promised < 0xFFFFFF00:
+        missing = promised + 8 - path.stat().st_size
+        if missing > 1:  # some writers count a padding byte that they do not write
+            raise MediaError(f"is truncated: {missing} bytes are missing")
+
+
 def _read_audio_file(path: Path) -> tuple[NDArray[np.float32], int]:
     try:
-        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            _check_length(file.frames / file.samplerate)
+            _check_riff(path)
+            samples, rate_hz = file.read(dtype="float32", always_2d=True), file.samplerate
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise MediaError(f"cannot be decoded: {error}") from error
     return samples.mean(axis=1), int(rate_hz)
@@ -115,7 +148,10 @@ def _read_audio_container(path: Path) -> tuple[NDArray[np.float32], int]:
         # The mean of the channels is taken here: FFmpeg's own mix to mono is their sum / √2.
         resampler = av.AudioResampler(format="fltp", rate=rate_hz)
         blocks: list[NDArray[np.float32]] = []
+        samples = 0
         for frame in container.decode(stream):
+            samples += frame.samples
+            _check_length(samples / rate_hz)
             blocks.extend(part.to_ndarray().mean(axis=0) for part in resampler.resample(frame))
         blocks.extend(part.to_ndarray().mean(axis=0) for part in resampler.resample(None))
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate_hz

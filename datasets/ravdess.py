@@ -6,7 +6,6 @@ A clip is one utterance. Its audio-only file (03-…) and its video file (01-…
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
+from datasets.features import FeatureTable, read_features
 
 LABELS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 _NAME = re.compile(r"^(0[123])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(\d{2})$")
@@ -46,7 +46,8 @@ def load_ravdess(root: Path, *, features: Path | None = None, song: bool = False
             )
         elif match[2] == channel:
             found.setdefault(path.stem[3:], {})[match[1]] = path
-    names, table = _read_features(features) if features else ((), {})
+    rows = read_features(features, _key) if features else FeatureTable((), {})
+    names, table = rows.names, rows.rows
     clips = tuple(_record(key, files, table) for key, files in sorted(found.items()))
     unmatched = sorted(set(table) - set(found))
     skipped += [Skipped(f"features row {key}", "no clip of that name") for key in unmatched]
@@ -87,33 +88,6 @@ def _has_pictures(path: Path | None) -> bool:
     return path is not None and path.suffix.lower() not in {".wav", ".flac", ".mp3"}
 
 
-def _read_features(path: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.float32]]]:
-    if not path.is_file():
-        raise DataError(f"No such file: '{path}' (--features).")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"'{path}' is not a CSV in UTF-8: {error} (--features).") from error
-    if len(rows) < 2 or rows[0][1][0].strip() != "clip" or len(rows[0][1]) < 2:
-        raise DataError(f"'{path}' must have a header 'clip,<feature>,…' and rows (--features).")
-    names = tuple(name.strip() for name in rows[0][1][1:])
-    table: dict[str, NDArray[np.float32]] = {}
-    bad: list[str] = []
-    for number, row in rows[1:]:
-        try:
-            values = np.asarray([float(value) for value in row[1:]], np.float32)
-        except ValueError:
-            values = np.full(0, np.nan, np.float32)
-        if len(values) != len(names) or not np.isfinite(values).all():
-            bad.append(f"row {number}")
-        elif _NAME.match(row[0].strip()) is None:
-            bad.append(f"row {number} (clip '{row[0]}')")
-        elif row[0].strip()[3:] in table:
-            bad.append(f"row {number} (clip '{row[0]}' a second time)")
-        else:
-            table[row[0].strip()[3:]] = values
-    if bad:
-        raise DataError(f"'{path}' has {len(bad)} bad rows: {', '.join(bad[:20])}.")
-    return names, table
+def _key(clip: str) -> str | None:
+    """A RAVDESS name without its first field."""
+    return clip[3:] if _NAME.match(clip) else None

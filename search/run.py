@@ -77,6 +77,12 @@ def _find_out(config: SearchConfig, data: TrainingData, console: Console) -> dic
         "seed": config.seed,
         "preset": config.preset,
         "device": device,
+        "inputs": {
+            "sample_rate_hz": data.shape.sample_rate_hz,
+            "frames": data.shape.frames,
+            "frame_size": list(data.shape.frame_size),
+            "feature_names": list(index.feature_names),
+        },
         "offer": offer.to_json(),
         "predicted_seconds": {name: round(value, 1) for name, value in seconds.items()},
         "seconds_before": 0.0,
@@ -192,7 +198,12 @@ def _search(
         )
     finally:
         tuning.stop_ray()
-    found = {"trials": search.counts(), "failures": search.failures(), "searched": searched}
+    found = {
+        "experts": [entry.trial for entry in whole],
+        "trials": search.counts(),
+        "failures": search.failures(),
+        "searched": searched,
+    }
     return assessment, confirmed, found
 
 

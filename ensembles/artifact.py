@@ -1,0 +1,227 @@
+"""An exported ensemble: one folder of plain numbers, which loading cannot make run anything.
+
+`ensemble.json` says all and holds a checksum of every other file; `experts/NAME.onnx` takes
+plain waveform, uint8 frames and features; `experts/NAME/` holds the same networks as
+`plan.json` and safetensors, which this project's code rebuilds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensembles import EnsembleError
+from ensembles.chosen import Fused
+
+FORMAT_VERSION = 1
+MANIFEST = "ensemble.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One expert of an exported ensemble.
+
+    Attributes:
+        name: Its trial.
+        modality: audio, video or early.
+        architecture: A registered name.
+        inputs: What it reads: audio, video, features.
+        folds: How many fold networks it has.
+        parameters: Of one fold's network.
+    """
+
+    name: str
+    modality: str
+    architecture: str
+    inputs: frozenset[str]
+    folds: int
+    parameters: int
+
+    @property
+    def onnx(self) -> str:
+        """Its graph, in the folder."""
+        return f"experts/{self.name}.onnx"
+
+    @property
+    def torch(self) -> str:
+        """The folder of its weights, in the folder."""
+        return f"experts/{self.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {**self.__dict__, "inputs": sorted(self.inputs)}
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Member:
+        """The inverse of `to_json`; a name that is no plain file name is refused."""
+        if not re.fullmatch(r"\w[\w.+-]*", document["name"]):
+            raise ValueError(f"expert name {document['name']!r}")
+        return Member(**{**document, "inputs": frozenset(document["inputs"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """What `ensemble.json` says.
+
+    Attributes:
+        folder: Where it lies.
+        labels: (K,) class names.
+        sample_rate_hz: Of the waveform that the networks take; 0 if none takes any.
+        frames: V, frames taken evenly of a video; 0 if none is taken.
+        frame_size: (H, W) in pixels.
+        feature_names: (F,) columns of the clip-level features.
+        members: Every expert, by name.
+        fused: The ensemble for a clip that has every input.
+        by_fold: For each fold, the ensemble chosen and fitted without it.
+        substitutes: Inputs at hand → the ensemble where others are missing.
+        about: Corpus, protocol, scores, versions: for the card, not for computing.
+    """
+
+    folder: Path
+    labels: tuple[str, ...]
+    sample_rate_hz: int
+    frames: int
+    frame_size: tuple[int, int]
+    feature_names: tuple[str, ...]
+    members: Mapping[str, Member]
+    fused: Fused
+    by_fold: tuple[Fused, ...]
+    substitutes: Mapping[frozenset[str], Fused]
+    about: Mapping[str, Any]
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Everything that some expert of the whole ensemble reads."""
+        return self.inputs_of(self.fused)
+
+    def inputs_of(self, fused: Fused) -> frozenset[str]:
+        """What an ensemble's experts read."""
+        return frozenset().union(*(self.members[name].inputs for name in fused.experts))
+
+    def ensemble_for(self, available: frozenset[str], fold: int | None = None) -> Fused:
+        """The ensemble for a clip.
+
+        Args:
+            available: Inputs that the clip has.
+            fold: That of a cross-validation fold instead, as it was without that fold.
+
+        Raises:
+            EnsembleError: If the clip lacks what is needed.
+        """
+        if fold is not None and not 0 <= fold < len(self.by_fold):
+            raise EnsembleError(
+                f"There is no fold {fold}; this ensemble has 0 to {len(self.by_fold) - 1}."
+            )
+        fused = self.fused if fold is None else self.by_fold[fold]
+        if self.inputs_of(fused) <= available:
+            return fused
+        able = [some for some in self.substitutes if some <= available]
+        if fold is not None or not able:
+            lacking = sorted(self.inputs_of(fused) - available)
+            raise EnsembleError(f"has no {' and no '.join(lacking)}, which the ensemble needs")
+        return self.substitutes[max(able, key=lambda some: (len(some), sorted(some)))]
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest, without the files' checksums."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "labels": list(self.labels),
+            "sample_rate_hz": self.sample_rate_hz,
+            "frames": self.frames,
+            "frame_size": list(self.frame_size),
+            "feature_names": list(self.feature_names),
+            "experts": [member.to_json() for member in self.members.values()],
+            "fused": self.fused.to_json(),
+            "by_fold": [fused.to_json() for fused in self.by_fold],
+            "substitutes": [
+                {"inputs": sorted(some), **fused.to_json()}
+                for some, fused in self.substitutes.items()
+            ],
+            "about": dict(self.about),
+        }
+
+
+def write_manifest(artifact: Artifact) -> None:
+    """Writes `ensemble.json` with the checksum of every other file in the folder."""
+    folder = artifact.folder
+    files = {
+        path.relative_to(folder).as_posix(): _sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    document = {**artifact.to_json(), "files": files}
+    (folder / MANIFEST).write_text(json.dumps(document, indent=1))
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Reads an exported ensemble and checks every file against its checksum.
+
+    Raises:
+        EnsembleError: Not an export, another format version, or the name of the file that
+            is missing, truncated or changed.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise EnsembleError(
+            f"No {MANIFEST} in '{folder}'. Make one with: python -m ensembles.export RUN --out DIR"
+        )
+    try:
+        document = json.loads(path.read_bytes())
+        version = document["format_version"]
+        if version != FORMAT_VERSION:
+            raise EnsembleError(
+                f"'{folder}' is of format version {version}; this program reads version "
+                f"{FORMAT_VERSION}. Export the run again."
+            )
+        artifact = _parse(folder, document)
+        files = {str(name): str(digest) for name, digest in document["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, EnsembleError):
+            raise
+        raise EnsembleError(f"'{path}' is damaged: {error!r}. Export the run again.") from error
+    for name, digest in files.items():
+        _check_file(folder, name, digest)
+    return artifact
+
+
+def _parse(folder: Path, document: Mapping[str, Any]) -> Artifact:
+    classes = len(document["labels"])
+    members = [Member.from_json(member) for member in document["experts"]]
+    return Artifact(
+        folder=folder,
+        labels=tuple(document["labels"]),
+        sample_rate_hz=int(document["sample_rate_hz"]),
+        frames=int(document["frames"]),
+        frame_size=(int(document["frame_size"][0]), int(document["frame_size"][1])),
+        feature_names=tuple(document["feature_names"]),
+        members={member.name: member for member in members},
+        fused=Fused.from_json(document["fused"], classes),
+        by_fold=tuple(Fused.from_json(fused, classes) for fused in document["by_fold"]),
+        substitutes={
+            frozenset(fused["inputs"]): Fused.from_json(fused, classes)
+            for fused in document["substitutes"]
+        },
+        about=dict(document["about"]),
+    )
+
+
+def _check_file(folder: Path, name: str, digest: str) -> None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise EnsembleError(f"'{folder / MANIFEST}' names a file outside its folder: '{name}'.")
+    if not path.is_file():
+        raise EnsembleError(f"'{path}' is missing. Export the run again.")
+    if _sha256(path) != digest:
+        raise EnsembleError(
+            f"'{path}' is truncated or changed: it does not match its checksum. Export the run again."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

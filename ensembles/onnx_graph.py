@@ -1,0 +1,137 @@
+"""An expert as an ONNX graph: front end inside, any number of clips of any length."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from ensembles import EnsembleError
+from ensembles.folded import FoldedExpert, average_folds
+from models import ClipShape
+
+OPSET = 18
+TOLERANCE = 1e-4
+"""Largest difference of a posterior between torch and ONNX that an export accepts."""
+
+_SEQUENCES = ("audio", "video")
+_PARITY = ((1, 0.7), (4, 1.0), (2, 1.9))
+"""Batch sizes, and lengths in typical clips, that an export is checked at."""
+
+
+class _Graph(nn.Module):
+    """Positional tensors, as a graph has them, instead of a named batch."""
+
+    def __init__(self, expert: FoldedExpert) -> None:
+        super().__init__()
+        self.expert = expert
+        self.names = input_names(expert.kinds)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """→ (B, K) averaged log-posteriors, (folds, B, K) each fold's."""
+        by_fold = self.expert(dict(zip(self.names, inputs, strict=True)))
+        return average_folds(by_fold), by_fold
+
+
+def input_names(kinds: Sequence[str]) -> list[str]:
+    """The graph's inputs: a kind, and for sequences its lengths."""
+    return [
+        name
+        for kind in kinds
+        for name in ((kind, f"{kind}_lengths") if kind in _SEQUENCES else (kind,))
+    ]
+
+
+def to_onnx(expert: FoldedExpert, shape: ClipShape) -> bytes:
+    """Exports an expert, and checks that the graph does what the network does.
+
+    Raises:
+        EnsembleError: If they differ at another length or batch size than the example's.
+    """
+    graph = _Graph(expert).eval()
+    example = example_batch(expert.kinds, shape, clips=3, share=1.0, seed=0)
+    buffer = io.BytesIO()
+    axes: dict[str, dict[int, str]] = {
+        name: {0: "clips", 1: {"audio": "samples", "video": "frames"}[name]}
+        if name in _SEQUENCES
+        else {0: "clips"}
+        for name in graph.names
+    }
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # on traced lengths, which the check below settles
+        torch.onnx.export(
+            graph,
+            tuple(example[name] for name in graph.names),
+            buffer,  # type: ignore[arg-type]  # takes files too
+            input_names=graph.names,
+            output_names=["log_posteriors", "log_posteriors_by_fold"],
+            dynamic_axes={
+                **axes,
+                "log_posteriors": {0: "clips"},
+                "log_posteriors_by_fold": {1: "clips"},
+            },
+            opset_version=OPSET,
+            # torch.export fixes the length of recurrent networks, or fails on them.
+            dynamo=False,
+        )
+    content = buffer.getvalue()
+    _check_parity(expert, shape, open_session(content))
+    return content
+
+
+def open_session(content: bytes) -> onnxruntime.InferenceSession:
+    """A graph, ready to run on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def run_session(session: onnxruntime.InferenceSession, batch: dict[str, Tensor]) -> Tensor:
+    """Plain clips → (folds, B, K) log-posteriors."""
+    wanted = [item.name for item in session.get_inputs()]
+    inputs = {name: batch[name].numpy() for name in wanted}
+    return torch.from_numpy(session.run(["log_posteriors_by_fold"], inputs)[0])
+
+
+def example_batch(
+    kinds: Sequence[str], shape: ClipShape, *, clips: int, share: float, seed: int
+) -> dict[str, Tensor]:
+    """Random clips of uneven length, the longest `share` of a typical one."""
+    generator = torch.Generator().manual_seed(seed)
+    batch: dict[str, Tensor] = {}
+    for kind in kinds:
+        if kind == "features":
+            batch[kind] = torch.randn(clips, shape.num_features, generator=generator)
+            continue
+        typical = shape.seconds * shape.sample_rate_hz if kind == "audio" else shape.frames
+        longest = max(2, round(share * typical))
+        lengths = torch.linspace(longest, max(2, longest * 0.6), clips).long()
+        if kind == "audio":
+            values = 0.1 * torch.randn(clips, longest, generator=generator)
+        else:
+            size = (clips, longest, *shape.frame_size, 3)
+            values = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        behind = torch.arange(longest)[None] >= lengths[:, None]
+        values[behind] = 0
+        batch[kind], batch[f"{kind}_lengths"] = values, lengths
+    return batch
+
+
+def _check_parity(
+    expert: FoldedExpert, shape: ClipShape, session: onnxruntime.InferenceSession
+) -> None:
+    for seed, (clips, share) in enumerate(_PARITY, start=1):
+        batch = example_batch(expert.kinds, shape, clips=clips, share=share, seed=seed)
+        with torch.inference_mode():
+            wanted = expert(batch).exp()
+        found = run_session(session, batch).exp()
+        difference = float((wanted - found).abs().max())
+        if not difference <= TOLERANCE:
+            raise EnsembleError(
+                f"The ONNX graph differs from the network by {difference:.1e} for {clips} clips "
+                f"of {share * shape.seconds:.1f} s; an export accepts {TOLERANCE:g}."
+            )

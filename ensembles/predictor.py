@@ -1,0 +1,246 @@
+"""Runs an exported ensemble: files or tensors in, probabilities out.
+
+predictor = Predictor(read_artifact(Path("exported")))
+for answer in predictor.files([Path("clip.mp4")]):
+print(answer.label, answer.probabilities)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datasets.features import FeatureTable
+from datasets.media import AUDIO_SUFFIXES, MediaError, read_audio, read_frames
+from ensembles import EnsembleError
+from ensembles.artifact import Artifact
+from ensembles.chosen import Fused
+from ensembles.folded import average_folds, load_folded
+from ensembles.metrics import Array
+from ensembles.onnx_graph import open_session, run_session
+
+Backend = Literal["onnx", "torch"]
+
+_BATCH_CLIPS = 16
+_SILENCE = 10 ** (-60 / 20)
+"""Peak of what counts as silent: 60 dB below full scale."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip as the networks take it.
+
+    Attributes:
+        name: Its file, or any other name.
+        arrays: `audio` (L,) float32, `video` (V, H, W, 3) uint8, `features` (F,) float32:
+            those it has.
+        lacking: Why it has no audio, video or features, for those that the ensemble reads.
+    """
+
+    name: str
+    arrays: Mapping[str, NDArray[np.generic]]
+    lacking: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the ensemble says of a clip; or why it says nothing.
+
+    Attributes:
+        name: The clip.
+        probabilities: Class → probability; empty with an error.
+        experts: Those that took part.
+        notes: Inputs that were missing, and why.
+        error: Why there is no answer.
+    """
+
+    name: str
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    experts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+
+class Predictor:
+    """An exported ensemble, ready to run.
+
+    Args:
+        artifact: The exported folder, as read and checked.
+        backend: `onnx`, or `torch`, which rebuilds the networks from safetensors and JSON.
+    """
+
+    def __init__(self, artifact: Artifact, backend: Backend = "onnx") -> None:
+        self.artifact, self.backend = artifact, backend
+        self._network = cache(self._open)
+
+    def files(
+        self,
+        paths: Iterable[Path],
+        *,
+        features: FeatureTable | None = None,
+        fold: int | None = None,
+    ) -> Iterator[Answer]:
+        """Predicts files, in order, a few at a time; a bad one yields its error.
+
+        Args:
+            paths: Sound or video files.
+            features: Clip-level features by file name without suffix.
+            fold: Predict as this cross-validation fold's networks and fusion did.
+
+        Raises:
+            EnsembleError: If the features are not those of the ensemble.
+        """
+        row = _feature_columns(features, self.artifact) if features else None
+        waiting: list[Clip | Answer] = []
+        for path in paths:
+            try:
+                waiting.append(self.load(path, features, row))
+            except MediaError as error:
+                waiting.append(Answer(str(path), error=str(error)))
+            if len(waiting) == _BATCH_CLIPS:
+                yield from self._answers(waiting, fold)
+                waiting = []
+        yield from self._answers(waiting, fold)
+
+    def load(
+        self,
+        path: Path,
+        features: FeatureTable | None = None,
+        columns: NDArray[np.int64] | None = None,
+    ) -> Clip:
+        """Decodes what the ensemble reads of a file, as the preparation of shards does.
+
+        Raises:
+            MediaError: If nothing in it can be used.
+        """
+        artifact = self.artifact
+        arrays: dict[str, NDArray[np.generic]] = {}
+        lacking: dict[str, str] = {}
+        if artifact.sample_rate_hz:
+            try:
+                arrays["audio"] = _waveform(path, artifact.sample_rate_hz)
+            except MediaError as error:
+                lacking["audio"] = str(error)
+        if artifact.frames and path.suffix.lower() in AUDIO_SUFFIXES:
+            lacking["video"] = "is a sound file"
+        elif artifact.frames:
+            try:
+                arrays["video"] = read_frames(path, artifact.frames, artifact.frame_size)
+            except MediaError as error:
+                lacking["video"] = str(error)
+        if artifact.feature_names:
+            found = features.find(path.stem) if features else None
+            if found is None:
+                lacking["features"] = (
+                    f"has no row '{path.stem}' in the features" if features else "came without any"
+                )
+            else:
+                arrays["features"] = found if columns is None else found[columns]
+        # A file that cannot be decoded at all is not excused by its row of features.
+        media = [lacking.get(kind) for kind in ("audio", "video") if kind in (*arrays, *lacking)]
+        if media and all(media):
+            raise MediaError("; ".join(dict.fromkeys(filter(None, media))))
+        return Clip(str(path), arrays, lacking)
+
+    def clips(self, clips: Iterable[Clip], *, fold: int | None = None) -> list[Answer]:
+        """Predicts decoded clips, in order."""
+        return list(self._answers(list(clips), fold))
+
+    def _answers(self, waiting: list[Clip | Answer], fold: int | None) -> Iterator[Answer]:
+        """Clips with the same inputs share a batch."""
+        answers: dict[int, Answer] = {}
+        groups: dict[frozenset[str], list[int]] = {}
+        for position, item in enumerate(waiting):
+            if isinstance(item, Answer):
+                answers[position] = item
+            else:
+                groups.setdefault(frozenset(item.arrays), []).append(position)
+        for available, positions in groups.items():
+            clips = [item for p in positions if isinstance(item := waiting[p], Clip)]
+            try:
+                fused = self.artifact.ensemble_for(available, fold)
+            except EnsembleError as error:
+                for position, clip in zip(positions, clips, strict=True):
+                    why = "; ".join(f"{kind}: {text}" for kind, text in clip.lacking.items())
+                    answers[position] = Answer(
+                        clip.name, error=f"{error}{f' ({why})' if why else ''}"
+                    )
+                continue
+            probabilities = np.exp(self.log_posteriors(collate(clips), fused, fold))
+            for position, clip, values in zip(positions, clips, probabilities, strict=True):
+                answers[position] = Answer(
+                    clip.name,
+                    dict(zip(self.artifact.labels, values.tolist(), strict=True)),
+                    fused.experts,
+                    tuple(f"no {kind}: {why}" for kind, why in clip.lacking.items()),
+                )
+        yield from (answers[position] for position in range(len(waiting)))
+
+    def log_posteriors(
+        self, batch: Mapping[str, Tensor], fused: Fused | None = None, fold: int | None = None
+    ) -> Array:
+        """A batch of plain clips, as the networks take them → (B, K) fused log-posteriors."""
+        fused = fused or self.artifact.ensemble_for(frozenset(batch), fold)
+        each = {}
+        for name in fused.experts:
+            by_fold = self._network(name)(dict(batch))
+            chosen = average_folds(by_fold) if fold is None else by_fold[fold]
+            each[name] = chosen.double().numpy()
+        return fused.apply(each)
+
+    def _open(self, name: str) -> Callable[[dict[str, Tensor]], Tensor]:
+        member = self.artifact.members[name]
+        if self.backend == "onnx":
+            session = open_session((self.artifact.folder / member.onnx).read_bytes())
+            return lambda batch: run_session(session, batch)
+        expert = load_folded(self.artifact.folder / member.torch)
+
+        def run(batch: dict[str, Tensor]) -> Tensor:
+            with torch.inference_mode():
+                by_fold: Tensor = expert(batch)
+            return by_fold
+
+        return run
+
+
+def collate(clips: list[Clip]) -> dict[str, Tensor]:
+    """Stacks clips that have the same inputs, padded with zeros."""
+    batch: dict[str, Tensor] = {}
+    for kind in clips[0].arrays:
+        items = [torch.from_numpy(np.ascontiguousarray(clip.arrays[kind])) for clip in clips]
+        if kind == "features":
+            batch[kind] = torch.stack(items)
+        else:
+            batch[kind] = torch.nn.utils.rnn.pad_sequence(items, batch_first=True)
+            batch[f"{kind}_lengths"] = torch.tensor([len(item) for item in items])
+    return batch
+
+
+def _waveform(path: Path, sample_rate_hz: int) -> NDArray[np.float32]:
+    waveform = read_audio(path, sample_rate_hz).astype(np.float32) / 32768.0
+    if np.abs(waveform).max() < _SILENCE:
+        raise MediaError("is silent")
+    return waveform
+
+
+def _feature_columns(features: FeatureTable, artifact: Artifact) -> NDArray[np.int64]:
+    """Where the ensemble's features stand in a table."""
+    lacking = [name for name in artifact.feature_names if name not in features.names]
+    if lacking:
+        raise EnsembleError(
+            f"The features lack the column '{lacking[0]}', which the ensemble reads."
+        )
+    return np.asarray([features.names.index(name) for name in artifact.feature_names], np.int64)
