@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +31,18 @@ class Folds:
     Attributes:
         protocol: The protocol's name.
         metric: The protocol's primary score.
-        fold_of_clip: (N,) the fold in which each clip of the index is tested.
+        fold_of_clip: (N,) the fold in which each clip of the index is tested, -1 for clips
+            of test speakers, who are in no fold.
         fingerprint: SHA-256 over protocol and every clip's fold: two runs with the same
             fingerprint were scored on the same split.
+        test_speakers: Held out of every fold, to be looked at once, at the end.
     """
 
     protocol: str
     metric: str
     fold_of_clip: NDArray[np.int64]
     fingerprint: str
+    test_speakers: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -48,39 +51,53 @@ class Folds:
 
     def train_rows(self, fold: int) -> NDArray[np.int64]:
         """Rows of the index that train the network of a fold."""
-        return np.flatnonzero(self.fold_of_clip != fold)
+        return np.flatnonzero((self.fold_of_clip != fold) & (self.fold_of_clip >= 0))
 
     def test_rows(self, fold: int) -> NDArray[np.int64]:
         """Rows of the index that are held out in a fold."""
         return np.flatnonzero(self.fold_of_clip == fold)
 
+    @property
+    def unseen_rows(self) -> NDArray[np.int64]:
+        """Rows of the test speakers, which no network trains on."""
+        return np.flatnonzero(self.fold_of_clip < 0)
 
-def make_folds(index: ShardIndex, protocol: str | None = None) -> Folds:
+
+def make_folds(
+    index: ShardIndex, protocol: str | None = None, test_speakers: Sequence[str] = ()
+) -> Folds:
     """Splits a corpus under a named protocol.
 
     Args:
         index: The corpus.
         protocol: `ravdess-luna5`, `speaker-kfold:K`, or None for the corpus's own.
+        test_speakers: Put in no fold; the protocol splits the others.
 
     Raises:
-        DataError: Unknown protocol, fewer speakers than folds, a speaker or the same
+        DataError: Unknown protocol or speaker, fewer speakers than folds, a speaker or the same
             recording on two sides, or a class that a fold lacks.
     """
-    name = protocol or default_protocol(index)
+    apart = frozenset(test_speakers)
+    strangers = sorted(apart - {entry.speaker for entry in index.clips})
+    if strangers:
+        known = ", ".join(sorted({entry.speaker for entry in index.clips}))
+        raise DataError(f"Unknown test speaker '{strangers[0]}'. Known: {known}.")
+    others = replace(index, clips=tuple(e for e in index.clips if e.speaker not in apart))
+    name = protocol or default_protocol(others)
     if name == "ravdess-luna5":
         assign = _by_actor(_RAVDESS_LUNA5)
     elif name.startswith("speaker-kfold:"):
         assign = _balanced(_parse_count(name))
     else:
         raise DataError(f"Unknown protocol '{name}'. Known: ravdess-luna5, speaker-kfold:K.")
-    fold_of_speaker = assign(index)
+    fold_of_speaker = assign(others) | dict.fromkeys(apart, -1)
     folds = np.asarray([fold_of_speaker[entry.speaker] for entry in index.clips], np.int64)
     guard_against_leaks(index, folds)
     _require_every_class(index, folds)
     pairs = sorted((entry.clip, int(fold)) for entry, fold in zip(index.clips, folds, strict=True))
     fingerprint = hashlib.sha256(json.dumps([name, pairs]).encode()).hexdigest()
     metric = "accuracy"
-    return Folds(name, metric, folds, fingerprint)
+    return Folds(name, metric, folds, fingerprint, tuple(sorted(apart)))
 
 
 def default_protocol(index: ShardIndex) -> str:
@@ -176,7 +193,7 @@ def _require_every_class(index: ShardIndex, folds: NDArray[np.int64]) -> None:
                     f"Fold {fold} has no clip of class '{label}'. Take fewer folds "
                     "(--protocol speaker-kfold:K) or other classes (--classes)."
                 )
-            if not (labels[folds != fold] == label).any():
+            if not (labels[(folds != fold) & (folds >= 0)] == label).any():
                 raise DataError(
                     f"Outside fold {fold} no clip of class '{label}' is left to train on."
                 )

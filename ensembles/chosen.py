@@ -75,7 +75,7 @@ class Chooser:
 
         Args:
             fused: The whole ensemble.
-            inputs_of: Expert → the inputs that it reads.
+            inputs_of: Expert → the inputs that it reads; those not named are not to be had.
 
         Returns:
             Inputs at hand → the ensemble's experts that these suffice for, fused by the same
@@ -95,7 +95,7 @@ class Chooser:
         self, fused: Fused, inputs_of: Mapping[str, frozenset[str]], some: frozenset[str]
     ) -> Fused | None:
         experts = self.fitter.experts
-        able = [m for m, name in enumerate(experts.names) if inputs_of[name] <= some]
+        able = [m for m, n in enumerate(experts.names) if n in inputs_of and inputs_of[n] <= some]
         if not able:
             return None
         members = [m for m in able if experts.names[m] in fused.experts]

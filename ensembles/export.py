@@ -126,15 +126,16 @@ def export(run: FinishedRun, out: Path, *, console: Console | None = None) -> Ar
 
 
 def _inputs(run: FinishedRun) -> dict[str, frozenset[str]]:
-    """Expert → what it reads, of those that have weights."""
-    inputs = {}
-    for name in run.experts.names:
-        plan = read_plan(run.weights(name) / "plan.json") if run.weights(name).is_dir() else None
-        parts = [plan["architecture"]] if plan else []
-        if plan and not get_architecture(parts[0]).inputs:  # early fusion reads what its parts do
-            parts = [plan["settings"][side]["architecture"] for side in ("audio", "video")]
-        inputs[name] = frozenset(kind for part in parts for kind in get_architecture(part).inputs)
-    return inputs
+    """Expert → what it reads, of those whose weights were kept."""
+    kept = [name for name in run.experts.names if run.weights(name).is_dir()]
+    return {name: _inputs_of_plan(read_plan(run.weights(name) / "plan.json")) for name in kept}
+
+
+def _inputs_of_plan(plan: Mapping[str, Any]) -> frozenset[str]:
+    parts = [plan["architecture"]]
+    if not get_architecture(parts[0]).inputs:  # early fusion reads what its parts do
+        parts = [plan["settings"][side]["architecture"] for side in ("audio", "video")]
+    return frozenset(kind for part in parts for kind in get_architecture(part).inputs)
 
 
 def _write_member(run: FinishedRun, name: str, out: Path, console: Console | None) -> Member:

@@ -37,21 +37,22 @@ class FoldedExpert(nn.Module):
     @property
     def kinds(self) -> list[str]:
         """Which inputs it reads: audio, video, features."""
-        return self._network(0).kinds
+        return self.network(0).kinds
 
-    def _network(self, fold: int) -> Expert:
+    def network(self, fold: int) -> Expert:
+        """The network of one fold."""
         network = self.networks[fold]
         assert isinstance(network, Expert)
         return network
 
     def forward(self, batch: Batch) -> Tensor:
         """Plain clips, see `Expert` → (folds, B, K) log-posteriors."""
-        return self.classify(self._network(0).preprocess(batch))
+        return self.classify(self.network(0).preprocess(batch))
 
     def classify(self, fixed: Batch) -> Tensor:
         """What `Expert.preprocess` returned → (folds, B, K) log-posteriors."""
         folds = range(len(self.networks))
-        return torch.stack([self._network(k).classify(fixed).log_softmax(dim=1) for k in folds])
+        return torch.stack([self.network(k).classify(fixed).log_softmax(dim=1) for k in folds])
 
 
 def average_folds(by_fold: Tensor) -> Tensor:

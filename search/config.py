@@ -58,13 +58,16 @@ class SearchConfig:
         only: Architectures to search, separated by commas (default: all that fit the data).
         classes: Classes to keep, separated by commas (default: all).
         protocol: How speakers are split: ravdess-luna5 or speaker-kfold:K (default: the corpus's own).
+        test_speakers: Speakers to put in no fold, separated by commas; the averaged ensemble is
+            scored on them once, at the end.
         metric: accuracy, uar, macro_f1 or log_loss: what is searched for and reported.
         seed: Of proposals, weights, order and augmentation.
         confirm_seeds: Fresh seeds that the headline's experts are trained again with (default: the preset's).
         name: Name of the run, a folder under runs_dir (default: corpus, preset and date).
         resume: Name of an interrupted or finished run to continue; of the other options only
-            trials, time_budget, confirm_seeds and workers may be given with it.
+            trials, time_budget, confirm_seeds, workers and keep_weights may be given with it.
         dry_run: Say what would be searched and how long it would take, and stop.
+        keep_weights: all, or chosen: only the networks that an export of this run needs.
         skip_corrupt: Use what is intact of damaged shards instead of refusing them.
         workers: Trials at the same time (default: one a CPU core, or one a GPU).
         device: auto, cpu or cuda.
@@ -82,12 +85,14 @@ class SearchConfig:
     only: str | None = None
     classes: str | None = None
     protocol: str | None = None
+    test_speakers: str | None = None
     metric: str = "accuracy"
     seed: int = 0
     confirm_seeds: int | None = None
     name: str | None = None
     resume: str | None = None
     dry_run: bool = False
+    keep_weights: str = "all"
     skip_corrupt: bool = False
     workers: int | None = None
     device: str = "auto"
@@ -102,6 +107,7 @@ class SearchConfig:
         _known("preset", self.preset, tuple(PRESETS))
         _known("metric", self.metric, METRICS)
         _known("device", self.device, ("auto", "cpu", "cuda"))
+        _known("keep_weights", self.keep_weights, ("all", "chosen"))
         _known("precision", self.precision, ("auto", "float32", "bfloat16"))
         for name, least in (("trials", 1), ("workers", 1), ("confirm_seeds", 0)):
             value = getattr(self, name)
@@ -135,12 +141,26 @@ class SearchConfig:
         return _split(self.only)
 
     @property
+    def test_speaker_names(self) -> tuple[str, ...]:
+        """`test_speakers`, split."""
+        return _split(self.test_speakers)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """`classes`, split."""
         return _split(self.classes)
 
 
-RESUME_KEYS = ("resume", "trials", "time_budget", "confirm_seeds", "workers", "runs_dir", "dry_run")
+RESUME_KEYS = (
+    "resume",
+    "trials",
+    "time_budget",
+    "confirm_seeds",
+    "workers",
+    "keep_weights",
+    "runs_dir",
+    "dry_run",
+)
 
 
 def parse_duration(text: str) -> float:

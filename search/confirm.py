@@ -64,6 +64,7 @@ def _spec(name: str, seed: int, search: DealtSearch, context: dict[str, Any]) ->
         "trial": fresh_name(name, seed),
         "modality": modality,
         "plan": plan.to_json(),
+        "keep_weights": False,
         "context": {**context, "seed": seed},
     }
 

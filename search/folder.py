@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ensembles.bank import write_atomically
+from ensembles.honesty import Assessment
 from search.config import RESUME_KEYS, ConfigError, SearchConfig, from_document, to_document
 
 FORMAT_VERSION = 1
@@ -123,9 +125,32 @@ def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
     old = from_document(document, stored)
     overrides = {
         key: getattr(config, key)
-        for key in given & {"trials", "time_budget", "confirm_seeds", "workers", "dry_run"}
+        for key in given
+        & {"trials", "time_budget", "confirm_seeds", "workers", "keep_weights", "dry_run"}
     }
     return RunFolder(path, replace(old, runs_dir=config.runs_dir, **overrides), resumed=True)
+
+
+def prune_weights(run: RunFolder, assessment: Assessment) -> dict[str, Any]:
+    """Removes networks that no export needs, if the run asks for it; says what is left.
+
+    Needed are the experts of the chosen ensemble, of each fold's, and the best of each
+    modality, which take over where a clip lacks an input.
+    """
+    folder = run.path / "weights"
+    if run.config.keep_weights == "chosen":
+        rows = [assessment.fused, *(r for r in assessment.recipes if r.name.startswith("best "))]
+        needed = {name for row in rows for name in row.experts}
+        needed |= {name for row in rows for _, names in row.per_fold for name in names}
+        for path in folder.iterdir():
+            if path.name not in needed:
+                shutil.rmtree(path)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        "kept": run.config.keep_weights,
+        "experts": sum(1 for path in folder.iterdir() if path.is_dir()),
+        "bytes": sum(path.stat().st_size for path in files),
+    }
 
 
 def provenance() -> dict[str, Any]:

@@ -74,7 +74,7 @@ def print_report(
 ) -> None:
     """The leaderboard, and what one should know about its numbers."""
     table = assessment.table
-    counts = facts["trials"]
+    counts, weights = facts["trials"], facts["weights"]
     title = (
         f"{facts['corpus']}: {assessment.metric}, {facts['protocol']}, {len(table.clips)} clips, "
         f"{len(set(table.speakers))} speakers, {len(table.classes)} classes"
@@ -104,6 +104,8 @@ def print_report(
         each = detail(table, assessment.fused.log_posteriors).speakers
         shown_speakers = ", ".join(f"{name} {100 * value:.0f}" for name, value in each.items())
         console.print(f"fused, by speaker: {shown_speakers}", style="dim", highlight=False)
+    if facts["test_speakers"]:
+        console.print(_test_speakers(assessment.metric, facts["test_speakers"]), highlight=False)
     for name, reason in facts["failures"].items():
         console.print(f"failed: {name}: {reason}", highlight=False)
     majority = max(float((table.labels == k).mean()) for k in range(len(table.classes)))
@@ -115,9 +117,25 @@ def print_report(
         )
     console.print(
         f"{counts['complete']} trials finished, {counts['pruned']} stopped early, {counts['failed']} failed, "
-        f"{counts['unfinished']} unfinished; {facts['seconds']['total']:.0f} s. Everything is in {run}",
+        f"{counts['unfinished']} unfinished; {facts['seconds']['total']:.0f} s. Networks of "
+        f"{weights['experts']} experts kept, {weights['bytes'] / 2**20:.0f} MiB. "
+        f"Everything is in {run}",
         highlight=False,
     )
+
+
+def _test_speakers(metric: str, found: dict[str, Any]) -> str:
+    value = f"{found['score']:.3f}" if metric == "log_loss" else f"{100 * found['score']:.1f}"
+    lines = [
+        f"Test speakers (in no fold): {value} by the averaged ensemble on {found['clips']} clips "
+        f"of {', '.join(found['speakers'])}"
+    ]
+    if found["scored_before"]:
+        lines.append(
+            f"  They were scored {found['scored_before']} times before (test-speakers.jsonl): "
+            "whoever chose by those scores makes this one optimistic."
+        )
+    return "\n".join(lines)
 
 
 def _confirmation(assessment: Assessment, confirmed: dict[int, dict[str, Scored]]) -> str:

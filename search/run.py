@@ -20,11 +20,12 @@ from models.registry import ModelError
 from search.config import ConfigError, SearchConfig, parse_arguments
 from search.corpus import clip_table, load_corpus
 from search.cost import drop_expensive, predict_seconds
-from search.folder import RunFolder, new_run, provenance, resumed_run
+from search.folder import RunFolder, new_run, provenance, prune_weights, resumed_run
 from search.progress import ProgressLine, chatter_to
-from search.report import print_report, write_reports
+from search.report import print_report, write_predictions, write_reports
 from search.space import Offer, offer_for
 from search.train import TrainingData
+from search.unseen import score_unseen
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -144,7 +145,13 @@ def _search_and_report(
     total = facts["seconds_before"] + time.monotonic() - started
     run.record({**facts, "seconds_before": total})
     seconds = {"search": found.pop("searched"), "total": round(total, 1)}
+    unseen = score_unseen(run, data, found.pop("posteriors"), assessment)
+    weights = prune_weights(run, assessment)
     report = {**facts, **provenance(), "run": run.path.name, **found, "seconds": seconds}
+    report |= {"weights": weights, "test_speakers": unseen.to_json() if unseen else None}
+    if unseen:
+        looked = [(run.config.seed, unseen.log_posteriors)]
+        write_predictions(run.path / "predictions_test.csv", unseen.table, looked)
     write_reports(run.path, assessment, confirmed, report)
     print_report(Console(), run.path, assessment, confirmed, report)
     return 0
@@ -188,8 +195,9 @@ def _search(
             raise EnsembleError(_nothing_finished(run, search.failures()))
         with screen.status("fusing") as status:
             whole = [e for e in bank.read() if e.percent == 100 and e.trial in finished]
+            experts = bank.experts(whole)
             assessment = assess(
-                bank.experts(whole),
+                experts,
                 run.config.metric,
                 on_progress=lambda done, total: status.update(f"fusing, recipe {done} of {total}"),
             )
@@ -199,7 +207,8 @@ def _search(
     finally:
         tuning.stop_ray()
     found = {
-        "experts": [entry.trial for entry in whole],
+        "experts": list(experts.names),
+        "posteriors": experts,
         "trials": search.counts(),
         "failures": search.failures(),
         "searched": searched,
@@ -232,6 +241,7 @@ def _context(
         "checksum": index.checksum,
         "classes": list(config.class_names),
         "protocol": data.folds.protocol,
+        "test_speakers": list(data.folds.test_speakers),
         "folds": data.folds.fingerprint,
         "metric": config.metric,
         "seed": config.seed,

@@ -121,11 +121,11 @@ def _train(spec: Spec, log: TrialLog) -> Iterator[dict[str, Any]]:
                 logits=rung.logits,
             )
         )
-        present = ~data.cache.missing
+        present = ~data.cache.missing & (table.folds >= 0)
         score = fold_mean(
             metric, table.labels[present], log_softmax(rung.logits[present]), table.folds[present]
         )
-        if rung.percent == 100:
+        if rung.percent == 100 and spec.get("keep_weights", True):
             _write_weights(run / "weights" / spec["trial"], spec, trial)
         report = {
             "percent": rung.percent,
@@ -188,7 +188,15 @@ def _training_data(context: dict[str, Any]) -> Any:
     from datasets.splits import make_folds
     from search.train import TrainingData
 
-    keys = ("data", "classes", "protocol", "checksum", "cache_folder", "skip_corrupt")
+    keys = (
+        "data",
+        "classes",
+        "protocol",
+        "test_speakers",
+        "checksum",
+        "cache_folder",
+        "skip_corrupt",
+    )
     identity = json.dumps({key: context[key] for key in keys})
     if identity not in _OPEN:
         index = read_index(context["data"])
@@ -200,7 +208,7 @@ def _training_data(context: dict[str, Any]) -> Any:
             max_bytes=int(context["cache_gb"] * 2**30),
             skip_corrupt=context["skip_corrupt"],
         )
-        folds = make_folds(index, context["protocol"])
+        folds = make_folds(index, context["protocol"], context["test_speakers"])
         assert folds.fingerprint == context["folds"], (
             "a worker split the corpus otherwise than the driver"
         )

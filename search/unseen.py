@@ -1,0 +1,132 @@
+"""Test speakers, who are in no fold: looked at once, at the end, by the averaged ensemble."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensembles.bank import ClipTable, Experts
+from ensembles.chosen import Chooser, Fused
+from ensembles.folded import FoldedExpert, average_folds, load_folded
+from ensembles.honesty import Assessment, detail
+from ensembles.metrics import Array, score
+from search.folder import RunFolder
+from search.train import TrainingData
+
+LOG_NAME = "test-speakers.jsonl"
+_BATCH_CLIPS = 64
+
+
+@dataclass(frozen=True)
+class UnseenScore:
+    """What the averaged ensemble makes of the test speakers.
+
+    Attributes:
+        table: Their clips, fold -1.
+        log_posteriors: (n, K).
+        score: Over all their clips, by the run's metric.
+        touches: How often any run was scored on speakers among these before, this corpus
+            and protocol.
+    """
+
+    table: ClipTable
+    log_posteriors: Array
+    score: float
+    touches: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For `summary.json`."""
+        speakers = detail(self.table, self.log_posteriors).speakers
+        return {
+            "speakers": sorted(speakers),
+            "clips": len(self.table.clips),
+            "score": self.score,
+            "accuracy_by_speaker": speakers,
+            "scored_before": self.touches,
+        }
+
+
+def score_unseen(
+    run: RunFolder, data: TrainingData, experts: Experts, assessment: Assessment
+) -> UnseenScore | None:
+    """Predicts the test speakers' clips with the ensemble that an export holds.
+
+    Returns:
+        None without test speakers.
+    """
+    rows = data.folds.unseen_rows
+    rows = rows[~data.cache.missing[rows]]
+    if not len(rows):
+        return None
+    fused = Chooser(experts, assessment.metric).fit(assessment.chosen)
+    each = {
+        name: _predict(load_folded(run.path / "weights" / name), data, rows)
+        for name in fused.experts
+    }
+    log_posteriors = fused.apply(each)
+    index = data.cache.index
+    table = ClipTable(
+        clips=tuple(index.clips[row].clip for row in rows),
+        speakers=tuple(index.clips[row].speaker for row in rows),
+        folds=np.full(len(rows), -1, np.int64),
+        labels=data.cache.targets[rows],
+        classes=index.labels,
+    )
+    touches = _touch(run, data, fused)
+    value = score(assessment.metric, table.labels, log_posteriors)
+    return UnseenScore(table, log_posteriors, value, touches)
+
+
+def _predict(expert: FoldedExpert, data: TrainingData, rows: np.ndarray[Any, Any]) -> Array:
+    """(n, K) log-posteriors of an expert's averaged fold networks."""
+    out = []
+    network = expert.network(0)
+    with torch.inference_mode():
+        for start in range(0, len(rows), _BATCH_CLIPS):
+            fixed = data.fixed(network, rows[start : start + _BATCH_CLIPS])
+            out.append(average_folds(expert.classify(fixed)).double().numpy())
+    return np.concatenate(out)
+
+
+def _touch(run: RunFolder, data: TrainingData, fused: Fused) -> int:
+    """Notes this look outside the run's folder, and counts earlier ones by other ensembles."""
+    path = run.path.parent / LOG_NAME
+    look = {
+        "data_checksum": data.cache.index.checksum,
+        "protocol": data.folds.protocol,
+        "speakers": list(data.folds.test_speakers),
+        "run": run.path.name,
+        "experts": list(fused.experts),
+        "recipe": fused.recipe,
+    }
+    earlier = _read(path)
+    again = [known for known in earlier if {**known, "when": None} == {**look, "when": None}]
+    if not again:
+        with path.open("a", encoding="utf-8") as file:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            file.write(json.dumps({**look, "when": now}) + "\n")
+    return sum(
+        known["data_checksum"] == look["data_checksum"]
+        and known["protocol"] == look["protocol"]
+        and bool(set(known["speakers"]) & set(data.folds.test_speakers))
+        and known not in again
+        for known in earlier
+    )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    looks = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            looks.append(json.loads(line))
+        except ValueError:  # half a line, of a process that was killed
+            continue
+    return looks
