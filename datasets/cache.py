@@ -205,7 +205,8 @@ def open_cache(
         raise DataError(
             f"The shards in '{index.root}' changed while they were in use. Start again."
         )
-    home = base / full.checksum[:24]
+    full = full.part_of(*index.part) if index.part != (0, 1) else full
+    home = base / _home_name(full)
     try:
         base.mkdir(parents=True, exist_ok=True)
         with FileLock(str(home) + ".lock"):
@@ -220,6 +221,13 @@ def open_cache(
     except OSError as error:
         raise _cannot_write(base, error) from error
     return ClipCache(home, index, full, max_bytes)
+
+
+def _home_name(index: ShardIndex) -> str:
+    """By the index's checksum; a worker's part has a home of its own."""
+    if index.part == (0, 1):
+        return index.checksum[:24]
+    return hashlib.sha256(f"{index.checksum} {index.part}".encode()).hexdigest()[:24]
 
 
 def _fill(
@@ -285,7 +293,7 @@ def _require_intact(index: ShardIndex, clips: list[str]) -> None:
     """Raises if the shards still lack one of the clips."""
     names = {entry.shard for entry in index.clips if entry.clip in clips}
     suspects = replace(index, shards=tuple(s for s in index.shards if s.name in names))
-    intact = {sample["clip"] for sample in _intact(suspects, skip_corrupt=True)}
+    intact = {sample["clip"] for sample in _intact(suspects, skip_corrupt=True, split=False)}
     lost = [clip for clip in clips if clip not in intact]
     if lost:
         raise DataError(
@@ -294,7 +302,9 @@ def _require_intact(index: ShardIndex, clips: list[str]) -> None:
         )
 
 
-def _intact(index: ShardIndex, skip_corrupt: bool) -> Iterator[dict[str, Any]]:
+def _intact(
+    index: ShardIndex, skip_corrupt: bool, *, split: bool = True
+) -> Iterator[dict[str, Any]]:
     """Streams the clips whose content is what the index says; the rest raise or are left out."""
 
     def ignore(culprit: str, error: Exception) -> None:
@@ -302,7 +312,7 @@ def _intact(index: ShardIndex, skip_corrupt: bool) -> Iterator[dict[str, Any]]:
 
     handler = ignore if skip_corrupt else raise_on_corruption
     hash_of = {entry.clip: (entry.content_hash, entry.shard) for entry in index.clips}
-    for sample in stream_clips(index, handler=handler):
+    for sample in stream_clips(index, handler=handler, split=split):
         expected, shard = hash_of.get(sample["clip"], ("", ""))
         if content_hashes(sample)[0] == expected:
             yield sample

@@ -60,6 +60,7 @@ class ShardIndex:
         root: Folder or URL of the shards; not stored in the file.
         checksum: SHA-256 of the index file; a cache filled from another one is stale.
         frame_size: (H, W) of the video frames.
+        part: Whose clips these are: (worker, of how many). `shards` are always all.
     """
 
     root: str
@@ -72,6 +73,22 @@ class ShardIndex:
     frame_size: tuple[int, int]
     feature_names: tuple[str, ...]
     checksum: str = ""
+    part: tuple[int, int] = (0, 1)
+
+    def part_of(self, rank: int, count: int) -> ShardIndex:
+        """The clips that one of `count` workers streams: WebDataset deals out whole shards.
+
+        Raises:
+            DataError: If there are fewer shards than workers.
+        """
+        if count > len(self.shards):
+            raise DataError(
+                f"'{self.root}' has {len(self.shards)} shards for {count} workers; each needs one "
+                "or more. Prepare smaller shards (--clips-per-shard), or take fewer workers."
+            )
+        names = {shard.name for shard in self.shards[rank::count]}
+        clips = tuple(entry for entry in self.clips if entry.shard in names)
+        return replace(self, clips=clips, part=(rank, count))
 
     def has(self, kind: str) -> int:
         """How many clips have `audio`, `video` or `features`."""

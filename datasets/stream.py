@@ -45,6 +45,7 @@ def stream_clips(
     shuffle: int = 1000,
     seed: int = 0,
     handler: Handler = raise_on_corruption,
+    split: bool = True,
 ) -> wds.DataPipeline:
     """Streams a corpus, split over nodes and DataLoader workers by shard.
 
@@ -56,6 +57,7 @@ def stream_clips(
         shuffle: Size of the training shuffle buffer, in clips.
         seed: Of the draw and the shuffle.
         handler: Called with the culprit's name and the error; returning skips it.
+        split: False gives every worker all clips.
 
     Returns:
         An iterable of `{"clip", "audio" (L,) int16, "video" (V,H,W,3) uint8,
@@ -65,7 +67,8 @@ def stream_clips(
     if training:
         stages = [wds.ResampledShards(urls, seed=seed, deterministic=True)]
     else:
-        stages = [wds.SimpleShardList(urls), wds.split_by_node, wds.split_by_worker]
+        stages = [wds.SimpleShardList(urls)]
+        stages += [wds.split_by_node, wds.split_by_worker] if split else []
     # Partials, not closures: DataLoader workers that are spawned pickle the pipeline.
     stages += [partial(_read_tars, handler=handler), partial(_decode, handler=handler)]
     if training:

@@ -65,11 +65,17 @@ class SearchConfig:
         confirm_seeds: Fresh seeds that the headline's experts are trained again with (default: the preset's).
         name: Name of the run, a folder under runs_dir (default: corpus, preset and date).
         resume: Name of an interrupted or finished run to continue; of the other options only
-            trials, time_budget, confirm_seeds, workers and keep_weights may be given with it.
+            trials, time_budget, confirm_seeds, keep_weights, and where it runs (workers, runner,
+            workers_per_trial, address) may be given with it.
         dry_run: Say what would be searched and how long it would take, and stop.
         keep_weights: all, or chosen: only the networks that an export of this run needs.
         skip_corrupt: Use what is intact of damaged shards instead of refusing them.
         workers: Trials at the same time (default: one a CPU core, or one a GPU).
+        runner: actor (reused processes), train (Ray Train workers that stream the shards), or
+            auto: train where there are GPUs.
+        workers_per_trial: Ray Train workers that train one trial together.
+        address: A Ray cluster to join, such as auto or HOST:6379 (default: RAY_ADDRESS, or
+            Ray on this machine alone).
         device: auto, cpu or cuda.
         precision: auto, float32 or bfloat16 (auto: bfloat16 where the hardware computes it and convolutions dominate).
         runs_dir: Where runs are kept.
@@ -95,6 +101,9 @@ class SearchConfig:
     keep_weights: str = "all"
     skip_corrupt: bool = False
     workers: int | None = None
+    runner: str = "auto"
+    workers_per_trial: int = 1
+    address: str | None = None
     device: str = "auto"
     precision: str = "auto"
     runs_dir: str = "runs"
@@ -107,9 +116,15 @@ class SearchConfig:
         _known("preset", self.preset, tuple(PRESETS))
         _known("metric", self.metric, METRICS)
         _known("device", self.device, ("auto", "cpu", "cuda"))
+        _known("runner", self.runner, ("auto", "actor", "train"))
         _known("keep_weights", self.keep_weights, ("all", "chosen"))
         _known("precision", self.precision, ("auto", "float32", "bfloat16"))
-        for name, least in (("trials", 1), ("workers", 1), ("confirm_seeds", 0)):
+        for name, least in (
+            ("trials", 1),
+            ("workers", 1),
+            ("workers_per_trial", 1),
+            ("confirm_seeds", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be {least} or more, got {value}.")
@@ -121,6 +136,10 @@ class SearchConfig:
                 raise ConfigError(f"{name} must be letters, digits and . _ + -, got '{value}'.")
         if self.name and self.resume:
             raise ConfigError("Give either name (a new run) or resume (an old one), not both.")
+        if self.workers_per_trial > 1 and self.runner == "actor":
+            raise ConfigError(
+                f"workers_per_trial {self.workers_per_trial} needs Ray Train: --runner train."
+            )
         parse_duration(self.time_budget or "1m")
 
     @property
@@ -157,10 +176,14 @@ RESUME_KEYS = (
     "time_budget",
     "confirm_seeds",
     "workers",
+    "runner",
+    "workers_per_trial",
+    "address",
     "keep_weights",
     "runs_dir",
     "dry_run",
 )
+"""What may be given with --resume: how much more, and where; not what was searched."""
 
 
 def parse_duration(text: str) -> float:

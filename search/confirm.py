@@ -88,7 +88,7 @@ def _train(
         if why:
             screen.print(f"{name} failed: {why}", highlight=False)
 
-    tuning.run_seeds(specs, context, workers=int(context["workers"]), on_done=failed)
+    tuning.run_seeds(specs, workers=int(context["workers"]), on_done=failed)
 
 
 def _score(

@@ -123,12 +123,8 @@ def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
             f"The run '{config.resume}' is of format version {found}; this program continues version {FORMAT_VERSION}."
         )
     old = from_document(document, stored)
-    overrides = {
-        key: getattr(config, key)
-        for key in given
-        & {"trials", "time_budget", "confirm_seeds", "workers", "keep_weights", "dry_run"}
-    }
-    return RunFolder(path, replace(old, runs_dir=config.runs_dir, **overrides), resumed=True)
+    overrides = {key: getattr(config, key) for key in given & set(RESUME_KEYS) - {"resume"}}
+    return RunFolder(path, replace(old, **{"runs_dir": config.runs_dir, **overrides}), resumed=True)
 
 
 def prune_weights(run: RunFolder, assessment: Assessment) -> dict[str, Any]:

@@ -170,12 +170,18 @@ def _search(
     from search.sampler import DealtSearch, open_journal
 
     plan = run.config.plan
-    dashboard = tuning.start_ray(run.config.workers, dashboard=run.config.dashboard)
+    config = run.config
+    together = config.workers_per_trial
+    dashboard = tuning.start_ray(
+        config.address, (config.workers or 0) * together, dashboard=config.dashboard
+    )
     try:
         if dashboard:
             screen.print(f"dashboard: {dashboard} (the token: ray get-auth-token)", soft_wrap=True)
-        workers = run.config.workers or tuning.default_workers(facts["device"])
-        context = _context(run, data, facts, workers)
+        fitting = tuning.default_workers(facts["device"], together)
+        context = _context(run, data, facts, config.workers or fitting)
+        if config.runner == "auto":
+            screen.print(f"runner: {context['runner']} ({_RUNNERS[context['runner']]})")
         started = time.monotonic()
         search = DealtSearch(
             Offer.from_json(facts["offer"]),
@@ -216,6 +222,18 @@ def _search(
     return assessment, confirmed, found
 
 
+def _runner(config: SearchConfig, gpu: bool) -> str:
+    if config.runner != "auto":
+        return config.runner
+    return "train" if gpu or config.workers_per_trial > 1 else "actor"
+
+
+_RUNNERS = {
+    "train": "Ray Train workers, because there are GPUs or several workers a trial",
+    "actor": "reused processes, because there is no GPU",
+}
+
+
 def _nothing_finished(run: RunFolder, failures: dict[str, str]) -> str:
     """Why there is nothing to fuse, and what to do."""
     if failures:
@@ -251,6 +269,8 @@ def _context(
         "cache_gb": config.cache_gb,
         "skip_corrupt": config.skip_corrupt,
         "workers": workers,
+        "runner": _runner(config, gpu),
+        "workers_per_trial": config.workers_per_trial,
         "cpus_per_trial": 1,
         "gpus_per_trial": 1.0 if gpu else 0.0,
     }

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datasets.cache import ClipCache, RaggedFile
+from datasets.index import ShardIndex
 from datasets.splits import Folds
 from models import ClipShape, Expert, build_expert, get_architecture
 from models.augmentation import mixup, spec_augment, speed_perturb, time_crop
 from models.expert import Encoder, arrange_memory
 from models.registry import ModelError
+from search.workers import Workers
 
 RUNGS = (25, 50, 75, 100)
 """Percentages of a trial's own schedule at which it is scored."""
@@ -115,24 +117,31 @@ class TrainingData:
     """A corpus as training sees it: front-end outputs by clip, and the folds.
 
     Args:
-        cache: The decoded clips.
-        folds: The protocol's split of `cache.index`.
+        cache: The decoded clips: of the whole corpus, or of this worker's part of it.
+        folds: The protocol's split of the whole corpus.
+        whole: The whole corpus's index, where `cache` holds a part.
+
+    Attributes:
+        position: (n,) row in the whole corpus of each of the cache's clips.
     """
 
-    def __init__(self, cache: ClipCache, folds: Folds) -> None:
+    def __init__(self, cache: ClipCache, folds: Folds, whole: ShardIndex | None = None) -> None:
         self.cache, self.folds = cache, folds
+        self.index = whole or cache.index
+        row_of = {entry.clip: row for row, entry in enumerate(self.index.clips)}
+        self.position = np.asarray([row_of[entry.clip] for entry in cache.index.clips], np.int64)
         self._files: dict[str, RaggedFile] = {}
         self._dense: dict[str, Tensor] = {}
 
     @cached_property
     def shape(self) -> ClipShape:
         """What the clips look like; a kind that some clips lack does not count."""
-        return clip_shape(self.cache)
+        return clip_shape(self.index)
 
     def rows(self, fold: int, *, training: bool) -> NDArray[np.int64]:
-        """Rows of one side of a fold, without corrupt clips."""
-        rows = self.folds.train_rows(fold) if training else self.folds.test_rows(fold)
-        return np.asarray(rows[~self.cache.missing[rows]])
+        """The cache's rows of one side of a fold, without corrupt clips."""
+        side = self.folds.train_rows(fold) if training else self.folds.test_rows(fold)
+        return np.flatnonzero(np.isin(self.position, side) & ~self.cache.missing)
 
     def lengths(self, expert: Expert) -> NDArray[np.int64]:
         """(N,) length of each clip as the expert's first sequence input has it, for bucketing."""
@@ -191,9 +200,8 @@ class TrainingData:
         return file
 
 
-def clip_shape(cache: ClipCache) -> ClipShape:
+def clip_shape(index: ShardIndex) -> ClipShape:
     """The shape of a corpus's clips."""
-    index = cache.index
     everywhere = {
         kind: index.has(kind) == len(index.clips) for kind in ("audio", "video", "features")
     }
@@ -249,6 +257,8 @@ class FoldTrainer:
             so that folds may be interleaved and resumed at will.
         device: cpu or cuda.
         precision: float32 or bfloat16 (autocast; weights and predictions stay float32).
+        workers: The processes that train it together, each on its part of the clips; a
+            batch is divided among them.
     """
 
     def __init__(
@@ -260,8 +270,10 @@ class FoldTrainer:
         seed: int,
         device: str = "cpu",
         precision: str = "float32",
+        workers: Workers | None = None,
     ) -> None:
         self.plan, self.data, self.fold, self.seed = plan, data, fold, seed
+        self.workers = workers or Workers()
         self.device, self.precision = torch.device(device), precision
         self.epoch = 0
         self._reseed(-1)
@@ -270,13 +282,21 @@ class FoldTrainer:
             plan.architecture, plan.settings, data.shape, dropout=settings.dropout
         )
         self.rows = data.rows(fold, training=True)
+        if not len(self.rows):
+            raise ModelError(
+                f"Worker {self.workers.rank} of {self.workers.count} has no training clip of fold "
+                f"{fold} in its shards. Prepare smaller shards, or take fewer workers a trial."
+            )
         self._fit_statistics()
         self.expert.to(self.device)
         arrange_memory(self.expert)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.expert, settings.weight_decay), lr=settings.learning_rate
         )
-        self.steps = -(-len(self.rows) // settings.batch_size)
+        self.network = self.workers.wrap(_Logits(self.expert))
+        # As many on every worker, however its part of the shards turned out.
+        total = int(self.workers.sum(torch.tensor(len(self.rows))))
+        self.steps = -(-total // settings.batch_size)
         self._lengths = data.lengths(self.expert)
 
     def step_epoch(self) -> float:
@@ -287,11 +307,12 @@ class FoldTrainer:
         """
         generator = self._reseed(self.epoch)
         self.expert.train()
-        total = torch.zeros((), dtype=torch.float64)
+        totals = torch.zeros(2, dtype=torch.float64)
         for step, rows in enumerate(self._batches(generator)):
             loss = self._step(rows, self.epoch * self.steps + step)
-            total += loss * len(rows)
-        mean = float(total) / len(self.rows)
+            totals += torch.stack([loss * len(rows), torch.tensor(float(len(rows)))])
+        loss_sum, clips = self.workers.sum(totals).tolist()
+        mean = float(loss_sum / clips)
         if not math.isfinite(mean):
             raise NonFiniteLossError(
                 f"The loss of fold {self.fold} is {mean} in epoch {self.epoch + 1} "
@@ -303,6 +324,7 @@ class FoldTrainer:
     def predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n, K) logits of some clips, in float32."""
         self.expert.eval()
+        self.workers.share_buffers(self.expert)
         order = np.argsort(self._lengths[rows], kind="stable")
         logits = np.empty((len(rows), self.data.shape.num_classes), np.float32)
         with torch.inference_mode():
@@ -326,7 +348,9 @@ class FoldTrainer:
         self.epoch = int(state["epoch"])
 
     def _reseed(self, epoch: int) -> np.random.Generator:
-        sequence = np.random.SeedSequence((self.seed, self.fold, epoch + 1))
+        # Weights are the same on every worker; order and augmentation are each one's own.
+        own = (self.workers.rank,) if epoch >= 0 and self.workers.rank else ()
+        sequence = np.random.SeedSequence((self.seed, self.fold, epoch + 1, *own))
         torch.manual_seed(int(sequence.generate_state(1)[0]))
         return np.random.default_rng(sequence)
 
@@ -334,12 +358,13 @@ class FoldTrainer:
         for kind in self.expert.kinds:
             encoder = self.expert.encoder(kind)
             if encoder.counts_statistics:
-                encoder.fit_statistics(self.data.fixed(self.expert, self.rows)[kind])
+                own = self.data.fixed(self.expert, self.rows)[kind]
+                encoder.fit_statistics(self.workers.concatenate(own))
 
     def _batches(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
         """Shuffled, then sorted by length within stretches of eight batches: less padding."""
-        size = self.plan.training.batch_size
-        order = generator.permutation(self.rows)
+        size = -(-self.plan.training.batch_size // self.workers.count)
+        order = self._order(generator, size)
         stretch = size * 8
         batches = []
         for start in range(0, len(order), stretch):
@@ -348,6 +373,15 @@ class FoldTrainer:
             batches += [part[i : i + size] for i in range(0, len(part), size)]
         for position in generator.permutation(len(batches)):
             yield batches[position]
+
+    def _order(self, generator: np.random.Generator, size: int) -> NDArray[np.int64]:
+        """The clips of an epoch. Alone, every clip once; a part is cut or repeated to fit."""
+        order = generator.permutation(self.rows)
+        if self.workers.count == 1:
+            return order
+        while len(order) <= (self.steps - 1) * size:
+            order = np.concatenate([order, generator.permutation(self.rows)])
+        return order[: self.steps * size]
 
     def _fixed(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         fixed = self.data.fixed(self.expert, rows)
@@ -390,13 +424,25 @@ class FoldTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self.expert.classify(inputs)
+            logits = self.network(inputs)
         loss = nn.functional.cross_entropy(logits.float(), wanted)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.expert.parameters(), 5.0)
         self.optimizer.step()
         return loss.detach().double().cpu()
+
+
+class _Logits(nn.Module):
+    """An expert behind its front ends, as the one call that averaging of gradients watches."""
+
+    def __init__(self, expert: Expert) -> None:
+        super().__init__()
+        self.expert = expert
+
+    def forward(self, fixed: dict[str, Tensor]) -> Tensor:
+        """What `preprocess` returned → (B, K) logits."""
+        return self.expert.classify(fixed)
 
 
 def learning_rate_share(step: int, total: int) -> float:
@@ -445,12 +491,22 @@ class LockstepTrial:
         seed: int,
         device: str = "cpu",
         precision: str = "auto",
+        workers: Workers | None = None,
     ) -> None:
         self.plan, self.data = plan, data
+        self.workers = workers or Workers()
         chosen = choose_precision(plan.architecture, plan.settings, device, precision)
         self.precision = chosen
         self.trainers = [
-            FoldTrainer(plan, data, fold, seed=seed, device=device, precision=chosen)
+            FoldTrainer(
+                plan,
+                data,
+                fold,
+                seed=seed,
+                device=device,
+                precision=chosen,
+                workers=self.workers,
+            )
             for fold in range(data.folds.count)
         ]
 
@@ -467,10 +523,15 @@ class LockstepTrial:
 
     def out_of_fold(self) -> NDArray[np.float32]:
         """(N, K) logits: each clip by the network that did not train on its speaker."""
-        logits = np.full(
-            (len(self.data.cache.index.clips), self.data.shape.num_classes), np.nan, np.float32
-        )
+        count = len(self.data.index.clips)
+        logits = np.zeros((count, self.data.shape.num_classes), np.float32)
+        times = np.zeros(count, np.int64)
         for trainer in self.trainers:
             rows = self.data.rows(trainer.fold, training=False)
-            logits[rows] = trainer.predict(rows)
+            logits[self.data.position[rows]] = trainer.predict(rows)
+            times[self.data.position[rows]] += 1
+        everyone = self.workers.sum(torch.from_numpy(times)).numpy()
+        assert everyone.max() == 1, "a clip was predicted twice"
+        logits = self.workers.sum(torch.from_numpy(logits)).numpy()
+        logits[everyone == 0] = np.nan
         return logits

@@ -1,8 +1,10 @@
-"""The Ray side of a trial: a reused Tune actor that starts one named task a trial.
+"""The Ray side of a trial, in two ways around one training function.
 
-The task's name is the trial's, so that the Ray dashboard lists trials by name, each with
-its own log; Ray reuses the task's process, so that a trial costs no interpreter start and
-no import. Torch is imported in the tasks alone.
+`actor`: a reused Tune actor starts one named task a trial. The task's name is the trial's,
+so that the Ray dashboard lists trials by name, each with its own log; Ray reuses the task's
+process, so that a trial costs no interpreter start and no import. `train`: the same
+function is the loop of a Ray Train `TorchTrainer` on one or more workers, each with its
+part of the shards. Torch is imported in the tasks and workers alone.
 """
 
 from __future__ import annotations
@@ -13,10 +15,16 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+
+if TYPE_CHECKING:
+    from search.workers import Workers
+
+_STALLED_SECONDS = 600
+"""After so long without its fellows a worker gives up."""
 
 ACTOR_CPUS = 0.01
 """What the actor that waits for a trial's task takes of the trial's own share."""
@@ -29,6 +37,9 @@ def run_trial(config: dict[str, Any]) -> None:
     """Tune's trainable: runs the trial as a named task and passes its rungs on."""
     spec: Spec = {key: config[key] for key in ("trial", "modality", "plan", "context")}
     context = spec["context"]
+    if context["runner"] == "train":
+        _run_trainer(spec)
+        return
     task = train_trial.options(
         name=f"{spec['trial']} {describe(spec['plan'])}",
         num_cpus=context["cpus_per_trial"] - ACTOR_CPUS,
@@ -51,6 +62,66 @@ def run_trial(config: dict[str, Any]) -> None:
         )
     finally:
         ray.cancel(rungs, force=False)
+
+
+def _run_trainer(spec: Spec) -> None:
+    """A trial as a Ray Train run, whose first worker's reports go to Tune."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    if failure := fit_trainer(spec, [TuneReportCallback()]):
+        tune.report({"failed": failure, "percent": 0, "score": float("nan")})
+
+
+def fit_trainer(spec: Spec, callbacks: list[Any]) -> str | None:
+    """Trains one trial on Ray Train workers; returns why it failed, or None."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    context = spec["context"]
+    gpus = float(context["gpus_per_trial"])
+    trainer = TorchTrainer(
+        train_on_worker,
+        train_loop_config=spec,
+        torch_config=TorchConfig(timeout_s=_STALLED_SECONDS),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=context["workers_per_trial"],
+            use_gpu=gpus > 0,
+            resources_per_worker={
+                "CPU": context["cpus_per_trial"],
+                **({"GPU": gpus} if gpus else {}),
+            },
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{spec['trial']} {describe(spec['plan'])}",
+            storage_path=str(Path(context["run"]) / "ray" / "train"),
+            callbacks=callbacks,
+            failure_config=ray.train.FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {})
+        return _reason(next(iter(failures.values()), error))
+    return None
+
+
+def train_on_worker(spec: Spec) -> None:
+    """`train_loop_per_worker`: trains this worker's part, in step with its fellows."""
+    import ray.train
+
+    from search.workers import Workers
+
+    for report in _train(spec, TrialLog(spec), Workers.here()):
+        # Ray waits here for every worker; the first one's report is the one that counts.
+        ray.train.report(report)
+
+
+@ray.remote(num_cpus=0, num_returns="streaming", max_retries=0)
+def train_with_trainer(spec: Spec) -> Iterator[dict[str, Any]]:
+    """As `train_trial`, on Ray Train workers, for trials outside of Tune."""
+    if failure := fit_trainer(spec, []):
+        yield {"failed": failure, "percent": 0, "score": float("nan")}
 
 
 def describe(plan: dict[str, Any]) -> str:
@@ -76,7 +147,9 @@ def train(spec: Spec) -> Iterator[dict[str, Any]]:
     """
     log = TrialLog(spec)
     try:
-        yield from _train(spec, log)
+        from search.workers import Workers
+
+        yield from _train(spec, log, Workers())
     except Exception as error:  # any trial may fail in its own way; the journal keeps the reason
         log.write(traceback.format_exc())
         yield {"failed": _reason(error), "percent": 0, "score": float("nan")}
@@ -87,7 +160,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
-def _train(spec: Spec, log: TrialLog) -> Iterator[dict[str, Any]]:
+def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, Any]]:
+    import numpy as np
     import torch
 
     from ensembles.bank import BankEntry, PosteriorBank
@@ -98,11 +172,20 @@ def _train(spec: Spec, log: TrialLog) -> Iterator[dict[str, Any]]:
     run = Path(context["run"])
     torch.set_num_threads(max(1, int(context["cpus_per_trial"])))
     started = time.monotonic()
-    data = _training_data(context)
+    data = _training_data(context, workers)
     plan = TrialPlan.from_json(spec["plan"])
     trial = LockstepTrial(
-        plan, data, seed=context["seed"], device=context["device"], precision=context["precision"]
+        plan,
+        data,
+        seed=context["seed"],
+        device=context["device"],
+        precision=context["precision"],
+        workers=workers,
     )
+    if workers.rank:  # one of several writes and tells
+        for _ in trial.run():
+            yield {}
+        return
     log.write(
         f"{describe(spec['plan'])}, {trial.precision}, setup {time.monotonic() - started:.2f} s\n"
         f"{json.dumps(spec['plan'])}"
@@ -121,9 +204,12 @@ def _train(spec: Spec, log: TrialLog) -> Iterator[dict[str, Any]]:
                 logits=rung.logits,
             )
         )
-        present = ~data.cache.missing & (table.folds >= 0)
+        present = np.isfinite(rung.logits).all(axis=1)
         score = fold_mean(
-            metric, table.labels[present], log_softmax(rung.logits[present]), table.folds[present]
+            metric,
+            table.labels[present],
+            log_softmax(rung.logits[present].astype(np.float64)),
+            table.folds[present],
         )
         if rung.percent == 100 and spec.get("keep_weights", True):
             _write_weights(run / "weights" / spec["trial"], spec, trial)
@@ -181,8 +267,8 @@ def _write_weights(folder: Path, spec: Spec, trial: Any) -> None:
 _OPEN: dict[str, Any] = {}
 
 
-def _training_data(context: dict[str, Any]) -> Any:
-    """The corpus, opened once a process and kept for the trials that follow."""
+def _training_data(context: dict[str, Any], workers: Workers) -> Any:
+    """The corpus, or this worker's part; opened once a process and kept for the next trials."""
     from datasets.cache import open_cache
     from datasets.index import read_index
     from datasets.splits import make_folds
@@ -197,13 +283,14 @@ def _training_data(context: dict[str, Any]) -> Any:
         "cache_folder",
         "skip_corrupt",
     )
-    identity = json.dumps({key: context[key] for key in keys})
+    part = (workers.rank, workers.count)
+    identity = json.dumps([{key: context[key] for key in keys}, part])
     if identity not in _OPEN:
         index = read_index(context["data"])
         if context["classes"]:
             index = index.restrict(tuple(context["classes"]))
         cache = open_cache(
-            index,
+            index if workers.count == 1 else index.part_of(*part),
             Path(context["cache_folder"]) if context["cache_folder"] else None,
             max_bytes=int(context["cache_gb"] * 2**30),
             skip_corrupt=context["skip_corrupt"],
@@ -213,5 +300,5 @@ def _training_data(context: dict[str, Any]) -> Any:
             "a worker split the corpus otherwise than the driver"
         )
         _OPEN.clear()
-        _OPEN[identity] = TrainingData(cache, folds)
+        _OPEN[identity] = TrainingData(cache, folds, index)
     return _OPEN[identity]

@@ -15,7 +15,8 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # the journal is the truth
 os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "60")
-os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's Train data
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # reports come on this poll
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -24,7 +25,14 @@ from ray import tune
 
 from search.config import ConfigError
 from search.sampler import DealtSearch, HalvingScheduler
-from search.trial import ACTOR_CPUS, Spec, describe, run_trial, train_trial
+from search.trial import (
+    ACTOR_CPUS,
+    Spec,
+    describe,
+    run_trial,
+    train_trial,
+    train_with_trainer,
+)
 
 EXCLUDES = [
     ".git",
@@ -39,8 +47,8 @@ EXCLUDES = [
 """Never sent to a cluster with the code."""
 
 
-def start_ray(workers: int | None, *, dashboard: bool) -> str | None:
-    """Connects to the cluster that RAY_ADDRESS names, or starts Ray on this machine.
+def start_ray(address: str | None, workers: int | None, *, dashboard: bool) -> str | None:
+    """Connects to a cluster (`address`, or RAY_ADDRESS), or starts Ray on this machine.
 
     Returns:
         The dashboard's URL, or None.
@@ -49,13 +57,14 @@ def start_ray(workers: int | None, *, dashboard: bool) -> str | None:
         ConfigError: If the cluster cannot be joined.
     """
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
         runtime = {"working_dir": str(Path(__file__).parent.parent), "excludes": EXCLUDES}
         try:
-            context = ray.init(runtime_env=runtime, **common)
+            context = ray.init(address, runtime_env=runtime, **common)
         except (ConnectionError, RuntimeError) as error:
             raise ConfigError(
-                f"Cannot join the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}. "
+                f"Cannot join the Ray cluster at '{address}': {error}. "
                 "It must run, with the same Ray version; with token authentication "
                 "RAY_AUTH_MODE=token must be set here and on its hosts."
             ) from error
@@ -78,10 +87,20 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def default_workers(device: str) -> int:
-    """One trial a GPU, or one a CPU core."""
-    resources = ray.cluster_resources()
-    return max(1, int(resources.get("GPU" if device == "cuda" else "CPU", 1)))
+def default_workers(device: str, workers_per_trial: int) -> int:
+    """Trials at the same time: one a GPU, or one a CPU core; fewer where each takes several.
+
+    Raises:
+        ConfigError: If not even one fits.
+    """
+    kind = "GPU" if device == "cuda" else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if workers_per_trial > there:
+        raise ConfigError(
+            f"A trial of {workers_per_trial} workers needs {workers_per_trial} {kind}s, Ray has "
+            f"{there} here. Take fewer --workers-per-trial, or join a larger cluster (--address)."
+        )
+    return max(1, there // workers_per_trial)
 
 
 def run_search(search: DealtSearch, context: dict[str, Any], run: Path, *, seconds: float) -> None:
@@ -132,7 +151,6 @@ class _WithContext(tune.search.ConcurrencyLimiter):
 
 def run_seeds(
     specs: list[Spec],
-    context: dict[str, Any],
     *,
     workers: int,
     on_done: Callable[[str, str | None], None],
@@ -141,7 +159,6 @@ def run_seeds(
 
     Args:
         specs: Each with a context of its own seed.
-        context: Resources.
         workers: At the same time.
         on_done: Called with the trial's name and None, or why it failed.
     """
@@ -151,17 +168,25 @@ def run_seeds(
     while waiting or running:
         while waiting and len(running) < workers:
             spec = waiting.pop(0)
-            stream = train_trial.options(
-                name=f"{spec['trial']} {describe(spec['plan'])}",
-                num_cpus=context["cpus_per_trial"] - ACTOR_CPUS,
-                num_gpus=context["gpus_per_trial"],
-            ).remote(spec)
+            stream = _start(spec)
             running[stream.completed()] = spec["trial"]
             streams[spec["trial"]] = stream  # dropping it would cancel the task
         done, _ = ray.wait(list(running), num_returns=1)
         for reference in done:
             name = running.pop(reference)
             on_done(name, _failure(streams.pop(name)))
+
+
+def _start(spec: Spec) -> Any:
+    """A trial outside of Tune, as its runner would run it."""
+    context, name = spec["context"], f"{spec['trial']} {describe(spec['plan'])}"
+    if context["runner"] == "train":
+        return train_with_trainer.options(name=name).remote(spec)
+    return train_trial.options(
+        name=name,
+        num_cpus=context["cpus_per_trial"] - ACTOR_CPUS,
+        num_gpus=context["gpus_per_trial"],
+    ).remote(spec)
 
 
 def _failure(stream: Any) -> str | None:

@@ -1,0 +1,66 @@
+"""The processes that train one trial together; one process is a group of one. No Ray here."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Workers:
+    """This process and its fellows, over torch.distributed where it was set up.
+
+    Attributes:
+        rank: Of this process.
+        count: How many there are.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank, self.count = rank, count
+
+    @staticmethod
+    def here() -> Workers:
+        """The group that torch.distributed was set up for, or this process alone."""
+        if distributed.is_available() and distributed.is_initialized():
+            return Workers(distributed.get_rank(), distributed.get_world_size())
+        return Workers()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """A module whose gradients are averaged over the workers."""
+        return DistributedDataParallel(module) if self.count > 1 else module
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Adds up (…) values of every worker."""
+        if self.count > 1:
+            device = _device()
+            moved = values.to(device)
+            distributed.all_reduce(moved)
+            return moved.to(values.device)
+        return values
+
+    def concatenate(self, rows: Tensor) -> Tensor:
+        """(n, …) rows of each worker → all of them, by rank; n may differ."""
+        if self.count == 1:
+            return rows
+        sizes = self.sum(nn.functional.one_hot(torch.tensor(self.rank), self.count) * len(rows))
+        padded = rows.new_zeros(int(sizes.max()), *rows.shape[1:]).to(_device())
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in range(self.count)]
+        distributed.all_gather(gathered, padded)
+        parts = [part[:size] for part, size in zip(gathered, sizes.tolist(), strict=True)]
+        return torch.cat(parts).to(rows.device)
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Every worker takes the first one's buffers (statistics of batch normalisation)."""
+        if self.count > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, src=0)
+
+
+def _device() -> torch.device:
+    """Where the group's backend wants its tensors."""
+    if distributed.get_backend() == "nccl":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
