@@ -40,7 +40,8 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
         "run": str(run), "data": index.root, "checksum": index.checksum, "classes": [],
         "protocol": data.folds.protocol, "folds": data.folds.fingerprint, "metric": "accuracy", "seed": 0,
         "device": "cpu", "precision": "auto", "cache_folder": str(folder / "cache"), "cache_gb": 16.0,
-        "skip_corrupt": False, "test_speakers": [], "runner": runner, "workers_per_trial": 1, "workers": 1, "cpus_per_trial": 1, "gpus_per_trial": 0.0,
+        "skip_corrupt": False, "test_speakers": [], "runner": runner, "workers_per_trial": 1, "workers": 1,
+        "cpus_per_trial": 1, "gpus_per_trial": 0.0,
     }  # fmt: skip
     tuning.start_ray(None, 1, dashboard=True)
     try:

@@ -103,6 +103,13 @@ class Artifact:
         """What an ensemble's experts read."""
         return frozenset().union(*(self.members[name].inputs for name in fused.experts))
 
+    def check_fold(self, fold: int | None) -> None:
+        """Raises EnsembleError if there is no such fold."""
+        if fold is not None and not 0 <= fold < len(self.by_fold):
+            raise EnsembleError(
+                f"There is no fold {fold}; this ensemble has 0 to {len(self.by_fold) - 1} (--fold)."
+            )
+
     def ensemble_for(self, available: frozenset[str], fold: int | None = None) -> Fused:
         """The ensemble for a clip.
 
@@ -113,10 +120,7 @@ class Artifact:
         Raises:
             EnsembleError: If the clip lacks what is needed.
         """
-        if fold is not None and not 0 <= fold < len(self.by_fold):
-            raise EnsembleError(
-                f"There is no fold {fold}; this ensemble has 0 to {len(self.by_fold) - 1}."
-            )
+        self.check_fold(fold)
         fused = self.fused if fold is None else self.by_fold[fold]
         if self.inputs_of(fused) <= available:
             return fused
@@ -180,7 +184,8 @@ def read_artifact(folder: Path) -> Artifact:
             )
         artifact = _parse(folder, document)
         files = {str(name): str(digest) for name, digest in document["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_names(artifact, files)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, EnsembleError):
             raise
         raise EnsembleError(f"'{path}' is damaged: {error!r}. Export the run again.") from error
@@ -208,6 +213,19 @@ def _parse(folder: Path, document: Mapping[str, Any]) -> Artifact:
         },
         about=dict(document["about"]),
     )
+
+
+def _check_names(artifact: Artifact, files: Mapping[str, str]) -> None:
+    """Whoever fuses is an expert of the manifest, and every file of an expert is signed."""
+    for fused in (artifact.fused, *artifact.by_fold, *artifact.substitutes.values()):
+        strangers = [name for name in fused.experts if name not in artifact.members]
+        if strangers or not fused.experts:
+            raise ValueError(f"fuses the unknown experts {strangers}")
+    for member in artifact.members.values():
+        weights = [f"{member.torch}/fold-{fold}.safetensors" for fold in range(member.folds)]
+        for name in (member.onnx, f"{member.torch}/plan.json", *weights):
+            if name not in files:
+                raise ValueError(f"no checksum of {name}")
 
 
 def _check_file(folder: Path, name: str, digest: str) -> None:

@@ -148,23 +148,15 @@ class PosteriorBank:
         """Opens a bank.
 
         Raises:
-            EnsembleError: If there is none.
+            EnsembleError: If there is none, or its table is damaged.
         """
-        if not (folder / _CLIPS).is_file():
+        path = folder / _CLIPS
+        if not path.is_file():
             raise EnsembleError(f"No posterior bank in '{folder}'.")
-        with (folder / _CLIPS).open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        classes = tuple(json.loads(header[4].removeprefix("classes: ")))
-        return PosteriorBank(
-            folder,
-            ClipTable(
-                clips=tuple(row[0] for row in rows),
-                speakers=tuple(row[1] for row in rows),
-                folds=np.asarray([int(row[2]) for row in rows], np.int64),
-                labels=np.asarray([classes.index(row[3]) for row in rows], np.int64),
-                classes=classes,
-            ),
-        )
+        try:
+            return PosteriorBank(folder, _read_table(path))
+        except (ValueError, IndexError, csv.Error) as error:
+            raise EnsembleError(f"'{path}' is damaged: {error!r}.") from error
 
     def write(self, entry: BankEntry) -> Path:
         """Adds an entry; it replaces one of the same trial and rung."""
@@ -238,6 +230,19 @@ class PosteriorBank:
             tuple(entry.modality for entry in chosen),
             log_softmax(logits[:, present]),
         )
+
+
+def _read_table(path: Path) -> ClipTable:
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    classes = tuple(json.loads(header[4].removeprefix("classes: ")))
+    return ClipTable(
+        clips=tuple(row[0] for row in rows),
+        speakers=tuple(row[1] for row in rows),
+        folds=np.asarray([int(row[2]) for row in rows], np.int64),
+        labels=np.asarray([classes.index(row[3]) for row in rows], np.int64),
+        classes=classes,
+    )
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -25,10 +25,14 @@ from ensembles.bank import Experts, PosteriorBank
 from ensembles.card import model_card
 from ensembles.chosen import Chooser, Fused
 from ensembles.folded import load_folded, read_plan
+from ensembles.metrics import check_metric
 from ensembles.onnx_graph import to_onnx
 from models import ClipShape, get_architecture
+from models.registry import ModelError
 
 _SUMMARY_VERSION = 1
+_ABOUT = ("run", "corpus", "protocol", "metric", "clips", "speakers", "commit", "versions")
+_NEEDED = (*_ABOUT, "experts", "chosen_recipe", "headline", "inputs", "command")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,10 @@ def read_run(path: Path) -> FinishedRun:
                 f"{_SUMMARY_VERSION}."
             )
         finished = [str(name) for name in summary["experts"]]
+        lacking = [key for key in _NEEDED if key not in summary]
+        if lacking:
+            raise KeyError(lacking[0])
+        check_metric(summary["metric"])
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, EnsembleError):
             raise
@@ -106,6 +114,7 @@ def export(run: FinishedRun, out: Path, *, console: Console | None = None) -> Ar
     substitutes = chooser.fit_without(fused, _inputs(run))
     ensembles = [fused, *by_fold, *substitutes.values()]
     names = sorted({name for ensemble in ensembles for name in ensemble.experts})
+    out = out.resolve()  # `.` has no name of its own
     if out.exists() and any(out.iterdir()):
         raise EnsembleError(f"'{out}' is not empty. Name another --out.")
     partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
@@ -128,14 +137,18 @@ def export(run: FinishedRun, out: Path, *, console: Console | None = None) -> Ar
 def _inputs(run: FinishedRun) -> dict[str, frozenset[str]]:
     """Expert → what it reads, of those whose weights were kept."""
     kept = [name for name in run.experts.names if run.weights(name).is_dir()]
-    return {name: _inputs_of_plan(read_plan(run.weights(name) / "plan.json")) for name in kept}
+    return {name: _inputs_of_plan(run.weights(name) / "plan.json") for name in kept}
 
 
-def _inputs_of_plan(plan: Mapping[str, Any]) -> frozenset[str]:
-    parts = [plan["architecture"]]
-    if not get_architecture(parts[0]).inputs:  # early fusion reads what its parts do
-        parts = [plan["settings"][side]["architecture"] for side in ("audio", "video")]
-    return frozenset(kind for part in parts for kind in get_architecture(part).inputs)
+def _inputs_of_plan(path: Path) -> frozenset[str]:
+    plan = read_plan(path)
+    try:
+        parts = [plan["architecture"]]
+        if not get_architecture(parts[0]).inputs:  # early fusion reads what its parts do
+            parts = [plan["settings"][side]["architecture"] for side in ("audio", "video")]
+        return frozenset(kind for part in parts for kind in get_architecture(part).inputs)
+    except (ModelError, KeyError, TypeError) as error:
+        raise EnsembleError(f"'{path}' is damaged: {error!r}.") from error
 
 
 def _write_member(run: FinishedRun, name: str, out: Path, console: Console | None) -> Member:
@@ -181,7 +194,6 @@ def _artifact(
 ) -> Artifact:
     inputs, headline = run.summary["inputs"], run.summary["headline"]
     read = frozenset().union(*(member.inputs for member in members))
-    kept = ("run", "corpus", "protocol", "metric", "clips", "speakers", "commit", "versions")
     return Artifact(
         folder=folder,
         labels=run.experts.table.classes,
@@ -194,7 +206,7 @@ def _artifact(
         by_fold=tuple(by_fold),
         substitutes=substitutes,
         about={
-            **{key: run.summary[key] for key in kept},
+            **{key: run.summary[key] for key in _ABOUT},
             "honest_score": headline["fused"]["honest_score"],
             "interval_95": headline["fused"]["interval_95"],
             "test_speakers": run.summary.get("test_speakers"),

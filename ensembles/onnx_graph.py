@@ -84,17 +84,34 @@ def to_onnx(expert: FoldedExpert, shape: ClipShape) -> bytes:
 
 
 def open_session(content: bytes) -> onnxruntime.InferenceSession:
-    """A graph, ready to run on the CPU."""
+    """A graph, ready to run on the CPU.
+
+    Raises:
+        EnsembleError: If it is none.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own have no common class
+        raise EnsembleError(f"is no ONNX graph: {_first_line(error)}") from error
 
 
 def run_session(session: onnxruntime.InferenceSession, batch: dict[str, Tensor]) -> Tensor:
-    """Plain clips → (folds, B, K) log-posteriors."""
-    wanted = [item.name for item in session.get_inputs()]
-    inputs = {name: batch[name].numpy() for name in wanted}
-    return torch.from_numpy(session.run(["log_posteriors_by_fold"], inputs)[0])
+    """Plain clips → (folds, B, K) log-posteriors.
+
+    Raises:
+        EnsembleError: If the graph takes other inputs, or gives something else.
+    """
+    try:
+        inputs = {item.name: batch[item.name].numpy() for item in session.get_inputs()}
+        return torch.from_numpy(session.run(["log_posteriors_by_fold"], inputs)[0])
+    except Exception as error:  # onnxruntime's own have no common class
+        raise EnsembleError(f"does not take these clips: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def example_batch(

@@ -30,6 +30,7 @@ from ensembles.onnx_graph import open_session, run_session
 Backend = Literal["onnx", "torch"]
 
 _BATCH_CLIPS = 16
+_NO_PICTURES = "is a sound file"
 _SILENCE = 10 ** (-60 / 20)
 """Peak of what counts as silent: 60 dB below full scale."""
 
@@ -101,8 +102,9 @@ class Predictor:
             fold: Predict as this cross-validation fold's networks and fusion did.
 
         Raises:
-            EnsembleError: If the features are not those of the ensemble.
+            EnsembleError: No such fold, or the features are not those of the ensemble.
         """
+        self.artifact.check_fold(fold)
         row = _feature_columns(features, self.artifact) if features else None
         waiting: list[Clip | Answer] = []
         for path in paths:
@@ -135,7 +137,7 @@ class Predictor:
             except MediaError as error:
                 lacking["audio"] = str(error)
         if artifact.frames and path.suffix.lower() in AUDIO_SUFFIXES:
-            lacking["video"] = "is a sound file"
+            lacking["video"] = _NO_PICTURES
         elif artifact.frames:
             try:
                 arrays["video"] = read_frames(path, artifact.frames, artifact.frame_size)
@@ -152,7 +154,8 @@ class Predictor:
         # A file that cannot be decoded at all is not excused by its row of features.
         media = [lacking.get(kind) for kind in ("audio", "video") if kind in (*arrays, *lacking)]
         if media and all(media):
-            raise MediaError("; ".join(dict.fromkeys(filter(None, media))))
+            reasons = dict.fromkeys(why for why in media if why and why != _NO_PICTURES)
+            raise MediaError("; ".join(reasons) or _NO_PICTURES)
         return Clip(str(path), arrays, lacking)
 
     def clips(self, clips: Iterable[Clip], *, fold: int | None = None) -> list[Answer]:
@@ -204,9 +207,13 @@ class Predictor:
     def _open(self, name: str) -> Callable[[dict[str, Tensor]], Tensor]:
         member = self.artifact.members[name]
         if self.backend == "onnx":
-            session = open_session((self.artifact.folder / member.onnx).read_bytes())
-            return lambda batch: run_session(session, batch)
+            return _open_graph(self.artifact.folder / member.onnx)
         expert = load_folded(self.artifact.folder / member.torch)
+        if len(expert.networks) != member.folds:
+            raise EnsembleError(
+                f"'{self.artifact.folder / member.torch}' has {len(expert.networks)} fold "
+                f"networks instead of {member.folds}. Export the run again."
+            )
 
         def run(batch: dict[str, Tensor]) -> Tensor:
             with torch.inference_mode():
@@ -214,6 +221,21 @@ class Predictor:
             return by_fold
 
         return run
+
+
+def _open_graph(path: Path) -> Callable[[dict[str, Tensor]], Tensor]:
+    try:
+        session = open_session(path.read_bytes())
+    except EnsembleError as error:
+        raise EnsembleError(f"'{path}' {error}") from error
+
+    def run(batch: dict[str, Tensor]) -> Tensor:
+        try:
+            return run_session(session, batch)
+        except EnsembleError as error:
+            raise EnsembleError(f"'{path}' {error}") from error
+
+    return run
 
 
 def collate(clips: list[Clip]) -> dict[str, Tensor]:

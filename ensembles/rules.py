@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -35,8 +35,9 @@ class Pooling:
 
     @property
     def used(self) -> Labels:
-        """Indices of the experts that weigh something."""
-        return np.flatnonzero(self.weights > 0)
+        """Indices of the experts that weigh something; the first where none does."""
+        used = np.flatnonzero(self.weights > 0)
+        return used if len(used) else np.zeros(1, np.int64)
 
     def of_used(self) -> Pooling:
         """The same pooling of the used experts alone."""
@@ -123,27 +124,41 @@ def rule_from_json(document: Mapping[str, Any], experts: int, classes: int) -> R
     try:
         rule: Rule
         if document["kind"] == "pooling":
-            floor = document["floor"]
-            rule = Pooling(
-                np.asarray(document["weights"], np.float64),
-                "log" if document["space"] == "log" else "arithmetic",
-                None if floor is None else float(floor),
-            )
+            floor, weights = document["floor"], _numbers(document["weights"])
+            if (weights < 0).any():
+                raise ValueError("a negative weight")
+            space = _known(document["space"], get_args(Space))
+            rule = Pooling(weights, space, None if floor is None else float(floor))
             fits = rule.weights.shape == (experts,)
         elif document["kind"] == "linear":
             rule = LinearMap(
-                np.asarray(document["coefficients"], np.float64),
-                np.asarray(document["intercept"], np.float64),
-                "logits" if document["inputs"] == "logits" else "probabilities",
+                _numbers(document["coefficients"]),
+                _numbers(document["intercept"]),
+                _known(document["inputs"], get_args(Inputs)),
             )
             fits = rule.coefficients.shape == (classes, experts * classes)
             fits = fits and rule.intercept.shape == (classes,)
         else:
             raise EnsembleError(f"Unknown kind of fusion '{document['kind']}'.")
     except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, EnsembleError):
+            raise
         raise EnsembleError(f"Damaged fusion parameters: {error!r}.") from error
     if not fits:
         raise EnsembleError(
             f"The fusion's parameters do not fit {experts} experts and {classes} classes."
         )
     return rule
+
+
+def _numbers(values: Any) -> Array:
+    numbers = np.asarray(values, np.float64)
+    if not np.isfinite(numbers).all():
+        raise ValueError("a number that is not finite")
+    return numbers
+
+
+def _known(value: Any, choices: tuple[Any, ...]) -> Any:
+    if value not in choices:
+        raise ValueError(f"'{value}' is none of {', '.join(choices)}")
+    return value

@@ -79,6 +79,7 @@ def fit_trainer(spec: Spec, callbacks: list[Any]) -> str | None:
 
     context = spec["context"]
     gpus = float(context["gpus_per_trial"])
+    resources = {"CPU": context["cpus_per_trial"] - ACTOR_CPUS, **({"GPU": gpus} if gpus else {})}
     trainer = TorchTrainer(
         train_on_worker,
         train_loop_config=spec,
@@ -86,10 +87,7 @@ def fit_trainer(spec: Spec, callbacks: list[Any]) -> str | None:
         scaling_config=ray.train.ScalingConfig(
             num_workers=context["workers_per_trial"],
             use_gpu=gpus > 0,
-            resources_per_worker={
-                "CPU": context["cpus_per_trial"],
-                **({"GPU": gpus} if gpus else {}),
-            },
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             name=f"{spec['trial']} {describe(spec['plan'])}",

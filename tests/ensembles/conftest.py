@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
 from ensembles.bank import ClipTable, Experts
+from ensembles.export import export, read_run
 from ensembles.metrics import log_softmax
 
 MakeExperts = Callable[..., Experts]
@@ -64,3 +70,33 @@ def make_experts(make_table: Callable[..., ClipTable]) -> MakeExperts:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exported(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run's ensemble, as `ensembles.export` leaves it; to be read, not changed."""
+    out = tmp_path_factory.mktemp("exported") / "ensemble"
+    export(read_run(small_run.path), out)
+    return out
+
+
+@pytest.fixture()
+def changeable(exported: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(exported, tmp_path / "changeable"))
+
+
+@pytest.fixture()
+def edit_manifest() -> Callable[[Path, Callable[[dict[str, Any]], object]], None]:
+    """Changes an exported folder's manifest, and makes its checksums those of the files."""
+
+    def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+        path = folder / "ensemble.json"
+        document = json.loads(path.read_text())
+        for name in document["files"]:
+            content = (folder / name).read_bytes()
+            document["files"][name] = hashlib.sha256(content).hexdigest()
+        change(document)
+        path.write_text(json.dumps(document))
+
+    return edit

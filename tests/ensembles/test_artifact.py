@@ -1,0 +1,326 @@
+"""An exported folder: what is written is read, what is damaged is named, nothing is run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ensembles import EnsembleError
+from ensembles.artifact import MANIFEST, Artifact, read_artifact, write_manifest
+from ensembles.predict import main
+
+EditManifest = Callable[[Path, Callable[[dict[str, Any]], object]], None]
+EXPERTS = ("audio-0000", "early-0000", "video-0000")
+WEIGHTS = [
+    f"experts/{name}/{file}"
+    for name in EXPERTS
+    for file in ("plan.json", *(f"fold-{k}.safetensors" for k in range(3)))
+]
+GRAPHS = [f"experts/{name}.onnx" for name in EXPERTS]
+FILES = [*GRAPHS, *WEIGHTS, "model-card.md"]
+
+
+def test_the_manifest_comes_back_as_it_was_written(exported: Path, changeable: Path) -> None:
+    artifact = read_artifact(exported)
+    write_manifest(replace(artifact, folder=changeable))
+    again = read_artifact(changeable)
+    assert again.to_json() == artifact.to_json()
+    assert (changeable / MANIFEST).read_bytes() == (exported / MANIFEST).read_bytes()
+    assert sorted(again.members) == list(EXPERTS)
+    assert again.inputs == {"audio", "video", "features"}
+
+
+def test_the_manifest_has_the_checksum_of_every_other_file(exported: Path) -> None:
+    listed = json.loads((exported / MANIFEST).read_text())["files"]
+    there = {p.relative_to(exported).as_posix() for p in exported.rglob("*") if p.is_file()}
+    assert set(listed) == there - {MANIFEST} == set(FILES)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove, "is missing. Export the run again."),
+        (shorten, "is truncated or changed: it does not match its checksum."),
+        (empty, "is truncated or changed: it does not match its checksum."),
+        (flip, "is truncated or changed: it does not match its checksum."),
+    ],
+)
+def test_whichever_file_is_damaged_it_is_named(
+    changeable: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    for name in FILES:
+        content = (changeable / name).read_bytes()
+        damage(changeable / name)
+        with pytest.raises(EnsembleError, match=re.escape(f"'{changeable / name}' {message}")):
+            read_artifact(changeable)
+        (changeable / name).write_bytes(content)
+    read_artifact(changeable)
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Runs the command; it must end with exit code 2 and one line."""
+    assert main([str(a) for a in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("damage", [remove, shorten])
+def test_predicting_with_a_damaged_folder_ends_in_one_line(
+    changeable: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    damage(changeable / GRAPHS[1])
+    assert GRAPHS[1] in one_line(capsys, changeable, "clip.wav")
+
+
+def test_a_folder_that_is_no_export_says_how_to_make_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        line = one_line(capsys, folder, "clip.wav")
+        assert f"No {MANIFEST} in '{folder}'. Make one with: python -m ensembles.export" in line
+
+
+def test_a_manifest_is_noticed_to_be_damaged_wherever_it_ends(changeable: Path) -> None:
+    path = changeable / MANIFEST
+    content = path.read_bytes()
+    for length in range(0, len(content) - 1, len(content) // 40):
+        path.write_bytes(content[:length])
+        with pytest.raises(EnsembleError, match="'.*ensemble.json' is damaged"):
+            read_artifact(changeable)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"null", b"7", b'"text"', b"{}", b"\xff\xfe", b"[" * 100_000]
+)
+def test_a_manifest_of_something_else_is_damaged(
+    changeable: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (changeable / MANIFEST).write_bytes(content)
+    assert f"'{changeable / MANIFEST}' is damaged" in one_line(capsys, changeable, "clip.wav")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_version_is_told(
+    changeable: Path, edit_manifest: EditManifest, version: object
+) -> None:
+    edit_manifest(changeable, lambda document: document.update(format_version=version))
+    with pytest.raises(EnsembleError, match=f"is of format version {version}; .* Export the run a"):
+        read_artifact(changeable)
+
+
+def test_every_key_of_the_manifest_is_needed(changeable: Path, edit_manifest: EditManifest) -> None:
+    whole = (changeable / MANIFEST).read_bytes()
+    for key in json.loads(whole):
+        edit_manifest(changeable, lambda document, key=key: document.pop(key))
+        with pytest.raises(EnsembleError, match=f"is damaged: KeyError.'{key}'"):
+            read_artifact(changeable)
+        (changeable / MANIFEST).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.txt", "{parent}/outside.txt", "experts/../../outside.txt", "link.txt"]
+)
+def test_a_file_outside_the_folder_is_not_read(
+    changeable: Path, edit_manifest: EditManifest, name: str
+) -> None:
+    (changeable.parent / "outside.txt").write_text("secret")
+    (changeable / "link.txt").symlink_to(changeable.parent / "outside.txt")
+    name = name.format(parent=changeable.parent)
+    edit_manifest(changeable, lambda document: document["files"].update({name: "0" * 64}))
+    with pytest.raises(
+        EnsembleError, match=re.escape(f"names a file outside its folder: '{name}'")
+    ):
+        read_artifact(changeable)
+
+
+@pytest.mark.parametrize(
+    "name", ["../audio-0000", "/etc/passwd", "a/b", "..", "", ".", "a\x00b", 7]
+)
+def test_an_experts_name_is_no_path(
+    changeable: Path, edit_manifest: EditManifest, capsys: pytest.CaptureFixture[str], name: object
+) -> None:
+    edit_manifest(changeable, lambda document: document["experts"][0].update(name=name))
+    assert "ensemble.json' is damaged: " in one_line(capsys, changeable, "clip.wav")
+
+
+def drop(*path: Any) -> Callable[[dict[str, Any]], None]:
+    """Removes the item at a path."""
+
+    def change(document: dict[str, Any]) -> None:
+        inner: Any = document
+        for key in path[:-1]:
+            inner = inner[key]
+        del inner[path[-1]]
+
+    return change
+
+
+def put(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
+    """Replaces the item at a path."""
+
+    def change(document: dict[str, Any]) -> None:
+        inner: Any = document
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("experts", 0), "audio-0000"),
+        (put(["audio-0000", "video-0000", "stranger"], "fused", "experts"), "stranger"),
+        (put("stranger", "by_fold", 0, "experts", 0), "stranger"),
+        (put("stranger", "substitutes", 0, "experts", 0), "stranger"),
+        (put(["audio-0000"], "fused", "experts"), "do not fit 1 experts and 6 classes"),
+        (drop("labels", 0), "do not fit [23] experts and 5 classes"),
+        (put([float("nan")] * 3, "fused", "rule", "weights"), "not finite"),
+        (put("pickle", "fused", "rule", "kind"), "Unknown kind of fusion 'pickle'"),
+        (put([], "by_fold", 0), "is damaged"),
+        (put("sixty", "frame_size"), "is damaged"),
+        (put("often", "sample_rate_hz"), "is damaged"),
+        (put(7, "files"), "is damaged"),
+        (drop("files", GRAPHS[0]), GRAPHS[0]),
+        (drop("files", WEIGHTS[1]), WEIGHTS[1]),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused_in_one_line(
+    changeable: Path,
+    edit_manifest: EditManifest,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any]], None],
+    message: str,
+) -> None:
+    edit_manifest(changeable, change)
+    assert re.search(message, one_line(capsys, changeable, "clip.wav"))
+
+
+class Bomb:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def plain(path: Path, trace: Path) -> None:
+    path.write_bytes(pickle.dumps(Bomb(trace)))
+
+
+def zipped(path: Path, trace: Path) -> None:
+    torch.save({"classifier.weight": Bomb(trace)}, path)
+
+
+def test_the_bombs_would_have_gone_off(tmp_path: Path) -> None:
+    for plant, load in (
+        (plain, lambda path: pickle.loads(path.read_bytes())),
+        (zipped, lambda path: torch.load(path, weights_only=False)),
+    ):
+        trace = tmp_path / plant.__name__
+        plant(tmp_path / "bomb", trace)
+        assert not trace.exists()
+        load(tmp_path / "bomb")
+        assert trace.exists()
+
+
+@pytest.mark.parametrize("plant", [plain, zipped])
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_a_pickle_in_any_file_is_never_run(
+    changeable: Path,
+    edit_manifest: EditManifest,
+    small_run: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    backend: str,
+    plant: Callable[[Path, Path], None],
+) -> None:
+    trace = tmp_path / "trace"
+    clip = small_run.media["s03-sad-00"]
+    arguments = [changeable, clip, "--features", small_run.features, "--backend", backend]
+    read = {"onnx": GRAPHS, "torch": WEIGHTS}[backend]
+    for name in read:
+        content = (changeable / name).read_bytes()
+        plant(changeable / name, trace)
+        edit_manifest(changeable, lambda document: None)
+        assert str(changeable / name) in one_line(capsys, *arguments)
+        assert not trace.exists(), name
+        (changeable / name).write_bytes(content)
+    for name in set(FILES) - set(read):
+        plant(changeable / name, trace)
+    edit_manifest(changeable, lambda document: None)
+    assert main([str(a) for a in arguments]) == 0
+    assert capsys.readouterr().err == ""
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("plant", [plain, zipped])
+def test_a_pickle_for_a_manifest_is_never_run(
+    changeable: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    plant: Callable[[Path, Path], None],
+) -> None:
+    plant(changeable / MANIFEST, tmp_path / "trace")
+    assert "ensemble.json' is damaged" in one_line(capsys, changeable, "clip.wav")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_weights_that_nobody_signed_are_not_taken_in(
+    changeable: Path, small_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = changeable / "experts" / "audio-0000"
+    (weights / "fold-3.safetensors").write_bytes((weights / "fold-0.safetensors").read_bytes())
+    arguments = [changeable, small_run.media["s03-sad-00"], "--backend", "torch"]
+    assert f"'{weights}' has 4 fold networks instead of 3" in one_line(capsys, *arguments)
+
+
+def available(*kinds: str) -> frozenset[str]:
+    return frozenset(kinds)
+
+
+def test_what_a_clip_has_decides_who_answers(exported: Path) -> None:
+    artifact: Artifact = read_artifact(exported)
+    whole = artifact.ensemble_for(available("audio", "video", "features"))
+    assert set(whole.experts) == set(EXPERTS)
+    assert artifact.ensemble_for(available("audio")).experts == ("audio-0000",)
+    assert artifact.ensemble_for(available("video", "features")).experts == ("video-0000",)
+    with pytest.raises(EnsembleError, match="^has no audio and no video, which the ensemble needs"):
+        artifact.ensemble_for(available("features"))
+
+
+def test_a_folds_ensemble_has_no_substitute(exported: Path) -> None:
+    artifact = read_artifact(exported)
+    assert artifact.ensemble_for(available("audio", "video", "features"), 0) == artifact.by_fold[0]
+    with pytest.raises(EnsembleError, match="^has no video, which the ensemble needs"):
+        artifact.ensemble_for(available("audio", "features"), 0)
