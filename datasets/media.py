@@ -33,6 +33,11 @@ CONTAINER_SUFFIXES = frozenset(
     }
 )
 MAX_CLIP_SECONDS = 600.0
+# FFmpeg also draws text files as pictures, and follows playlists to other files.
+_DEMUXERS = (
+    "mov,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,m4v,h264,hevc,dv,mxf,rm,"
+    "wav,w64,flac,mp3,ogg,aac,ac3,aiff,au,caf,amr"
+)
 _MAX_FILTER_BANK = 10_000_000
 
 
@@ -109,6 +114,10 @@ def _check_file(path: Path) -> None:
         raise MediaError("no such file")
     if path.stat().st_size == 0:
         raise MediaError("is empty")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise MediaError("has a name that is not UTF-8; rename it") from None
 
 
 def _check_length(seconds: float) -> None:
@@ -117,7 +126,7 @@ def _check_length(seconds: float) -> None:
 
 
 def _check_riff(path: Path) -> None:
-    """A WAV that is shorter than it says; libsndfile would read what is there as the whole."""
+    """A WAV or AVI that is shorter than it says; what is there would be read as the whole."""
     with path.open("rb") as file:
         header = file.read(8)
     promised = int.from_bytes(header[4:8], "little")
@@ -126,6 +135,26 @@ def _check_riff(path: Path) -> None:
         missing = promised + 8 - path.stat().st_size
         if missing > 1:  # some writers count a padding byte that they do not write
             raise MediaError(f"is truncated: {missing} bytes are missing")
+
+
+def _check_boxes(path: Path) -> None:
+    """An MP4 or MOV that is shorter than it says; FFmpeg would decode what is there."""
+    size, position = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while position + 8 <= size:
+            file.seek(position)
+            header = file.read(16)
+            length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+            if position == 0 and kind != b"ftyp":
+                return
+            if length == 1:  # too long for 32 bits
+                length = int.from_bytes(header[8:], "big")
+            missing = position + length - size
+            if kind in (b"mdat", b"moov", b"moof") and missing > 0:
+                raise MediaError(f"is truncated: {missing} bytes are missing")
+            if length < 8:  # it reaches to the end
+                return
+            position += length
 
 
 def _read_audio_file(path: Path) -> tuple[NDArray[np.float32], int]:
@@ -176,8 +205,10 @@ def _resample(
 @contextmanager
 def _decoding(path: Path) -> Iterator[av.container.InputContainer]:
     """Opens a container; FFmpeg's errors become MediaError."""
+    _check_riff(path)  # AVI
+    _check_boxes(path)
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options={"format_whitelist": _DEMUXERS}) as container:
             yield container
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, MediaError):

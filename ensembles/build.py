@@ -263,9 +263,10 @@ a, v, e  best audio, video, early expert; logistic: regression on posteriors"""
 
 
 def assessment_rows(assessment: Assessment) -> list[Scored]:
-    """Leaderboard order: the headline first, then by honest score."""
+    """Leaderboard order: the headline first, each modality alone, then by honest score."""
     sign = 1.0 if assessment.metric == "log_loss" else -1.0
-    return [assessment.fused, *sorted(assessment.recipes, key=lambda row: sign * row.honest_score)]
+    recipes = sorted(assessment.recipes, key=lambda row: sign * row.honest_score)
+    return [assessment.fused, *assessment.alone.values(), *recipes]
 
 
 def _experts_of_run(run: Path) -> Experts:

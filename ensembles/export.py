@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from ensembles import EnsembleError
-from ensembles.artifact import Artifact, Member, write_manifest
+from ensembles.artifact import MANIFEST, Artifact, Member, write_manifest
 from ensembles.bank import Experts, PosteriorBank
 from ensembles.card import model_card
 from ensembles.chosen import Chooser, Fused
@@ -124,9 +124,11 @@ def export(run: FinishedRun, out: Path, *, console: Console | None = None) -> Ar
         artifact = _artifact(run, partial, members, fused, by_fold, substitutes)
         (partial / "model-card.md").write_text(model_card(artifact, run.summary))
         write_manifest(artifact)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        if out.exists():  # and is empty; it may be the working folder, or mounted
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == MANIFEST):
+                shutil.move(path, out / path.name)
+        else:
+            partial.rename(out)
     except OSError as error:
         raise EnsembleError(f"Cannot write to '{out}': {error.strerror or error}.") from error
     finally:

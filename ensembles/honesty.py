@@ -8,7 +8,7 @@ number what its training, selection, stacking and scaling saw.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +87,7 @@ class Assessment:
         recipes: Every recipe, single experts first.
         fused: The recipe chosen fold by fold: the headline.
         chosen: The recipe that all folds together choose, for export.
+        alone: Modality → the recipe chosen fold by fold among those of its experts alone.
     """
 
     metric: str
@@ -94,6 +95,7 @@ class Assessment:
     recipes: tuple[Scored, ...]
     fused: Scored
     chosen: str
+    alone: dict[str, Scored] = field(default_factory=dict)
 
     def row(self, name: str) -> Scored | None:
         """A recipe's row, or None."""
@@ -109,11 +111,19 @@ def assess(
     # The fits are small: a second thread costs more in waiting than it gains.
     with threadpool_limits(1):
         rows = _score_recipes(fitter, recipes, on_progress)
+    alone = {}
+    for modality in dict.fromkeys(recipe.within for recipe in recipes if not recipe.single):
+        if modality is not None:
+            within = [recipe for recipe in recipes if recipe.within == modality]
+            alone[modality] = _score_choice(fitter, within, rows, f"{modality} alone")
+    fused = _score_choice(fitter, recipes, rows, "fused")
+    return Assessment(metric, experts.table, tuple(rows), fused, _best(rows, metric).name, alone)
+
+
+def _best(rows: Sequence[Scored], metric: str) -> Scored:
+    """The row that the search saw as best."""
     sign = -1.0 if metric == "log_loss" else 1.0
-    best = max(rows, key=lambda row: sign * (row.search_score or 0.0))
-    return Assessment(
-        metric, experts.table, tuple(rows), _score_choice(fitter, recipes, best), best.name
-    )
+    return max(rows, key=lambda row: sign * (row.search_score or 0.0))
 
 
 def _score_recipes(
@@ -144,8 +154,13 @@ def _score_recipe(fitter: CrossFitter, recipe: Recipe) -> Scored:
     )
 
 
-def _score_choice(fitter: CrossFitter, recipes: list[Recipe], best: Scored) -> Scored:
+def _score_choice(
+    fitter: CrossFitter, recipes: list[Recipe], rows: Sequence[Scored], name: str
+) -> Scored:
+    """The choice among some recipes, made for each fold on the other folds."""
     experts, table = fitter.experts, fitter.experts.table
+    known = {recipe.name for recipe in recipes}
+    best = _best([row for row in rows if row.name in known], fitter.metric)
     out = np.empty(experts.log_posteriors.shape[1:])
     per_fold = []
     for fold in fitter.folds:
@@ -153,9 +168,7 @@ def _score_choice(fitter: CrossFitter, recipes: list[Recipe], best: Scored) -> S
         out[table.folds == fold] = fitter.predict(recipe, frozenset({fold}), fold)
         members, _ = fitter.fit(recipe, frozenset({fold}))
         per_fold.append((recipe.name, tuple(experts.names[m] for m in members)))
-    return scored(
-        "fused", table, fitter.metric, out, best.search_score, best.experts, tuple(per_fold)
-    )
+    return scored(name, table, fitter.metric, out, best.search_score, best.experts, tuple(per_fold))
 
 
 def replay(experts: Experts, choice: Scored, metric: str, name: str = "fused") -> Scored:

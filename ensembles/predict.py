@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -38,9 +39,8 @@ def find_media(paths: list[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(
-            p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES | CONTAINER_SUFFIXES
-        )
+        media = AUDIO_SUFFIXES | CONTAINER_SUFFIXES
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in media and p.is_file())
         if not inside:
             raise EnsembleError(f"No sound or video files in '{path}'.")
         found += inside
@@ -127,10 +127,10 @@ def _show(answers: Iterator[Answer], count: int, *, as_json: bool) -> int:
             ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])
             others = ", ".join(f"{name} {100 * value:.0f} %" for name, value in ranked[1:3])
             table.add_row(
-                Path(answer.name).name,
-                answer.label,
+                escape(Path(answer.name).name),  # [brackets] are no markup here
+                escape(answer.label),
                 f"{100 * ranked[0][1]:.1f} %",
-                others,
+                escape(others),
                 str(len(answer.experts)),
             )
     if table.row_count:

@@ -129,6 +129,8 @@ class Predictor:
             MediaError: If nothing in it can be used.
         """
         artifact = self.artifact
+        if not path.is_file():  # also where its name alone would do, for features
+            raise MediaError("no such file")
         arrays: dict[str, NDArray[np.generic]] = {}
         lacking: dict[str, str] = {}
         if artifact.sample_rate_hz:

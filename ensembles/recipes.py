@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 import numpy as np
@@ -46,6 +46,16 @@ def best_of(*modalities: str, count: int = 1) -> Selection:
     return select
 
 
+def all_of(modality: str) -> Selection:
+    """Every expert of a modality, best first."""
+
+    def select(experts: Experts, merit: Array) -> list[int]:
+        order = everything(experts, merit)
+        return [m for m in order if experts.modalities[m] == modality]
+
+    return select
+
+
 def everything(experts: Experts, merit: Array) -> list[int]:
     """All experts, best first."""
     return [int(m) for m in np.argsort(-merit, kind="stable")]
@@ -60,12 +70,14 @@ class Recipe:
         select: Which experts.
         build: How they are combined.
         single: One expert as it is; nothing is fused.
+        within: The modality that all its experts are of, or None.
     """
 
     name: str
     select: Selection
     build: Callable[[], Fusion]
     single: bool = False
+    within: str | None = None
 
 
 _PAIR = ("audio", "video")
@@ -77,24 +89,52 @@ def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
     present = [m for m in _ALL if m in experts.modalities]
     strangers = sorted(set(experts.modalities) - set(_ALL))
     singles = [
-        Recipe(f"best {m}", best_of(m), AverageFusion, single=True) for m in [*present, *strangers]
+        Recipe(f"best {m}", best_of(m), AverageFusion, single=True, within=m)
+        for m in [*present, *strangers]
     ]
     if len(experts.names) < 2:
         return singles
     recipes = list(singles)
+    for modality in present:
+        if experts.modalities.count(modality) > 1:
+            recipes += _within(modality, metric)
     if strangers:
         recipes += _combinations("all", everything)
     if set(_PAIR) <= set(present):
         recipes += _combinations("a+v", best_of(*_PAIR))
     if present == list(_ALL):
         recipes += _combinations("a+v+e", best_of(*_ALL))
-    if len(experts.names) > len(present) and not strangers:
-        recipes += _combinations("top 3 each", best_of(*_ALL, count=3))
-    recipes += [
-        Recipe("greedy: average", everything, lambda: GreedySelection("arithmetic", metric=metric)),
-        Recipe("greedy: product", everything, lambda: GreedySelection("log", metric=metric)),
-    ]
+    for count in (3, 5):
+        if len(present) > 1 and not strangers and _more_than(count - 2, experts, present):
+            recipes += _combinations(f"top {count} each", best_of(*_ALL, count=count))
+    if len(present) > 1 or strangers:
+        recipes += _greedy("greedy", everything, metric)
     return recipes
+
+
+def _more_than(count: int, experts: Experts, present: list[str]) -> bool:
+    return any(experts.modalities.count(modality) > count for modality in present)
+
+
+def _within(modality: str, metric: str) -> list[Recipe]:
+    """Ensembles of one modality."""
+    recipes = []
+    for count in (3, 5):
+        select = best_of(modality, count=count)
+        recipes += [
+            Recipe(f"{modality} top {count}: product", select, lambda: AverageFusion("log")),
+            Recipe(f"{modality} top {count}: weighted", select, lambda: WeightedFusion("log")),
+        ]
+    recipes += _greedy(f"{modality} greedy", all_of(modality), metric)
+    return [replace(recipe, within=modality) for recipe in recipes]
+
+
+def _greedy(name: str, select: Selection, metric: str) -> list[Recipe]:
+    return [
+        Recipe(f"{name}: average", select, lambda: GreedySelection("arithmetic", metric=metric)),
+        Recipe(f"{name}: product", select, lambda: GreedySelection("log", metric=metric)),
+        Recipe(f"{name}: by log-loss", select, lambda: GreedySelection("log", metric="log_loss")),
+    ]
 
 
 def _combinations(name: str, select: Selection) -> list[Recipe]:

@@ -75,6 +75,9 @@ class LogMel(FrontEnd):
         low_hz: Lower edge of the lowest band; the highest ends at half the sample rate.
         normalisation: `clip` subtracts one mean and divides by one deviation a clip, `bin`
             does so for every band, `none` leaves decibels / 20.
+        trim_db: Cuts off what lies before the first and after the last frame that comes
+            this close to the loudest (but 100 ms); 0 keeps all.
+        range_db: Raises what is further below the clip's loudest point; 0 keeps all.
     """
 
     worth_caching = True
@@ -88,9 +91,16 @@ class LogMel(FrontEnd):
         hop_ms: float = 10.0,
         low_hz: float = 50.0,
         normalisation: str = "clip",
+        trim_db: float = 0.0,
+        range_db: float = 0.0,
     ) -> None:
         super().__init__()
         _check_normalisation(normalisation)
+        for setting, value in (("trim_db", trim_db), ("range_db", range_db)):
+            if value < 0:
+                raise ModelError(f"{setting} must be 0 or more, got {value}.")
+        self.trim_db, self.range_db = trim_db, range_db
+        self.margin = round(100.0 / hop_ms)
         window, hop = (
             round(sample_rate_hz * window_ms / 1000),
             round(sample_rate_hz * hop_ms / 1000),
@@ -110,6 +120,8 @@ class LogMel(FrontEnd):
         self.filters: Tensor
         self.frames_per_second = sample_rate_hz / hop
         self.name = f"log-mel {sample_rate_hz} {num_mels} {window} {hop} {low_hz} {normalisation}"
+        if trim_db or range_db:
+            self.name += f" {trim_db} {range_db}"
 
     def decibels(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F) in dB, before normalisation."""
@@ -119,6 +131,15 @@ class LogMel(FrontEnd):
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
         decibels, frames = self.decibels(x, lengths)
+        if self.trim_db or self.range_db:
+            behind = frame_mask(frames, decibels.shape[1])
+            loudness = decibels.amax(dim=2).masked_fill(behind, float("-inf"))
+            peak = loudness.amax(dim=1)
+            if self.range_db:
+                decibels = torch.maximum(decibels, (peak - self.range_db)[:, None, None])
+            if self.trim_db:
+                loud = loudness >= (peak - self.trim_db)[:, None]
+                decibels, frames = _trim(decibels, frames, loud, self.margin)
         return normalise(decibels / 20.0, frames, self.normalisation), frames
 
 
@@ -175,9 +196,9 @@ class Functionals(FrontEnd):
     _MELS, _MFCC, _FURTHER = 40, 20, 5
     _LOW_HZ, _HIGH_HZ, _OCTAVE_COST = 62.5, 500.0, 0.05
 
-    def __init__(self, *, sample_rate_hz: int) -> None:
+    def __init__(self, *, sample_rate_hz: int, trim_db: float = 0.0) -> None:
         super().__init__()
-        self.sample_rate_hz = sample_rate_hz
+        self.sample_rate_hz, self.trim_db = sample_rate_hz, trim_db
         self.log_mel = LogMel(
             sample_rate_hz=sample_rate_hz, num_mels=self._MELS, normalisation="none"
         )
@@ -186,11 +207,17 @@ class Functionals(FrontEnd):
         self.transform: Tensor
         self._prepare_pitch()
         self.num_functionals = (self._MELS + self._MFCC + self._FURTHER) * 17
-        self.name = f"functionals with pitch at an octave cost {sample_rate_hz}"
+        self.name = f"functionals with pitch at an octave cost {sample_rate_hz} {trim_db}"
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See the class; the returned lengths are all 1."""
         static, frames = self.contours(x, lengths)
+        if self.trim_db:
+            behind = frame_mask(frames, static.shape[1])
+            loudness = 10.0 * static[:, :, : self._MELS].amax(dim=2)
+            loudness = loudness.masked_fill(behind, float("-inf"))
+            loud = loudness >= loudness.amax(dim=1, keepdim=True) - self.trim_db
+            static, frames = _trim(static, frames, loud, self.log_mel.margin)
         # The last frame repeated behind the end: deltas there see no other clip's padding.
         last = (frames - 1).clamp(min=0)
         position = torch.minimum(
@@ -304,6 +331,20 @@ class Features(FrontEnd):
     """Clip-level features as they are: (B, F) → (B, F)."""
 
     name = "features"
+
+
+def _trim(x: Tensor, lengths: Tensor, wanted: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+    """Keeps (B, T, F) from the first wanted frame to the last, and `margin` frames around."""
+    steps = x.shape[1]
+    first = wanted.to(torch.float32).argmax(dim=1)
+    last = steps - 1 - wanted.flip(1).to(torch.float32).argmax(dim=1)
+    start = (first - margin).clamp(min=0)
+    kept = torch.minimum(last + margin + 1, lengths) - start
+    # Padding does no harm, but a graph must not hold one batch's longest clip as a constant.
+    longest = steps if torch.onnx.is_in_onnx_export() else int(kept.max())
+    position = start[:, None] + torch.arange(longest, device=x.device)[None]
+    position = position.clamp(max=steps - 1)
+    return x.gather(1, position[:, :, None].expand(-1, -1, x.shape[2])), kept
 
 
 def _resizing(before: int, after: int, *, antialias: bool) -> Tensor:

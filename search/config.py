@@ -41,7 +41,7 @@ class Preset:
 
 PRESETS = {
     "quick": Preset(48, 9, 2.5, 0.6, 0.15, 0),
-    "standard": Preset(60, 75, 20, 1.0, 0.25, 3),
+    "standard": Preset(90, 50, 20, 1.0, 0.25, 3),
     "thorough": Preset(300, 330, 60, 1.0, 0.35, 3),
 }
 

@@ -33,12 +33,13 @@ def confirm(
     each fold on the other folds.
 
     Returns:
-        Seed → `fused`, `audio`, `video`, `early` → score. A seed of which a training failed
+        Seed → `fused`, `audio alone`, `best audio`, … → score. A seed of which a training failed
         is left out.
     """
     seeds = [int(context["seed"]) + _FIRST_SEED + n for n in range(count)]
     rows = {"fused": assessment.fused}
-    rows |= {m: row for m in MODALITIES if (row := assessment.row(f"best {m}"))}
+    rows |= {f"{m} alone": row for m, row in assessment.alone.items()}
+    rows |= {f"best {m}": row for m in MODALITIES if (row := assessment.row(f"best {m}"))}
     names = sorted({name for row in rows.values() for _, taken in row.per_fold for name in taken})
     have = {entry.trial for entry in bank.read() if entry.percent == 100}
     specs = [

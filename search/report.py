@@ -81,8 +81,9 @@ def print_report(
     )
     rows = assessment_rows(assessment)
     singles = [row for row in rows if row.name.startswith("best ")]
-    fusions = [row for row in rows[1:] if row not in singles]
-    shown = [rows[0], *singles, *fusions[:_FUSIONS_SHOWN]]
+    alone = list(assessment.alone.values())
+    fusions = [row for row in rows[1:] if row not in singles and row not in alone]
+    shown = [rows[0], *alone, *singles, *fusions[:_FUSIONS_SHOWN]]
     console.print(leaderboard(shown, assessment.metric, title))
     if len(fusions) > _FUSIONS_SHOWN:
         console.print(
@@ -172,6 +173,7 @@ def _summary(
         "speakers": len(set(table.speakers)),
         "headline": {
             **{modality: row.to_json() for modality, row in named.items() if row is not None},
+            **{f"{modality}_alone": row.to_json() for modality, row in assessment.alone.items()},
             "fused": assessment.fused.to_json(),
         },
         "chosen_recipe": assessment.chosen,

@@ -126,7 +126,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
     looks = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            looks.append(json.loads(line))
+            known = json.loads(line)
         except ValueError:  # half a line, of a process that was killed
             continue
+        if isinstance(known, dict) and {"data_checksum", "protocol", "speakers"} <= known.keys():
+            looks.append(known)
     return looks

@@ -190,11 +190,12 @@ def small_run(
         cache_dir=str(cache_folder),
     )
     console = Console(quiet=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     data = load_corpus(config, console)
     facts = _find_out(config, data, console)
     run = new_run(config, "joint")
     bank = PosteriorBank.create(run.path / "bank", clip_table(data))
-    threads = torch.get_num_threads()
     for name, (architecture, settings) in EXPERTS.items():
         plan = TrialPlan.of(architecture, settings, {"epochs": 8, "batch_size": 9})
         spec = {
@@ -204,11 +205,11 @@ def small_run(
             "context": _context(run, data, facts, 1),
         }
         assert list(train(spec))[-1]["percent"] == 100
-    torch.set_num_threads(threads)
     experts = bank.experts(entry for entry in bank.read() if entry.percent == 100)
     assessment = _set_recipes(experts, assess(experts, config.metric))
     unseen = score_unseen(run, data, experts, assessment)
     assert unseen is not None
+    torch.set_num_threads(threads)
     write_predictions(
         run.path / "predictions_test.csv", unseen.table, [(config.seed, unseen.log_posteriors)]
     )

@@ -20,12 +20,12 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
     modality="audio",
     inputs=("audio",),
     cost=_cost,
-    default={"hidden_units": 0},
+    default={"hidden_units": 256, "trim_db": 20.0},
     training={
         "epochs": 60,
-        "learning_rate": 1e-3,
-        "weight_decay": 1.0,
-        "dropout": 0.3,
+        "learning_rate": 2e-3,
+        "weight_decay": 2.0,
+        "dropout": 0.6,
         "mixup": 0.4,
     },
 )
@@ -38,14 +38,15 @@ class FunctionalsEncoder(Encoder):
     Args:
         shape: The corpus's clips.
         hidden_units: D, one ReLU layer; 0 for a linear classifier on the functionals.
+        trim_db: Silence at both ends is cut off, see `LogMel`; 0 keeps it.
     """
 
     kind = "audio"
     counts_statistics = True
 
-    def __init__(self, *, shape: ClipShape, hidden_units: int = 0) -> None:
+    def __init__(self, *, shape: ClipShape, hidden_units: int = 0, trim_db: float = 0.0) -> None:
         super().__init__()
-        frontend = Functionals(sample_rate_hz=shape.sample_rate_hz)
+        frontend = Functionals(sample_rate_hz=shape.sample_rate_hz, trim_db=trim_db)
         self.frontend = frontend
         self.scale = Standardise(frontend.num_functionals)
         self.hidden: nn.Module = nn.Identity()

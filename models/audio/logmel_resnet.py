@@ -74,15 +74,22 @@ def spread_mask(frames: Tensor, maps: Tensor) -> Tensor:
     modality="audio",
     inputs=("audio",),
     cost=_cost,
-    default={"num_mels": 64, "width": 16, "recurrent_units": 32, "normalisation": "clip"},
+    default={
+        "num_mels": 64,
+        "width": 16,
+        "recurrent_units": 0,
+        "normalisation": "clip",
+        "trim_db": 45.0,
+        "range_db": 70.0,
+    },
     training={
-        "epochs": 40,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.02,
-        "mixup": 0.3,
-        "label_smoothing": 0.05,
+        "epochs": 30,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.05,
+        "label_smoothing": 0.1,
         "dropout": 0.3,
         "batch_size": 32,
+        "crop_seconds": 1.0,
     },
     convolutional=True,
 )
@@ -99,6 +106,8 @@ class LogMelResNet(Encoder):
         width: Channels of the first convolution; the three residual stages have 2, 3 and 4 times as many.
         recurrent_units: Of a bidirectional GRU over time, a direction; 0 for none.
         normalisation: Of the log-mel, see `LogMel`.
+        trim_db: Of the log-mel: silence at both ends is cut off.
+        range_db: Of the log-mel: how far below the loudest point is told apart.
     """
 
     kind = "audio"
@@ -111,10 +120,16 @@ class LogMelResNet(Encoder):
         width: int = 16,
         recurrent_units: int = 32,
         normalisation: str = "clip",
+        trim_db: float = 0.0,
+        range_db: float = 0.0,
     ) -> None:
         super().__init__()
         self.frontend = LogMel(
-            sample_rate_hz=shape.sample_rate_hz, num_mels=num_mels, normalisation=normalisation
+            sample_rate_hz=shape.sample_rate_hz,
+            num_mels=num_mels,
+            normalisation=normalisation,
+            trim_db=trim_db,
+            range_db=range_db,
         )
         self.stem = nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False)
         self.stem_norm = nn.BatchNorm2d(width)

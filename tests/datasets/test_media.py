@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import soundfile
@@ -102,6 +105,53 @@ def test_files_that_hold_nothing_to_decode_are_refused(tmp_path: Path, name: str
             read(path)
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".nfo", ".png", ".m3u8", ".ffconcat", ".srt"])
+def test_what_ffmpeg_would_draw_or_follow_is_no_recording(
+    tmp_path: Path, write_video: Callable[..., Path], grey_frames: GreyFrames, suffix: str
+) -> None:
+    write_video("other.mp4", grey_frames(3))
+    content = {
+        ".m3u8": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.mp4\n#EXT-X-ENDLIST\n",
+        ".ffconcat": b"ffconcat version 1.0\nfile other.mp4\n",
+        ".png": cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes(),
+        ".srt": b"1\n00:00:00,000 --> 00:00:01,000\nhello\n",
+    }.get(suffix, b"this is no recording\n" * 50)
+    path = tmp_path / f"clip{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(MediaError, match=r"^cannot be decoded: "):
+        read_frames(path, 2, (8, 8))
+    with pytest.raises(MediaError, match=r"^cannot be decoded: "):
+        read_audio(path, 16_000)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".mov", ".flv", ".mpg", ".m4v", ".3gp"])
+def test_every_usual_container_is_read(
+    write_video: Callable[..., Path], grey_frames: GreyFrames, tmp_path: Path, suffix: str
+) -> None:
+    if suffix == ".mpg":  # MPEG-1 knows no 10 frames a second
+        path = tmp_path / "clip.mpg"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg1video", rate=25)
+            stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+            for image in grey_frames(10):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode(None))
+    else:
+        path = write_video(f"clip{suffix}", grey_frames(10))
+    assert brightness(read_frames(path, 4, (16, 24))) == [1, 3, 6, 8]
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".mp4"])
+def test_a_name_that_is_not_utf_8_is_told(
+    write_sound: Callable[..., Path], tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / os.fsdecode(b"clip\xff" + suffix.encode())
+    write_sound("clip.wav").rename(path)
+    for read in (lambda: read_audio(path, 16_000), lambda: read_frames(path, 2, (8, 8))):
+        with pytest.raises(MediaError, match=r"^has a name that is not UTF-8; rename it$"):
+            read()
+
+
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     (tmp_path / "clip.wav").mkdir()
     with pytest.raises(MediaError, match=r"^no such file$"):
@@ -125,14 +175,147 @@ def test_a_truncated_flac_is_refused_not_shortened(
         read_audio(path, 16_000)
 
 
+@pytest.mark.parametrize("cut", [1, 100, 0.5])
 def test_a_truncated_mp4_is_refused(
-    write_video: Callable[..., Path], grey_frames: GreyFrames
+    write_video: Callable[..., Path], grey_frames: GreyFrames, cut: float
 ) -> None:
     path = write_video("clip.mp4", grey_frames(10))
     content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(MediaError, match="cannot be decoded"):
+    missing = cut if cut >= 1 else len(content) // 2
+    path.write_bytes(content[:-missing])
+    with pytest.raises(MediaError, match=r"is truncated: \d+ bytes are missing"):
         read_frames(path, 2, (8, 8))
+
+
+def move_index_to_front(path: Path) -> None:
+    """What FFmpeg calls faststart: the index lies before the pictures."""
+    with av.open(str(path)) as source:
+        out = path.with_name("front.mp4")
+        with av.open(str(out), "w", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    container.mux(packet)
+    out.replace(path)
+
+
+@pytest.mark.parametrize("cut", [1, 100])
+def test_a_truncated_mp4_with_its_index_in_front_is_refused_not_shortened(
+    write_video: Callable[..., Path], grey_frames: GreyFrames, cut: int
+) -> None:
+    path = write_video("clip.mp4", grey_frames(10))
+    move_index_to_front(path)
+    assert brightness(read_frames(path, 4, (16, 24))) == [1, 3, 6, 8]
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(MediaError, match=f"^is truncated: {cut} bytes are missing$"):
+        read_frames(path, 4, (16, 24))
+
+
+def test_what_lies_behind_an_mp4_does_not_make_it_truncated(
+    write_video: Callable[..., Path], grey_frames: GreyFrames
+) -> None:
+    path = write_video("clip.mp4", grey_frames(10))
+    for tail in (b"\0" * 9, b"\xff" * 40, b"\0\0\xff\xfffree"):
+        path.write_bytes(path.read_bytes() + tail)
+        assert brightness(read_frames(path, 4, (16, 24))) == [1, 3, 6, 8]
+
+
+def test_a_truncated_avi_is_refused_not_shortened(
+    write_video: Callable[..., Path], grey_frames: GreyFrames
+) -> None:
+    path = write_video("clip.avi", grey_frames(10))
+    assert len(read_frames(path, 4, (16, 24))) == 4
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    with pytest.raises(MediaError, match=r"^is truncated: \d+ bytes are missing$"):
+        read_frames(path, 4, (16, 24))
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.99])
+def test_a_truncated_wav_is_refused_not_shortened(
+    write_sound: Callable[..., Path], kept: float
+) -> None:
+    path = write_sound("clip.wav", samples=16_000)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    missing = len(content) - int(len(content) * kept)
+    with pytest.raises(MediaError, match=f"^is truncated: {missing} bytes are missing$"):
+        read_audio(path, 16_000)
+
+
+@pytest.mark.parametrize("kept", [4, 11, 20, 40])
+def test_a_wav_that_ends_in_its_header_is_refused(
+    write_sound: Callable[..., Path], kept: int
+) -> None:
+    path = write_sound("clip.wav")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(MediaError, match=r"cannot be decoded|is truncated"):
+        read_audio(path, 16_000)
+
+
+@pytest.mark.parametrize("promised", [0, 0xFFFFFFFF])
+def test_a_streamed_wav_that_promises_no_length_is_read(
+    write_sound: Callable[..., Path], promised: int
+) -> None:
+    path = write_sound("clip.wav")
+    whole = read_audio(path, 16_000)
+    content = bytearray(path.read_bytes())
+    content[4:8] = promised.to_bytes(4, "little")
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_audio(path, 16_000), whole)
+
+
+def test_a_wav_without_the_padding_byte_that_it_counts_is_read(
+    write_sound: Callable[..., Path],
+) -> None:
+    path = write_sound("clip.wav")
+    content = bytearray(path.read_bytes())
+    promised = int.from_bytes(content[4:8], "little") + 1
+    content[4:8] = promised.to_bytes(4, "little")
+    path.write_bytes(content)
+    assert len(read_audio(path, 16_000)) == 800
+
+
+def test_an_overlong_sound_file_is_refused_before_it_is_decoded(
+    write_sound: Callable[..., Path],
+) -> None:
+    # Three hours, 346 MB of which are a hole in the file: decoded it would take 691 MB.
+    path = write_sound("clip.wav")
+    size = 44 + 3 * 3600 * 16_000 * 2
+    with path.open("r+b") as file:
+        file.seek(4)
+        file.write((size - 8).to_bytes(4, "little"))
+        file.seek(40)
+        file.write((size - 44).to_bytes(4, "little"))
+        file.truncate(size)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MediaError, match=r"^is longer than 600 s; cut it into utterances$"):
+            read_audio(path, 16_000)
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_ten_minutes_are_the_longest_clip(tmp_path: Path) -> None:
+    for seconds, fits in ((600, True), (601, False)):
+        soundfile.write(tmp_path / "clip.wav", np.zeros(100 * seconds), 100)
+        if fits:
+            assert len(read_audio(tmp_path / "clip.wav", 200)) == 120_000
+        else:
+            with pytest.raises(MediaError, match="is longer than 600 s"):
+                read_audio(tmp_path / "clip.wav", 200)
+
+
+def test_overlong_sound_in_a_container_is_refused(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        stream = container.add_stream("pcm_u8", rate=1000, layout="mono")
+        block = av.AudioFrame.from_ndarray(np.full((1, 601_000), 128, np.uint8), "u8", "mono")
+        block.rate = 1000
+        container.mux(stream.encode(block))
+        container.mux(stream.encode(None))
+    with pytest.raises(MediaError, match=r"^is longer than 600 s; cut it into utterances$"):
+        read_audio(tmp_path / "clip.mkv", 1000)
 
 
 def test_a_container_without_sound_says_so(

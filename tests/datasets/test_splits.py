@@ -203,3 +203,90 @@ def test_a_recording_twice_within_a_speaker_is_no_leak(make_index: MakeIndex) ->
 def test_a_split_of_another_length_is_refused(make_index: MakeIndex) -> None:
     with pytest.raises(DataError, match="The split has 1 clips, the corpus 4"):
         guard_against_leaks(make_index(rows({"a": 1, "b": 1})), np.zeros(1, np.int64))
+
+
+TEN = dict.fromkeys("abcdefghij", 2)
+
+
+def test_a_test_speaker_is_in_no_fold_and_the_others_in_one_each(make_index: MakeIndex) -> None:
+    index = make_index(rows(TEN))
+    folds = make_folds(index, "speaker-kfold:3", ["d", "h"])
+    apart = {row for row, entry in enumerate(index.clips) if entry.speaker in ("d", "h")}
+    assert set(folds.unseen_rows.tolist()) == apart
+    assert folds.test_speakers == ("d", "h")
+    assert folds.count == 3
+    sides = [folds.test_rows(fold).tolist() for fold in range(3)]
+    assert sorted(row for side in sides for row in side) == sorted(
+        set(range(len(index.clips))) - apart
+    )
+    for fold in range(3):
+        assert not set(folds.train_rows(fold).tolist()) & (apart | set(sides[fold]))
+        assert len(folds.train_rows(fold)) + len(sides[fold]) + len(apart) == len(index.clips)
+
+
+def test_the_others_are_split_as_if_the_test_speakers_were_not_there(make_index: MakeIndex) -> None:
+    whole = make_index(rows(TEN))
+    without = make_index(rows({name: 2 for name in TEN if name not in "dh"}))
+    expected = fold_of_speaker(without, "speaker-kfold:4")
+    folds = make_folds(whole, "speaker-kfold:4", ["h", "d"]).fold_of_clip
+    found = {e.speaker: int(fold) for e, fold in zip(whole.clips, folds, strict=True)}
+    assert found == expected | {"d": -1, "h": -1}
+
+
+def test_the_fingerprint_tells_test_speakers_apart(make_index: MakeIndex) -> None:
+    index = make_index(rows(TEN))
+    asked = [[], ["a"], ["b"], ["a", "b"]]
+    prints = [make_folds(index, "speaker-kfold:3", names).fingerprint for names in asked]
+    assert len(set(prints)) == 4
+    again = make_folds(index, "speaker-kfold:3", ["b", "a", "b"])
+    assert again.fingerprint == prints[3]
+    assert again.test_speakers == ("a", "b")
+    assert make_folds(index, "speaker-kfold:3").test_speakers == ()
+    assert not len(make_folds(index, "speaker-kfold:3").unseen_rows)
+
+
+def test_published_folds_keep_their_actors_without_a_test_actor(make_index: MakeIndex) -> None:
+    index = make_index(actors(*range(1, 25)), corpus="ravdess")
+    folds = make_folds(index, test_speakers=["Actor_02"])
+    assert folds.protocol == "ravdess-luna5"
+    for fold, expected in LUNA5.items():
+        tested = {int(index.clips[row].speaker[-2:]) for row in folds.test_rows(fold)}
+        assert tested == expected - {2}
+
+
+def test_the_default_number_of_folds_counts_no_test_speaker(make_index: MakeIndex) -> None:
+    index = make_index(rows(dict.fromkeys("abcd", 1)))
+    assert make_folds(index, test_speakers=["a"]).protocol == "speaker-kfold:3"
+
+
+def test_an_unknown_test_speaker_is_told_with_those_known(make_index: MakeIndex) -> None:
+    with pytest.raises(DataError, match=r"Unknown test speaker 'zoe'\. Known: a, b, c\."):
+        make_folds(make_index(rows({"a": 1, "b": 1, "c": 1})), test_speakers=["a", "zoe"])
+
+
+@pytest.mark.parametrize("apart", [["a", "b"], ["a", "b", "c"]])
+def test_too_many_test_speakers_leave_nothing_to_split(
+    make_index: MakeIndex, apart: list[str]
+) -> None:
+    with pytest.raises(
+        DataError, match=f"needs 2 speakers or more, the corpus has {3 - len(apart)}"
+    ):
+        make_folds(make_index(rows({"a": 1, "b": 1, "c": 1})), test_speakers=apart)
+
+
+def test_a_test_speakers_recording_in_a_fold_is_a_leak(make_index: MakeIndex) -> None:
+    clips = rows({"ann": 1, "bob": 1, "cem": 1})
+    index = make_index(clips, same_sound=("ann-sad-0", "cem-sad-0"))
+    with pytest.raises(DataError, match=r"Leak: 'ann-sad-0' \(ann\) and 'cem-sad-0' \(cem\)"):
+        make_folds(index, "speaker-kfold:2", ["cem"])
+
+
+def test_a_class_that_only_a_test_speaker_has_cannot_be_scored(make_index: MakeIndex) -> None:
+    clips = [*rows({"a": 1, "b": 1, "c": 1}), ("c-odd", "c", "odd")]
+    with pytest.raises(DataError, match="Fold 0 has no clip of class 'odd'"):
+        make_folds(make_index(clips), "speaker-kfold:2", ["c"])
+
+
+def test_a_test_speaker_needs_no_clip_of_every_class(make_index: MakeIndex) -> None:
+    clips = [*rows({"a": 1, "b": 1}), ("c-glad", "c", "glad")]
+    assert make_folds(make_index(clips), "speaker-kfold:2", ["c"]).unseen_rows.tolist() == [4]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from threadpoolctl import threadpool_limits
 
 from ensembles.bank import ClipTable, Experts
@@ -22,7 +23,8 @@ MakeExperts = Callable[..., Experts]
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """The fits are too small for two."""
+    """The fits and the networks are too small for two."""
+    torch.set_num_threads(1)
     with threadpool_limits(1):
         yield
 

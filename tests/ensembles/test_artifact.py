@@ -112,7 +112,7 @@ def test_a_manifest_is_noticed_to_be_damaged_wherever_it_ends(changeable: Path) 
     content = path.read_bytes()
     for length in range(0, len(content) - 1, len(content) // 40):
         path.write_bytes(content[:length])
-        with pytest.raises(EnsembleError, match="'.*ensemble.json' is damaged"):
+        with pytest.raises(EnsembleError, match=r"'.*ensemble\.json' is damaged"):
             read_artifact(changeable)
 
 
@@ -315,12 +315,14 @@ def test_what_a_clip_has_decides_who_answers(exported: Path) -> None:
     assert set(whole.experts) == set(EXPERTS)
     assert artifact.ensemble_for(available("audio")).experts == ("audio-0000",)
     assert artifact.ensemble_for(available("video", "features")).experts == ("video-0000",)
-    with pytest.raises(EnsembleError, match="^has no audio and no video, which the ensemble needs"):
+    with pytest.raises(
+        EnsembleError, match=r"^has no audio and no video, which the ensemble needs"
+    ):
         artifact.ensemble_for(available("features"))
 
 
 def test_a_folds_ensemble_has_no_substitute(exported: Path) -> None:
     artifact = read_artifact(exported)
     assert artifact.ensemble_for(available("audio", "video", "features"), 0) == artifact.by_fold[0]
-    with pytest.raises(EnsembleError, match="^has no video, which the ensemble needs"):
+    with pytest.raises(EnsembleError, match=r"^has no video, which the ensemble needs"):
         artifact.ensemble_for(available("audio", "features"), 0)

@@ -126,7 +126,7 @@ def test_a_file_of_weights_is_noticed_wherever_it_ends(tmp_path: Path) -> None:
     content = path.read_bytes()
     for length in range(0, len(content), 37):
         path.write_bytes(content[:length])
-        with pytest.raises(EnsembleError, match="'.*fold-0.safetensors' is damaged"):
+        with pytest.raises(EnsembleError, match=r"'.*fold-0\.safetensors' is damaged"):
             load_folded(tmp_path)
 
 

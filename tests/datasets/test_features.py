@@ -1,0 +1,138 @@
+"""Clip-level features from a CSV: what is read, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.clips import DataError
+from datasets.features import FeatureTable, read_features
+
+RAVDESS = "-01-06-01-02-01-12"
+
+
+def write(folder: Path, content: str, encoding: str = "utf-8") -> Path:
+    path = folder / "features.csv"
+    path.write_bytes(content.encode(encoding))
+    return path
+
+
+def test_each_row_is_a_clip_and_each_column_a_feature(tmp_path: Path) -> None:
+    table = read_features(write(tmp_path, "clip,AU1, AU2 \nann-1,0.5,-2\nbob-1,1e-3,4\n"))
+    assert table.names == ("AU1", "AU2")
+    assert list(table.rows) == ["ann-1", "bob-1"]
+    assert table.rows["ann-1"].dtype == np.float32
+    np.testing.assert_array_equal(table.rows["ann-1"], np.float32([0.5, -2]))
+    np.testing.assert_array_equal(table.rows["bob-1"], np.float32([1e-3, 4]))
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        ("clip,AU1\nann,1\n", "utf-8-sig"),  # as spreadsheets save it
+        ("clip,AU1\r\nann,1\r\n", "utf-8"),
+        ("\nclip,AU1\n\nann,1\n\n", "utf-8"),
+        ("clip,AU1\nann,1", "utf-8"),
+        ('"clip","AU1"\n" ann ","1"\n', "utf-8"),
+    ],
+)
+def test_usual_ways_to_write_a_csv_are_read(tmp_path: Path, content: str, encoding: str) -> None:
+    table = read_features(write(tmp_path, content, encoding))
+    assert table.names == ("AU1",)
+    assert {clip: row.tolist() for clip, row in table.rows.items()} == {"ann": [1.0]}
+
+
+def test_a_clip_is_found_by_its_name(tmp_path: Path) -> None:
+    table = read_features(write(tmp_path, "clip,AU1\nann,1\nbob,2\n"))
+    found = table.find("bob")
+    assert found is not None
+    assert found.tolist() == [2.0]
+    assert table.find("cem") is None
+
+
+@pytest.mark.parametrize("asked", ["01", "02", "03"])
+@pytest.mark.parametrize("there", ["01", "02", "03"])
+def test_ravdess_sound_picture_and_both_are_one_clip(there: str, asked: str) -> None:
+    table = FeatureTable(("AU1",), {there + RAVDESS: np.float32([7])})
+    found = table.find(asked + RAVDESS)
+    assert found is not None
+    assert found.tolist() == [7.0]
+    assert table.find(asked + RAVDESS[:-2] + "13") is None, "another actor"
+
+
+def test_a_clips_own_row_comes_before_its_relatives() -> None:
+    rows = {f"0{m}{RAVDESS}": np.float32([m]) for m in (1, 2, 3)}
+    for modality in (1, 2, 3):
+        found = FeatureTable(("AU1",), rows).find(f"0{modality}{RAVDESS}")
+        assert found is not None
+        assert found.tolist() == [modality]
+
+
+@pytest.mark.parametrize("name", ["04" + RAVDESS, "01" + RAVDESS + "-01", "x01" + RAVDESS, "01"])
+def test_names_that_only_resemble_ravdess_have_no_relatives(name: str) -> None:
+    assert FeatureTable(("AU1",), {"02" + RAVDESS: np.float32([7])}).find(name) is None
+
+
+def test_rows_are_kept_under_the_key_that_is_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path, "clip,AU1\nann_1,1\nbob_2,2\n")
+    assert list(read_features(path, lambda clip: clip.partition("_")[0]).rows) == ["ann", "bob"]
+
+
+def test_a_clip_without_a_key_is_a_bad_row(tmp_path: Path) -> None:
+    path = write(tmp_path, "clip,AU1\nann,1\nodd,2\n")
+    with pytest.raises(DataError, match=r"has 1 bad rows: row 3 \(clip 'odd'\)\."):
+        read_features(path, lambda clip: None if clip == "odd" else clip)
+
+
+def test_two_clips_of_one_key_are_a_bad_row(tmp_path: Path) -> None:
+    path = write(tmp_path, "clip,AU1\nann_1,1\nann_2,2\n")
+    with pytest.raises(DataError, match=r"row 3 \(clip 'ann_2' a second time\)"):
+        read_features(path, lambda clip: clip.partition("_")[0])
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ("ann,1", "row 3"),  # too few
+        ("ann,1,2,3", "row 3"),
+        ("ann,1,", "row 3"),
+        ("ann,1,two", "row 3"),
+        ("ann,1,nan", "row 3"),
+        ("ann,1,-inf", "row 3"),
+        ("ann,1,1e39", "row 3"),  # beyond float32
+        ("bob,1,2", r"row 3 \(clip 'bob' a second time\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: str, named: str) -> None:
+    path = write(tmp_path, f"clip,AU1,AU2\nbob,1,2\n{row}\n")
+    with pytest.raises(DataError, match=rf"features\.csv' has 1 bad rows: {named}\.$"):
+        read_features(path)
+
+
+def test_of_many_bad_rows_the_first_twenty_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "clip,AU1\n" + "".join(f"c{i},x\n" for i in range(30)))
+    with pytest.raises(DataError, match=r"has 30 bad rows: row 2, .*, row 21\.$"):
+        read_features(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\n", "clip,AU1\n", "clip\nann\n", "name,AU1\nann,1\n", "ann,1\nbob,2\n"]
+)
+def test_a_file_without_header_or_rows_is_refused(tmp_path: Path, content: str) -> None:
+    with pytest.raises(DataError, match=r"must have a header 'clip,<feature>,…' and rows"):
+        read_features(write(tmp_path, content))
+
+
+def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "clip,AU1\nJürgen,1\n", "latin-1")
+    with pytest.raises(DataError, match=r"features\.csv' is not a CSV in UTF-8: .*\(--features\)"):
+        read_features(path)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(DataError, match=r"No such file: '.*' \(--features\)\."):
+            read_features(path)
