@@ -97,15 +97,15 @@ def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
     recipes = list(singles)
     for modality in present:
         if experts.modalities.count(modality) > 1:
-            recipes += _within(modality, metric)
+            recipes += _within(modality, experts, metric)
     if strangers:
         recipes += _combinations("all", everything)
     if set(_PAIR) <= set(present):
         recipes += _combinations("a+v", best_of(*_PAIR))
     if present == list(_ALL):
         recipes += _combinations("a+v+e", best_of(*_ALL))
-    for count in (3, 5):
-        if len(present) > 1 and not strangers and _more_than(count - 2, experts, present):
+    for count, least in ((3, 1), (5, 3)):
+        if len(present) > 1 and not strangers and _more_than(least, experts, present):
             recipes += _combinations(f"top {count} each", best_of(*_ALL, count=count))
     if len(present) > 1 or strangers:
         recipes += _greedy("greedy", everything, metric)
@@ -116,15 +116,20 @@ def _more_than(count: int, experts: Experts, present: list[str]) -> bool:
     return any(experts.modalities.count(modality) > count for modality in present)
 
 
-def _within(modality: str, metric: str) -> list[Recipe]:
-    """Ensembles of one modality."""
+def _within(modality: str, experts: Experts, metric: str) -> list[Recipe]:
+    """Ensembles of one modality; every way to combine them where there is no other."""
     recipes = []
     for count in (3, 5):
-        select = best_of(modality, count=count)
-        recipes += [
-            Recipe(f"{modality} top {count}: product", select, lambda: AverageFusion("log")),
-            Recipe(f"{modality} top {count}: weighted", select, lambda: WeightedFusion("log")),
-        ]
+        select, name = best_of(modality, count=count), f"{modality} top {count}"
+        if set(experts.modalities) == {modality}:
+            recipes += _combinations(name, select)
+        else:
+            recipes += [
+                Recipe(f"{name}: product", select, lambda: AverageFusion("log")),
+                Recipe(f"{name}: weighted product", select, lambda: WeightedFusion("log")),
+            ]
+        if experts.modalities.count(modality) <= count:
+            break
     recipes += _greedy(f"{modality} greedy", all_of(modality), metric)
     return [replace(recipe, within=modality) for recipe in recipes]
 

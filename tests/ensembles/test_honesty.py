@@ -30,10 +30,13 @@ def coin_tosses(make_experts: Any) -> Assessment:
 
 def test_what_cannot_be_known_scores_at_chance(coin_tosses: Assessment) -> None:
     error = np.sqrt(0.25 * 0.75 / 480)
-    for row in (coin_tosses.fused, *coin_tosses.recipes):
+    rows = (coin_tosses.fused, *coin_tosses.alone.values(), *coin_tosses.recipes)
+    for row in rows:
         assert row.honest_score == pytest.approx(0.25, abs=4 * error), row.name
         assert row.honest_pooled == pytest.approx(0.25, abs=4 * error), row.name
-    assert len(coin_tosses.recipes) == 3 + 3 * 6 + 2
+    # Singles; each modality alone; a+v, a+v+e, top 3 and top 5 each, six ways; greedy.
+    assert len(coin_tosses.recipes) == 3 + 3 * 7 + 4 * 6 + 3
+    assert set(coin_tosses.alone) == {"audio", "video", "early"}
 
 
 def test_what_cannot_be_known_looks_better_to_the_search(make_experts: Any) -> None:
@@ -364,7 +367,8 @@ def test_the_recipe_for_a_fold_is_the_best_without_it_and_ties_go_to_the_plainer
     ("modalities", "expected"),
     [
         (("audio",), {"best audio"}),
-        (("audio", "audio"), {"best audio", "top 3 each", "greedy"}),
+        (("audio", "audio"), {"best audio", "audio top 3", "audio greedy"}),
+        (("audio",) * 4, {"best audio", "audio top 3", "audio top 5", "audio greedy"}),
         (("audio", "video"), {"best audio", "best video", "a+v", "greedy"}),
         (THREE, {"best audio", "best video", "best early", "a+v", "a+v+e", "greedy"}),
         (("mine", "yours"), {"best mine", "best yours", "all", "greedy"}),
