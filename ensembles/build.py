@@ -271,7 +271,7 @@ def assessment_rows(assessment: Assessment) -> list[Scored]:
 
 def _experts_of_run(run: Path) -> Experts:
     bank = PosteriorBank.open(run / "bank")
-    entries = [e for e in bank.read() if e.percent == 100 and "+seed" not in e.trial]
+    entries = [e for e in bank.read() if e.percent == 100 and "+" not in e.trial]
     for damaged in bank.damaged:
         print(f"warning: bank entry left out: {damaged}", file=sys.stderr)
     return bank.experts(entries)

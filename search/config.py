@@ -63,9 +63,11 @@ class SearchConfig:
         metric: accuracy, uar, macro_f1 or log_loss: what is searched for and reported.
         seed: Of proposals, weights, order and augmentation.
         confirm_seeds: Fresh seeds that the headline's experts are trained again with (default: the preset's).
+        enrolment: Numbers of unlabelled clips, such as 5,10,20: also score the headline with
+            inputs normalised by so many clips of each new speaker. A setting of its own.
         name: Name of the run, a folder under runs_dir (default: corpus, preset and date).
         resume: Name of an interrupted or finished run to continue; of the other options only
-            trials, time_budget, confirm_seeds, keep_weights, and where it runs (workers, runner,
+            trials, time_budget, confirm_seeds, enrolment, keep_weights, and where it runs (workers, runner,
             workers_per_trial, address) may be given with it.
         dry_run: Say what would be searched and how long it would take, and stop.
         keep_weights: all, or chosen: only the networks that an export of this run needs.
@@ -95,6 +97,7 @@ class SearchConfig:
     metric: str = "accuracy"
     seed: int = 0
     confirm_seeds: int | None = None
+    enrolment: str | None = None
     name: str | None = None
     resume: str | None = None
     dry_run: bool = False
@@ -141,6 +144,7 @@ class SearchConfig:
                 f"workers_per_trial {self.workers_per_trial} needs Ray Train: --runner train."
             )
         parse_duration(self.time_budget or "1m")
+        _ = self.enrolment_counts
 
     @property
     def plan(self) -> Preset:
@@ -160,6 +164,16 @@ class SearchConfig:
         return _split(self.only)
 
     @property
+    def enrolment_counts(self) -> tuple[int, ...]:
+        """`enrolment`, split; raises ConfigError."""
+        parts = _split(self.enrolment)
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise ConfigError(
+                f"enrolment must be numbers of clips such as 5,10,20, got '{self.enrolment}'."
+            )
+        return tuple(sorted({int(part) for part in parts}))
+
+    @property
     def test_speaker_names(self) -> tuple[str, ...]:
         """`test_speakers`, split."""
         return _split(self.test_speakers)
@@ -175,6 +189,7 @@ RESUME_KEYS = (
     "trials",
     "time_budget",
     "confirm_seeds",
+    "enrolment",
     "workers",
     "runner",
     "workers_per_trial",

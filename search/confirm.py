@@ -43,7 +43,7 @@ def confirm(
     names = sorted({name for row in rows.values() for _, taken in row.per_fold for name in taken})
     have = {entry.trial for entry in bank.read() if entry.percent == 100}
     specs = [
-        _spec(name, seed, search, context)
+        retraining(name, fresh_name(name, seed), search, {**context, "seed": seed})
         for seed in seeds
         for name in names
         if fresh_name(name, seed) not in have
@@ -58,15 +58,16 @@ def fresh_name(trial: str, seed: int) -> str:
     return f"{trial}+seed{seed}"
 
 
-def _spec(name: str, seed: int, search: DealtSearch, context: dict[str, Any]) -> Spec:
+def retraining(name: str, title: str, search: DealtSearch, context: dict[str, Any]) -> Spec:
+    """A trial's configuration, to be trained again under another name; its weights are not kept."""
     modality = name.rpartition("-")[0]
     plan = plan_of(search.all_trials()[name].params, modality, search.parts[modality].offer)
     return {
-        "trial": fresh_name(name, seed),
+        "trial": title,
         "modality": modality,
         "plan": plan.to_json(),
         "keep_weights": False,
-        "context": {**context, "seed": seed},
+        "context": context,
     }
 
 

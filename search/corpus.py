@@ -11,13 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from datasets.cache import default_cache_folder, open_cache
 from datasets.clips import DataError
-from datasets.index import FILE_NAME, read_index
+from datasets.index import FILE_NAME, ShardIndex, read_index
 from datasets.prepare import prepare
 from datasets.splits import make_folds
 from datasets.synthetic import load_synthetic
 from ensembles.bank import ClipTable
-from search.config import SearchConfig
-from search.train import TrainingData
+from search.config import ConfigError, SearchConfig
+from search.train import TrainingData, enrolment_order
 
 _SPEAKERS, _REPETITIONS, _SEED = 12, 3, 0
 
@@ -27,11 +27,13 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
 
     Raises:
         DataError: Whatever is wrong with the data; names the culprit.
+        ConfigError: Enrolment by more clips than a speaker has.
     """
     cache_folder = Path(config.cache_dir) if config.cache_dir else default_cache_folder()
     index = read_index(config.data or _synthetic_shards(cache_folder, console))
     if config.class_names:
         index = index.restrict(config.class_names)
+    _check_enrolment(config, index)
     folds = make_folds(index, config.protocol, config.test_speaker_names)
     with _bar("reading shards", console) as bar:
         task = bar.add_task("", total=None)
@@ -56,6 +58,18 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
             highlight=False,
         )
     return TrainingData(cache, folds)
+
+
+def _check_enrolment(config: SearchConfig, index: ShardIndex) -> None:
+    """Every speaker needs a clip that is left to be scored."""
+    order = enrolment_order(index)
+    speaker = min(order, key=lambda name: len(order[name]))
+    counts = config.enrolment_counts
+    if counts and max(counts) >= len(order[speaker]):
+        raise ConfigError(
+            f"enrolment by {max(counts)} clips leaves none to score: speaker '{speaker}' has "
+            f"{len(order[speaker])}."
+        )
 
 
 def _synthetic_shards(cache_folder: Path, console: Console) -> str:

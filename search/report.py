@@ -105,6 +105,8 @@ def print_report(
         each = detail(table, assessment.fused.log_posteriors).speakers
         shown_speakers = ", ".join(f"{name} {100 * value:.0f}" for name, value in each.items())
         console.print(f"fused, by speaker: {shown_speakers}", style="dim", highlight=False)
+    if facts["enrolment"]:
+        console.print(_enrolment(assessment.metric, facts["enrolment"]), highlight=False)
     if facts["test_speakers"]:
         console.print(_test_speakers(assessment.metric, facts["test_speakers"]), highlight=False)
     for name, reason in facts["failures"].items():
@@ -122,6 +124,17 @@ def print_report(
         f"{weights['experts']} experts kept, {weights['bytes'] / 2**20:.0f} MiB. "
         f"Everything is in {run}",
         highlight=False,
+    )
+
+
+def _enrolment(metric: str, rows: dict[str, Any]) -> str:
+    scores = ", ".join(
+        f"{clips} clips {row['honest_score'] * (1 if metric == 'log_loss' else 100):.1f}"
+        for clips, row in rows.items()
+    )
+    return (
+        f"Speaker enrolment (inputs normalised by unlabelled clips of the new speaker; all scored "
+        f"on the clips that enrol nobody): {scores}"
     )
 
 

@@ -167,6 +167,7 @@ def _search(
     """On Ray: search, fuse, confirm. Imported here, so that mistakes are told at once."""
     from search import tuning
     from search.confirm import confirm
+    from search.enrolment import score_enrolment
     from search.sampler import DealtSearch, open_journal
 
     plan = run.config.plan
@@ -210,10 +211,16 @@ def _search(
         confirmed = confirm(
             assessment, bank, search, context, count=plan.confirm_seeds, screen=screen
         )
+        enrolled = {}
+        if counts := config.enrolment_counts:
+            enrolled = score_enrolment(
+                counts, assessment, bank, search, context, data, screen=screen
+            )
     finally:
         tuning.stop_ray()
     found = {
         "experts": list(experts.names),
+        "enrolment": {str(clips): row.to_json() for clips, row in enrolled.items()},
         "posteriors": experts,
         "trials": search.counts(),
         "failures": search.failures(),

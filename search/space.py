@@ -255,6 +255,12 @@ def plan_of(params: Mapping[str, Any], modality: str, offer: Offer) -> TrialPlan
     """The configuration that a finished trial's parameters stand for."""
     choice = params["architecture"]
     name = "concatenation" if modality == "early" else choice
+    missing = [key for key in SPACE[name] if f"{name}.{key}" not in params]
+    if missing:
+        raise ModelError(
+            f"A trial of the run has no '{name}.{missing[0]}': it was searched by another version "
+            "of this program. Start a new run."
+        )
     values = {key: params[f"{name}.{key}"] for key in SPACE[name]}
     return _plan(name, choice, values, offer)
 

@@ -24,6 +24,7 @@ from datasets.splits import Folds
 from models import ClipShape, Expert, build_expert, get_architecture
 from models.augmentation import mixup, spec_augment, speed_perturb, time_crop
 from models.expert import Encoder, arrange_memory
+from models.frontends import frame_mask
 from models.registry import ModelError
 from search.workers import Workers
 
@@ -132,6 +133,7 @@ class TrainingData:
         self.position = np.asarray([row_of[entry.clip] for entry in cache.index.clips], np.int64)
         self._files: dict[str, RaggedFile] = {}
         self._dense: dict[str, Tensor] = {}
+        self._means: dict[tuple[str, str, int | None], Tensor] = {}
 
     @cached_property
     def shape(self) -> ClipShape:
@@ -158,6 +160,43 @@ class TrainingData:
             encoder = expert.encoder(kind)
             fixed[kind], fixed[f"{kind}_lengths"] = self._front_end_output(encoder, rows)
         return fixed
+
+    def less_speaker_mean(
+        self, expert: Expert, fixed: dict[str, Tensor], rows: NDArray[np.int64], clips: int | None
+    ) -> dict[str, Tensor]:
+        """Takes each speaker's own mean off what `fixed` returned (features, spectrograms).
+
+        Args:
+            expert: Whose front ends made it.
+            fixed: Of the rows.
+            rows: Clips.
+            clips: How many of a speaker's clips the mean is taken of, by `enrolment_order`;
+                None for all.
+        """
+        centred = dict(fixed)
+        for kind in expert.kinds:
+            x = fixed[kind]
+            if x.ndim > 3:  # pictures
+                continue
+            speakers = [self.cache.index.clips[row].speaker for row in rows]
+            means = torch.stack([self._speaker_mean(expert, kind, s, clips) for s in speakers])
+            if x.ndim == 3:
+                behind = frame_mask(fixed[f"{kind}_lengths"], x.shape[1])
+                centred[kind] = (x - means[:, None]).masked_fill(behind[:, :, None], 0.0)
+            else:
+                centred[kind] = x - means
+        return centred
+
+    def _speaker_mean(self, expert: Expert, kind: str, speaker: str, clips: int | None) -> Tensor:
+        encoder = expert.encoder(kind)
+        key = (encoder.frontend.name, speaker, clips)
+        if key not in self._means:
+            rows = enrolment_order(self.cache.index)[speaker][:clips]
+            x, lengths = self._front_end_output(encoder, rows[~self.cache.missing[rows]])
+            if x.ndim == 3:
+                x = x[~frame_mask(lengths, x.shape[1])]
+            self._means[key] = x.mean(dim=0)
+        return self._means[key]
 
     def _front_end_output(self, encoder: Encoder, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         frontend = encoder.frontend
@@ -198,6 +237,17 @@ class TrainingData:
             self._dense[frontend.name] = torch.from_numpy(np.array(file.data))
         self._files[frontend.name] = file
         return file
+
+
+def enrolment_order(index: ShardIndex) -> dict[str, NDArray[np.int64]]:
+    """Speaker → rows of all their clips, in an order drawn once: the first N enrol them."""
+    rows: dict[str, list[int]] = {}
+    for row in sorted(range(len(index.clips)), key=lambda r: index.clips[r].clip):
+        rows.setdefault(index.clips[row].speaker, []).append(row)
+    return {
+        speaker: np.random.default_rng(0).permutation(np.asarray(mine, np.int64))
+        for speaker, mine in rows.items()
+    }
 
 
 def clip_shape(index: ShardIndex) -> ClipShape:
@@ -259,6 +309,7 @@ class FoldTrainer:
         precision: float32 or bfloat16 (autocast; weights and predictions stay float32).
         workers: The processes that train it together, each on its part of the clips; a
             batch is divided among them.
+        by_speaker: Take each speaker's own mean off the inputs (speaker enrolment).
     """
 
     def __init__(
@@ -271,9 +322,10 @@ class FoldTrainer:
         device: str = "cpu",
         precision: str = "float32",
         workers: Workers | None = None,
+        by_speaker: bool = False,
     ) -> None:
         self.plan, self.data, self.fold, self.seed = plan, data, fold, seed
-        self.workers = workers or Workers()
+        self.workers, self.by_speaker = workers or Workers(), by_speaker
         self.device, self.precision = torch.device(device), precision
         self.epoch = 0
         self._reseed(-1)
@@ -287,8 +339,8 @@ class FoldTrainer:
                 f"Worker {self.workers.rank} of {self.workers.count} has no training clip of fold "
                 f"{fold} in its shards. Prepare smaller shards, or take fewer workers a trial."
             )
-        self._fit_statistics()
         self.expert.to(self.device)
+        self._fit_statistics()
         arrange_memory(self.expert)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.expert, settings.weight_decay), lr=settings.learning_rate
@@ -321,8 +373,13 @@ class FoldTrainer:
         self.epoch += 1
         return mean
 
-    def predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(n, K) logits of some clips, in float32."""
+    def predict(self, rows: NDArray[np.int64], enrolled: int | None = None) -> NDArray[np.float32]:
+        """(n, K) logits of some clips, in float32.
+
+        Args:
+            rows: The clips.
+            enrolled: By how many clips their speakers are normalised, where they are.
+        """
         self.expert.eval()
         self.workers.share_buffers(self.expert)
         order = np.argsort(self._lengths[rows], kind="stable")
@@ -330,7 +387,9 @@ class FoldTrainer:
         with torch.inference_mode():
             for start in range(0, len(rows), _EVALUATION_CLIPS):
                 part = order[start : start + _EVALUATION_CLIPS]
-                logits[part] = self.expert.classify(self._fixed(rows[part])).float().cpu().numpy()
+                logits[part] = (
+                    self.expert.classify(self._fixed(rows[part], enrolled)).float().cpu().numpy()
+                )
         return logits
 
     def state_dict(self) -> dict[str, Any]:
@@ -358,7 +417,7 @@ class FoldTrainer:
         for kind in self.expert.kinds:
             encoder = self.expert.encoder(kind)
             if encoder.counts_statistics:
-                own = self.data.fixed(self.expert, self.rows)[kind]
+                own = self._fixed(self.rows)[kind].cpu()
                 encoder.fit_statistics(self.workers.concatenate(own))
 
     def _batches(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -381,13 +440,16 @@ class FoldTrainer:
             order = np.concatenate([order, generator.permutation(self.rows)])
         return order[: self.steps * size]
 
-    def _fixed(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+    def _fixed(self, rows: NDArray[np.int64], enrolled: int | None = None) -> dict[str, Tensor]:
         fixed = self.data.fixed(self.expert, rows)
+        if self.by_speaker:
+            fixed = self.data.less_speaker_mean(self.expert, fixed, rows, enrolled)
         return {name: x.to(self.device) for name, x in fixed.items()}
 
     def _training_inputs(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         settings = self.plan.training
-        if settings.speed_perturbation and "audio" in self.expert.kinds:
+        # A speaker's mean is of clips at their own speed.
+        if settings.speed_perturbation and "audio" in self.expert.kinds and not self.by_speaker:
             batch = self.data.cache.batch(rows, self.expert.kinds)
             factor = 1.0 + settings.speed_perturbation * (2.0 * float(torch.rand(())) - 1.0)
             batch["audio"], batch["audio_lengths"] = speed_perturb(
@@ -490,6 +552,7 @@ class LockstepTrial:
         device: str = "cpu",
         precision: str = "auto",
         workers: Workers | None = None,
+        by_speaker: bool = False,
     ) -> None:
         self.plan, self.data = plan, data
         self.workers = workers or Workers()
@@ -504,6 +567,7 @@ class LockstepTrial:
                 device=device,
                 precision=chosen,
                 workers=self.workers,
+                by_speaker=by_speaker,
             )
             for fold in range(data.folds.count)
         ]
@@ -519,14 +583,14 @@ class LockstepTrial:
             if epoch in due:
                 yield RungResult(due[epoch], epoch, self.out_of_fold(), float(np.mean(losses)))
 
-    def out_of_fold(self) -> NDArray[np.float32]:
+    def out_of_fold(self, enrolled: int | None = None) -> NDArray[np.float32]:
         """(N, K) logits: each clip by the network that did not train on its speaker."""
         count = len(self.data.index.clips)
         logits = np.zeros((count, self.data.shape.num_classes), np.float32)
         times = np.zeros(count, np.int64)
         for trainer in self.trainers:
             rows = self.data.rows(trainer.fold, training=False)
-            logits[self.data.position[rows]] = trainer.predict(rows)
+            logits[self.data.position[rows]] = trainer.predict(rows, enrolled)
             times[self.data.position[rows]] += 1
         everyone = self.workers.sum(torch.from_numpy(times)).numpy()
         assert everyone.max() == 1, "a clip was predicted twice"

@@ -14,6 +14,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,11 @@ def train_with_trainer(spec: Spec) -> Iterator[dict[str, Any]]:
         yield {"failed": failure, "percent": 0, "score": float("nan")}
 
 
+def enrolled_name(trial: str, clips: int) -> str:
+    """What the bank calls a trial whose held-out speakers were normalised by so many clips."""
+    return f"{trial}+enrol{clips}"
+
+
 def describe(plan: dict[str, Any]) -> str:
     """`logmel_resnet`, or `functionals+cnn3d` for early fusion."""
     parts = (
@@ -179,6 +185,7 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
         device=context["device"],
         precision=context["precision"],
         workers=workers,
+        by_speaker="enrolment" in spec,
     )
     if workers.rank:  # one of several writes and tells
         for _ in trial.run():
@@ -191,17 +198,16 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
     bank = PosteriorBank.open(run / "bank")
     table, metric = bank.table, context["metric"]
     for rung in trial.run():
-        bank.write(
-            BankEntry(
-                trial=spec["trial"],
-                modality=spec["modality"],
-                architecture=plan.architecture,
-                percent=rung.percent,
-                epoch=rung.epoch,
-                seed=context["seed"],
-                logits=rung.logits,
-            )
+        entry = BankEntry(
+            trial=spec["trial"],
+            modality=spec["modality"],
+            architecture=plan.architecture,
+            percent=rung.percent,
+            epoch=rung.epoch,
+            seed=context["seed"],
+            logits=rung.logits,
         )
+        bank.write(entry)
         present = np.isfinite(rung.logits).all(axis=1)
         score = fold_mean(
             metric,
@@ -209,6 +215,10 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
             log_softmax(rung.logits[present].astype(np.float64)),
             table.folds[present],
         )
+        for count in spec.get("enrolment", ()) if rung.percent == 100 else ():
+            logits = trial.out_of_fold(enrolled=count)
+            title = enrolled_name(spec["trial"].removesuffix("+enrolled"), count)
+            bank.write(replace(entry, trial=title, logits=logits))
         if rung.percent == 100 and spec.get("keep_weights", True):
             _write_weights(run / "weights" / spec["trial"], spec, trial)
         report = {

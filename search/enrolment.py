@@ -1,0 +1,105 @@
+"""Speaker enrolment: what a few unlabelled clips of the new speaker are worth.
+
+A setting of its own, with rows of its own: its figures use clips of the scored speaker, and
+are never compared to, or mixed with, the honest score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ensembles.bank import ClipTable, Experts, PosteriorBank
+from ensembles.honesty import Assessment, Scored, replay
+from search import tuning
+from search.confirm import retraining
+from search.sampler import DealtSearch
+from search.train import TrainingData, enrolment_order
+from search.trial import enrolled_name
+
+
+def score_enrolment(
+    counts: Sequence[int],
+    assessment: Assessment,
+    bank: PosteriorBank,
+    search: DealtSearch,
+    context: dict[str, Any],
+    data: TrainingData,
+    *,
+    screen: Console,
+) -> dict[int, Scored]:
+    """Trains the headline's experts on speaker-normalised inputs, and scores each count.
+
+    The largest count's clips are scored in no row, so that all rows, that without enrolment
+    included, are of the same clips.
+
+    Returns:
+        Number of clips → the headline's choices with experts that were normalised by so
+        many; 0 → the headline's own experts. Empty where a training failed.
+    """
+    names = sorted({name for _, taken in assessment.fused.per_fold for name in taken})
+    have = {entry.trial for entry in bank.read() if entry.percent == 100}
+    missing = [n for n in names if any(enrolled_name(n, c) not in have for c in counts)]
+    # One worker a trial: a speaker's mean needs all of the speaker's clips in one place.
+    context = {**context, "workers_per_trial": 1}
+    specs = [
+        {**retraining(name, f"{name}+enrolled", search, context), "enrolment": list(counts)}
+        for name in missing
+    ]
+    if specs:
+        screen.print(
+            f"speaker enrolment: training {len(specs)} experts of the headline on inputs "
+            "normalised by speaker",
+            highlight=False,
+        )
+        tuning.run_seeds(specs, workers=int(context["workers"]), on_done=_tell(screen))
+    entries = {entry.trial: entry for entry in bank.read() if entry.percent == 100}
+    if any(enrolled_name(n, c) not in entries for n in names for c in counts):
+        return {}
+    plain = bank.experts(entries[name] for name in search.finished() if name in entries)
+    scores = {0: plain}
+    for count in counts:
+        fresh = bank.experts(entries[enrolled_name(name, count)] for name in names)
+        scores[count] = plain.replace(dict(zip(names, fresh.log_posteriors, strict=True)))
+    others = _others(data, max(counts), plain.table)
+    return {
+        count: replay(
+            _restrict(experts, others), assessment.fused, assessment.metric, f"{count} clips"
+        )
+        for count, experts in scores.items()
+    }
+
+
+def _tell(screen: Console) -> Any:
+    def done(name: str, why: str | None) -> None:
+        if why:
+            screen.print(f"{name} failed: {why}", highlight=False)
+
+    return done
+
+
+def _others(data: TrainingData, count: int, table: ClipTable) -> Any:
+    """Rows of the clips that enrol nobody."""
+    order = enrolment_order(data.index)
+    enrolling = {data.index.clips[row].clip for rows in order.values() for row in rows[:count]}
+    rows = np.asarray([clip not in enrolling for clip in table.clips])
+    return np.flatnonzero(rows)
+
+
+def _restrict(experts: Experts, rows: Any) -> Experts:
+    table = experts.table
+    return Experts(
+        ClipTable(
+            clips=tuple(table.clips[row] for row in rows),
+            speakers=tuple(table.speakers[row] for row in rows),
+            folds=table.folds[rows],
+            labels=table.labels[rows],
+            classes=table.classes,
+        ),
+        experts.names,
+        experts.modalities,
+        experts.log_posteriors[:, rows],
+    )
