@@ -74,7 +74,7 @@ def mixup(
     Returns:
         Inputs and targets of the same shapes.
     """
-    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    share = float(torch.distributions.Beta(alpha, alpha, validate_args=False).sample())
     share = max(share, 1.0 - share)
     partner = torch.randperm(len(targets), device=targets.device)
     mixed = {

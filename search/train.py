@@ -342,8 +342,11 @@ class FoldTrainer:
         self.expert.to(self.device)
         self._fit_statistics()
         arrange_memory(self.expert)
+        self._parameters = list(self.expert.parameters())
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.expert, settings.weight_decay), lr=settings.learning_rate
+            _parameter_groups(self.expert, settings.weight_decay),
+            lr=settings.learning_rate,
+            fused=True,
         )
         self.network = self.workers.wrap(_Logits(self.expert))
         # As many on every worker, however its part of the shards turned out.
@@ -473,24 +476,37 @@ class FoldTrainer:
 
     def _step(self, rows: NDArray[np.int64], step: int) -> Tensor:
         settings = self.plan.training
+        rate = settings.learning_rate * learning_rate_share(step, self.steps * settings.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._loss(*self._examples(rows))
+        self._backward(loss)
+        self._update()
+        return loss.detach().double().cpu()
+
+    def _examples(self, rows: NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor]:
+        """A batch of augmented inputs, and the (B, K) probabilities wanted of them."""
+        settings, classes = self.plan.training, self.data.shape.num_classes
         inputs = self._training_inputs(rows)
-        classes = self.data.shape.num_classes
         targets = torch.from_numpy(self.data.cache.targets[rows]).to(self.device)
         wanted = nn.functional.one_hot(targets, classes).float()
         wanted = wanted * (1 - settings.label_smoothing) + settings.label_smoothing / classes
         if settings.mixup:
             inputs, wanted = mixup(inputs, wanted, settings.mixup)
-        rate = settings.learning_rate * learning_rate_share(step, self.steps * settings.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        return inputs, wanted
+
+    def _loss(self, inputs: dict[str, Tensor], wanted: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits = self.network(inputs)
-        loss = nn.functional.cross_entropy(logits.float(), wanted)
+        return nn.functional.cross_entropy(logits.float(), wanted)
+
+    def _backward(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.expert.parameters(), 5.0)
+
+    def _update(self) -> None:
+        nn.utils.clip_grad_norm_(self._parameters, 5.0)
         self.optimizer.step()
-        return loss.detach().double().cpu()
 
 
 class _Logits(nn.Module):
