@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models import ClipShape, build_expert, get_architecture
+from models.augmentation import time_crop
 from models.expert import arrange_memory
 from search.space import Offer
 from search.train import TrainingData, TrialPlan, choose_precision
@@ -99,6 +100,12 @@ def _time_step(
     rows = np.linspace(0, len(data.cache.index.clips) - 1, _PROBE_CLIPS).astype(np.int64)
     batch = {k: x.to(device) for k, x in data.cache.batch(rows, expert.kinds).items()}
     fixed = expert.preprocess(batch)
+    crop = TrialPlan.of(name, {}, {}).training.crop_seconds
+    for kind in expert.kinds:
+        frames = round(crop * expert.encoder(kind).frontend.frames_per_second)
+        if frames:
+            lengths = fixed[f"{kind}_lengths"]
+            fixed[kind], fixed[f"{kind}_lengths"] = time_crop(fixed[kind], lengths, frames)
     targets = batch["target"]
     elapsed = float("inf")
     for _ in range(3):  # the first one warms up
