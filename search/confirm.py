@@ -39,8 +39,14 @@ def confirm(
     seeds = [int(context["seed"]) + _FIRST_SEED + n for n in range(count)]
     rows = {"fused": assessment.fused}
     rows |= {f"{m} alone": row for m, row in assessment.alone.items()}
-    rows |= {f"best {m}": row for m in MODALITIES if (row := assessment.row(f"best {m}"))}
+    singles = {m: row for m in MODALITIES if (row := assessment.row(f"best {m}"))}
+    rows |= {row.name: row for m, row in singles.items() if m not in assessment.alone}
     names = sorted({name for row in rows.values() for _, taken in row.per_fold for name in taken})
+    # A single expert that no ensemble of its modality takes is not worth training three times.
+    for modality in MODALITIES:
+        row = assessment.row(f"best {modality}")
+        if row and all(name in names for _, taken in row.per_fold for name in taken):
+            rows[row.name] = row
     have = {entry.trial for entry in bank.read() if entry.percent == 100}
     specs = [
         retraining(name, fresh_name(name, seed), search, {**context, "seed": seed})

@@ -14,7 +14,7 @@ from models import ClipShape, build_expert, get_architecture
 from models.augmentation import time_crop
 from models.expert import arrange_memory
 from search.space import Offer
-from search.train import TrainingData, TrialPlan, choose_precision
+from search.train import TrainingData, TrialPlan, choose_precision, crop_seconds
 
 _PROBE_CLIPS = 16
 _CHEAP = 2e6  # multiply-accumulates; below, a step's fixed cost decides
@@ -100,9 +100,10 @@ def _time_step(
     rows = np.linspace(0, len(data.cache.index.clips) - 1, _PROBE_CLIPS).astype(np.int64)
     batch = {k: x.to(device) for k, x in data.cache.batch(rows, expert.kinds).items()}
     fixed = expert.preprocess(batch)
-    crop = TrialPlan.of(name, {}, {}).training.crop_seconds
+    plan = TrialPlan.of(name, {}, {})
     for kind in expert.kinds:
-        frames = round(crop * expert.encoder(kind).frontend.frames_per_second)
+        rate = expert.encoder(kind).frontend.frames_per_second
+        frames = round(crop_seconds(plan, kind) * rate)
         if frames:
             lengths = fixed[f"{kind}_lengths"]
             fixed[kind], fixed[f"{kind}_lengths"] = time_crop(fixed[kind], lengths, frames)

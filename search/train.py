@@ -296,6 +296,14 @@ def _cpu_has_bfloat16() -> bool:
     )
 
 
+def crop_seconds(plan: TrialPlan, kind: str) -> float:
+    """How much of a clip training sees: the plan's, or what early fusion's part is known good with."""
+    part = plan.settings.get(kind)
+    if plan.training.crop_seconds or not isinstance(part, Mapping):
+        return plan.training.crop_seconds
+    return float(get_architecture(part["architecture"]).training.get("crop_seconds", 0.0))
+
+
 class FoldTrainer:
     """Trains the network of one fold, an epoch a call.
 
@@ -466,8 +474,8 @@ class FoldTrainer:
             if not rate:
                 continue
             x, lengths = inputs[kind], inputs[f"{kind}_lengths"]
-            if settings.crop_seconds:
-                x, lengths = time_crop(x, lengths, round(settings.crop_seconds * rate))
+            if seconds := crop_seconds(self.plan, kind):
+                x, lengths = time_crop(x, lengths, round(seconds * rate))
             if settings.spec_augment:
                 share = settings.spec_augment
                 x = spec_augment(x, lengths, time_share=share, band_share=share)
