@@ -137,6 +137,30 @@ def _check_riff(path: Path) -> None:
             raise MediaError(f"is truncated: {missing} bytes are missing")
 
 
+def _check_segment(path: Path) -> None:
+    """A Matroska or WebM file that is shorter than it says."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head[:4] != b"\x1a\x45\xdf\xa3":
+        return
+    position, header = _ebml_size(head, 4)
+    position += header or 0
+    if head[position : position + 4] != b"\x18\x53\x80\x67":
+        return
+    position, promised = _ebml_size(head, position + 4)
+    missing = position + (promised or 0) - path.stat().st_size
+    if promised is not None and missing > 0:
+        raise MediaError(f"is truncated: {missing} bytes are missing")
+
+
+def _ebml_size(head: bytes, position: int) -> tuple[int, int | None]:
+    """Where the element begins whose size stands here, and the size; None if it was streamed."""
+    first = head[position]
+    width = 9 - first.bit_length()
+    value = int.from_bytes(head[position : position + width], "big") & ~(1 << 7 * width)
+    return position + width, None if value == (1 << 7 * width) - 1 else value
+
+
 def _check_boxes(path: Path) -> None:
     """An MP4 or MOV that is shorter than it says; FFmpeg would decode what is there."""
     size, position = path.stat().st_size, 0
@@ -207,6 +231,7 @@ def _decoding(path: Path) -> Iterator[av.container.InputContainer]:
     """Opens a container; FFmpeg's errors become MediaError."""
     _check_riff(path)  # AVI
     _check_boxes(path)
+    _check_segment(path)
     try:
         with av.open(str(path), options={"format_whitelist": _DEMUXERS}) as container:
             yield container

@@ -21,8 +21,8 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
         "## Score",
         "",
         f"{_score(summary['metric'], headline['honest_score'])} "
-        f"(95 % interval over speakers {_score(summary['metric'], low)} to "
-        f"{_score(summary['metric'], high)}): honest score on {summary['corpus']}, "
+        f"(95 % interval over speakers: {_number(summary['metric'], low)} to "
+        f"{_number(summary['metric'], high)}): honest score on {summary['corpus']}, "
         f"{summary['clips']} clips of {summary['speakers']} speakers, protocol "
         f"{summary['protocol']}. Experts, fusion and recipe were chosen for each fold from the "
         "other folds.",
@@ -71,7 +71,12 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
 
 
 def _score(metric: str, value: float) -> str:
-    return f"{value:.3f} nats" if metric == "log_loss" else f"{100 * value:.1f} % {metric}"
+    unit = "nats of log-loss" if metric == "log_loss" else f"% {metric}"
+    return f"{_number(metric, value)} {unit}"
+
+
+def _number(metric: str, value: float) -> str:
+    return f"{value:.3f}" if metric == "log_loss" else f"{100 * value:.1f}"
 
 
 def _sentence(inputs: list[str]) -> str:
@@ -84,7 +89,7 @@ def _test_speakers(summary: Mapping[str, Any]) -> str:
     if not found:
         return "No speakers were held out of all folds to score it (`--test-speakers`)."
     return (
-        f"On {len(found['speakers'])} speakers in no fold ({', '.join(found['speakers'])}, "
+        f"On speakers in no fold ({', '.join(found['speakers'])}; "
         f"{found['clips']} clips) it scores {_score(summary['metric'], found['score'])}."
     )
 

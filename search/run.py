@@ -145,7 +145,11 @@ def _search_and_report(
     total = facts["seconds_before"] + time.monotonic() - started
     run.record({**facts, "seconds_before": total})
     seconds = {"search": found.pop("searched"), "total": round(total, 1)}
-    unseen = score_unseen(run, data, found.pop("posteriors"), assessment)
+    unseen = None
+    try:
+        unseen = score_unseen(run, data, found.pop("posteriors"), assessment)
+    except EnsembleError as error:  # weights that an earlier end of this run did not keep
+        console.print(f"warning: test speakers were not scored: {error}", highlight=False)
     weights = prune_weights(run, assessment)
     report = {**facts, **provenance(), "run": run.path.name, **found, "seconds": seconds}
     report |= {"weights": weights, "test_speakers": unseen.to_json() if unseen else None}

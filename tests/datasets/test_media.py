@@ -221,10 +221,11 @@ def test_what_lies_behind_an_mp4_does_not_make_it_truncated(
         assert brightness(read_frames(path, 4, (16, 24))) == [1, 3, 6, 8]
 
 
-def test_a_truncated_avi_is_refused_not_shortened(
-    write_video: Callable[..., Path], grey_frames: GreyFrames
+@pytest.mark.parametrize("container", ["avi", "mkv"])
+def test_a_truncated_container_is_refused_not_shortened(
+    write_video: Callable[..., Path], grey_frames: GreyFrames, container: str
 ) -> None:
-    path = write_video("clip.avi", grey_frames(10))
+    path = write_video(f"clip.{container}", grey_frames(10))
     assert len(read_frames(path, 4, (16, 24))) == 4
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
     with pytest.raises(MediaError, match=r"^is truncated: \d+ bytes are missing$"):
