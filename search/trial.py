@@ -101,7 +101,10 @@ def fit_trainer(spec: Spec, callbacks: list[Any]) -> str | None:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", {})
-        return _reason(next(iter(failures.values()), error))
+        if failures:
+            return _reason(next(iter(failures.values())))
+        # What went wrong in the controller stands at the end of its traceback.
+        return [line.strip() for line in str(error).splitlines() if line.strip()][-1][:300]
     return None
 
 

@@ -59,7 +59,11 @@ def start_ray(address: str | None, workers: int | None, *, dashboard: bool) -> s
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        runtime = {"working_dir": str(Path(__file__).parent.parent), "excludes": EXCLUDES}
+        runtime = {
+            "working_dir": str(Path(__file__).parent.parent),
+            "excludes": EXCLUDES,
+            "worker_process_setup_hook": "search.network.use_cluster_interface",
+        }
         try:
             context = ray.init(address, runtime_env=runtime, **common)
         except (ConnectionError, RuntimeError) as error:

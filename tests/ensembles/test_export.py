@@ -104,7 +104,7 @@ def test_the_card_says_what_a_user_must_know(exported: Path, small_run: Any) -> 
     row = summary["headline"]["fused"]
     assert f"{100 * row['honest_score']:.1f} % accuracy" in card
     assert f"{100 * summary['test_speakers']['score']:.1f} % accuracy" in card
-    for text in ("speaker_03, 6 clips", "AU1, AU2, AU4", "16000 Hz", "joint", *summary["experts"]):
+    for text in ("speaker_03; 6 clips", "AU1, AU2, AU4", "16000 Hz", "joint", *summary["experts"]):
         assert text in card
     for label in summary["classes"]:
         assert label in card
