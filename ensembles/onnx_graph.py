@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import onnxruntime
 import torch
@@ -61,7 +64,7 @@ def to_onnx(expert: FoldedExpert, shape: ClipShape) -> bytes:
         else {0: "clips"}
         for name in graph.names
     }
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), _silent_stderr(), torch.no_grad():
         warnings.simplefilter("ignore")  # on traced lengths, which the check below settles
         torch.onnx.export(
             graph,
@@ -81,6 +84,20 @@ def to_onnx(expert: FoldedExpert, shape: ClipShape) -> bytes:
     content = buffer.getvalue()
     _check_parity(expert, shape, open_session(content))
     return content
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The exporter's C++ part warns of recurrent layers on the file descriptor itself."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def open_session(content: bytes) -> onnxruntime.InferenceSession:

@@ -177,9 +177,9 @@ def _search(
     plan = run.config.plan
     config = run.config
     together = config.workers_per_trial
-    dashboard = tuning.start_ray(
-        config.address, (config.workers or 0) * together, dashboard=config.dashboard
-    )
+    # Trials may share cores if the user says so; the workers of one trial may not.
+    oversubscribed = config.workers if together == 1 else None
+    dashboard = tuning.start_ray(config.address, oversubscribed, dashboard=config.dashboard)
     try:
         if dashboard:
             screen.print(f"dashboard: {dashboard} (the token: ray get-auth-token)", soft_wrap=True)

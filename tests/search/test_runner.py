@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from ensembles.bank import PosteriorBank
@@ -57,3 +61,25 @@ def test_more_workers_than_there_are_cores_is_said_at_once(
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert "A trial of 500 workers needs 500 CPUs" in lines[0]
+
+
+def test_workers_listen_where_the_cluster_knows_their_host() -> None:
+    code = """
+import os, ray
+hook = {"worker_process_setup_hook": "search.network.use_cluster_interface"}
+ray.init(address="local", num_cpus=1, include_dashboard=False, runtime_env=hook, log_to_driver=False)
+where = ray.remote(lambda: (os.environ["GLOO_SOCKET_IFNAME"], ray.util.get_node_ip_address()))
+print(*ray.get(where.remote()))
+"""
+    root = Path(__file__).parents[2]
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    interface, address = found.stdout.split()
+    assert address in [a.address for a in psutil.net_if_addrs()[interface]]
