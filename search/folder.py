@@ -127,20 +127,25 @@ def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
     return RunFolder(path, replace(old, **{"runs_dir": config.runs_dir, **overrides}), resumed=True)
 
 
-def prune_weights(run: RunFolder, assessment: Assessment) -> dict[str, Any]:
-    """Removes networks that no export needs, if the run asks for it; says what is left.
+def prune_weights(run: RunFolder, assessment: Assessment) -> None:
+    """Removes the networks that no export needs, if the run asks for it.
 
     Needed are the experts of the chosen ensemble, of each fold's, and the best of each
     modality, which take over where a clip lacks an input.
     """
+    if run.config.keep_weights != "chosen":
+        return
+    rows = [assessment.fused, *(r for r in assessment.recipes if r.name.startswith("best "))]
+    needed = {name for row in rows for name in row.experts}
+    needed |= {name for row in rows for _, names in row.per_fold for name in names}
+    for path in (run.path / "weights").iterdir():
+        if path.name not in needed:
+            shutil.rmtree(path)
+
+
+def kept_weights(run: RunFolder) -> dict[str, Any]:
+    """How many experts' networks a run keeps, and what they take on disk."""
     folder = run.path / "weights"
-    if run.config.keep_weights == "chosen":
-        rows = [assessment.fused, *(r for r in assessment.recipes if r.name.startswith("best "))]
-        needed = {name for row in rows for name in row.experts}
-        needed |= {name for row in rows for _, names in row.per_fold for name in names}
-        for path in folder.iterdir():
-            if path.name not in needed:
-                shutil.rmtree(path)
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {
         "kept": run.config.keep_weights,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,18 @@ from rich.console import Console
 
 from datasets.clips import DataError
 from ensembles import EnsembleError
-from ensembles.bank import PosteriorBank
+from ensembles.bank import Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, assess
 from models.registry import ModelError
 from search.config import ConfigError, SearchConfig, parse_arguments
 from search.corpus import clip_table, load_corpus
 from search.cost import drop_expensive, predict_seconds
-from search.folder import RunFolder, new_run, provenance, prune_weights, resumed_run
+from search.folder import RunFolder, kept_weights, new_run, provenance, prune_weights, resumed_run
 from search.progress import ProgressLine, chatter_to
 from search.report import print_report, write_predictions, write_reports
 from search.space import Offer, offer_for
 from search.train import TrainingData
-from search.unseen import score_unseen
+from search.unseen import UnseenScore, score_unseen
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,33 +134,77 @@ def _print_offer(
         console.print(f"  left out ({why}): {', '.join(names)}", highlight=False)
 
 
+@dataclass
+class Findings:
+    """What a search has found so far.
+
+    Attributes:
+        experts: Posteriors of every finished trial.
+        assessment: Of all recipes over them.
+        searched: Seconds of the search itself.
+        trials: How many ended how.
+        failures: Trial → reason.
+        confirmed: Fresh seed → row → score.
+        enrolled: Clips of a new speaker → score.
+    """
+
+    experts: Experts
+    assessment: Assessment
+    searched: float
+    trials: dict[str, int]
+    failures: dict[str, str]
+    confirmed: dict[int, dict[str, Scored]] = field(default_factory=dict)
+    enrolled: dict[int, Scored] = field(default_factory=dict)
+
+
 def _search_and_report(
     run: RunFolder, data: TrainingData, facts: dict[str, Any], console: Console
 ) -> int:
     started = time.monotonic()
     _print_offer(run.config, data, facts, console)
     bank = PosteriorBank.create(run.path / "bank", clip_table(data))
+
+    def save(found: Findings, unseen: UnseenScore | None = None) -> dict[str, Any]:
+        total = facts["seconds_before"] + time.monotonic() - started
+        report = _report(run, {**facts, "seconds_before": total}, found, unseen)
+        write_reports(run.path, found.assessment, found.confirmed, report)
+        return report
+
     with chatter_to(run.path / "search.log") as screen:
-        assessment, confirmed, found = _search(run, data, facts, bank, screen)
+        found = _search(run, data, facts, bank, screen, save)
     for damaged in bank.damaged:
         console.print(f"warning: bank entry left out: {damaged}", highlight=False)
-    total = facts["seconds_before"] + time.monotonic() - started
-    run.record({**facts, "seconds_before": total})
-    seconds = {"search": found.pop("searched"), "total": round(total, 1)}
     unseen = None
     try:
-        unseen = score_unseen(run, data, found.pop("posteriors"), assessment)
+        unseen = score_unseen(run, data, found.experts, found.assessment)
     except EnsembleError as error:  # weights that an earlier end of this run did not keep
         console.print(f"warning: test speakers were not scored: {error}", highlight=False)
-    weights = prune_weights(run, assessment)
-    report = {**facts, **provenance(), "run": run.path.name, **found, "seconds": seconds}
-    report |= {"weights": weights, "test_speakers": unseen.to_json() if unseen else None}
+    prune_weights(run, found.assessment)
+    report = save(found, unseen)
+    run.record({**facts, "seconds_before": report["seconds_before"]})
+    print_report(Console(), run.path, found.assessment, found.confirmed, report)
+    return 0
+
+
+def _report(
+    run: RunFolder, facts: dict[str, Any], found: Findings, unseen: UnseenScore | None
+) -> dict[str, Any]:
+    """What `summary.json` says beside the scores."""
     if unseen:
         looked = [(run.config.seed, unseen.log_posteriors)]
         write_predictions(run.path / "predictions_test.csv", unseen.table, looked)
-    write_reports(run.path, assessment, confirmed, report)
-    print_report(Console(), run.path, assessment, confirmed, report)
-    return 0
+    return {
+        **facts,
+        **provenance(),
+        "run": run.path.name,
+        "experts": list(found.experts.names),
+        "trials": found.trials,
+        "failures": found.failures,
+        "enrolment": {str(clips): row.to_json() for clips, row in found.enrolled.items()},
+        "test_speakers": unseen.to_json() if unseen else None,
+        "weights": kept_weights(run),
+        "seconds": {"search": found.searched, "total": round(facts["seconds_before"], 1)},
+    }
 
 
 def _search(
@@ -167,23 +213,22 @@ def _search(
     facts: dict[str, Any],
     bank: PosteriorBank,
     screen: Console,
-) -> tuple[Assessment, dict[int, dict[str, Scored]], dict[str, Any]]:
-    """On Ray: search, fuse, confirm. Imported here, so that mistakes are told at once."""
+    save: Callable[[Findings], object],
+) -> Findings:
+    """On Ray: search, fuse, save, confirm. Imported here, so that mistakes are told at once."""
     from search import tuning
     from search.confirm import confirm
     from search.enrolment import score_enrolment
     from search.sampler import DealtSearch, open_journal
 
-    plan = run.config.plan
-    config = run.config
-    together = config.workers_per_trial
+    config, plan = run.config, run.config.plan
     # Trials may share cores if the user says so; the workers of one trial may not.
-    oversubscribed = config.workers if together == 1 else None
+    oversubscribed = config.workers if config.workers_per_trial == 1 else None
     dashboard = tuning.start_ray(config.address, oversubscribed, dashboard=config.dashboard)
     try:
         if dashboard:
             screen.print(f"dashboard: {dashboard} (the token: ray get-auth-token)", soft_wrap=True)
-        fitting = tuning.default_workers(facts["device"], together)
+        fitting = tuning.default_workers(facts["device"], config.workers_per_trial)
         context = _context(run, data, facts, config.workers or fitting)
         if config.runner == "auto":
             screen.print(f"runner: {context['runner']} ({_RUNNERS[context['runner']]})")
@@ -191,7 +236,7 @@ def _search(
         search = DealtSearch(
             Offer.from_json(facts["offer"]),
             open_journal(run.journal),
-            seed=run.config.seed,
+            seed=config.seed,
             trials=plan.trials,
             deadline=started + plan.minutes * 60,
         )
@@ -200,37 +245,33 @@ def _search(
         if search.left():
             with line.showing():
                 tuning.run_search(search, context, run.path, seconds=plan.minutes * 60)
-        searched = round(time.monotonic() - started, 1)
         finished = search.finished()
         if not finished:
             raise EnsembleError(_nothing_finished(run, search.failures()))
-        with screen.status("fusing") as status:
-            whole = [e for e in bank.read() if e.percent == 100 and e.trial in finished]
-            experts = bank.experts(whole)
-            assessment = assess(
-                experts,
-                run.config.metric,
-                on_progress=lambda done, total: status.update(f"fusing, recipe {done} of {total}"),
-            )
-        confirmed = confirm(
+        searched = round(time.monotonic() - started, 1)
+        experts = bank.experts(e for e in bank.read() if e.percent == 100 and e.trial in finished)
+        assessment = _assess(experts, config.metric, screen)
+        found = Findings(experts, assessment, searched, search.counts(), search.failures())
+        save(found)  # what follows may be interrupted
+        found.confirmed = confirm(
             assessment, bank, search, context, count=plan.confirm_seeds, screen=screen
         )
-        enrolled = {}
         if counts := config.enrolment_counts:
-            enrolled = score_enrolment(
+            found.enrolled = score_enrolment(
                 counts, assessment, bank, search, context, data, screen=screen
             )
     finally:
         tuning.stop_ray()
-    found = {
-        "experts": list(experts.names),
-        "enrolment": {str(clips): row.to_json() for clips, row in enrolled.items()},
-        "posteriors": experts,
-        "trials": search.counts(),
-        "failures": search.failures(),
-        "searched": searched,
-    }
-    return assessment, confirmed, found
+    return found
+
+
+def _assess(experts: Experts, metric: str, screen: Console) -> Assessment:
+    with screen.status("fusing") as status:
+        return assess(
+            experts,
+            metric,
+            on_progress=lambda done, total: status.update(f"fusing, recipe {done} of {total}"),
+        )
 
 
 def _runner(config: SearchConfig, gpu: bool) -> str:

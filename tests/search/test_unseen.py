@@ -21,7 +21,7 @@ from ensembles import EnsembleError
 from ensembles.bank import PosteriorBank
 from ensembles.export import export, read_run
 from ensembles.predict import main as predict
-from search.folder import RunFolder, prune_weights
+from search.folder import RunFolder, kept_weights, prune_weights
 from search.train import TrainingData
 from search.unseen import LOG_NAME, UnseenScore, score_unseen
 
@@ -182,7 +182,8 @@ def names(run: RunFolder) -> list[str]:
 def test_all_weights_are_kept_unless_asked_otherwise(small_run: Any, tmp_path: Path) -> None:
     run = copied(small_run, tmp_path)
     shutil.copytree(run.path / "weights" / "audio-0000", run.path / "weights" / "audio-0001")
-    left = prune_weights(run, small_run.assessment)
+    prune_weights(run, small_run.assessment)
+    left = kept_weights(run)
     assert names(run) == ["audio-0000", "audio-0001", "early-0000", "video-0000"]
     files = [path for path in (run.path / "weights").rglob("*") if path.is_file()]
     assert left == {"kept": "all", "experts": 4, "bytes": sum(p.stat().st_size for p in files)}
@@ -192,7 +193,8 @@ def test_what_an_export_needs_survives_the_pruning(small_run: Any, tmp_path: Pat
     run = copied(small_run, tmp_path)
     of_no_use(run)
     run = replace(run, config=replace(run.config, keep_weights="chosen"))
-    left = prune_weights(run, small_run.assessment)
+    prune_weights(run, small_run.assessment)
+    left = kept_weights(run)
     assert names(run) == ["audio-0000", "early-0000", "video-0000"]
     assert (left["kept"], left["experts"]) == ("chosen", 3)
     export(read_run(run.path), tmp_path / "out")
