@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-_RUNG = re.compile(r"^ *(\d+) %, epoch .* ([\d.]+) s$")
+_RUNG = re.compile(r"^ *(\d+) %, epoch .* ([\d.]+) s\b")
 
 
 def stage_of(trial: str) -> str:

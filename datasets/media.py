@@ -112,8 +112,12 @@ def read_frames(path: Path, count: int, size: tuple[int, int]) -> NDArray[np.uin
 def _check_file(path: Path) -> None:
     if not path.is_file():
         raise MediaError("no such file")
-    if path.stat().st_size == 0:
-        raise MediaError("is empty")
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise MediaError("is empty")
+    except OSError as error:
+        raise MediaError(f"cannot be read: {error.strerror or error}") from error
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -145,7 +149,7 @@ def _check_segment(path: Path) -> None:
         return
     position, header = _ebml_size(head, 4)
     position += header or 0
-    if head[position : position + 4] != b"\x18\x53\x80\x67":
+    if head[position : position + 4] != b"\x18\x53\x80\x67"[: len(head) - position]:
         return
     position, promised = _ebml_size(head, position + 4)
     missing = position + (promised or 0) - path.stat().st_size
@@ -155,8 +159,9 @@ def _check_segment(path: Path) -> None:
 
 def _ebml_size(head: bytes, position: int) -> tuple[int, int | None]:
     """Where the element begins whose size stands here, and the size; None if it was streamed."""
-    first = head[position]
-    width = 9 - first.bit_length()
+    width = 9 - head[position].bit_length() if position < len(head) else 9
+    if position + width > len(head):
+        raise MediaError("is truncated")
     value = int.from_bytes(head[position : position + width], "big") & ~(1 << 7 * width)
     return position + width, None if value == (1 << 7 * width) - 1 else value
 

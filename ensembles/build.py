@@ -271,7 +271,11 @@ def assessment_rows(assessment: Assessment) -> list[Scored]:
 
 def _experts_of_run(run: Path) -> Experts:
     bank = PosteriorBank.open(run / "bank")
+    summary = run / "summary.json"
+    # A trial that was stopped at its very end has an entry, and is no expert of the run.
+    finished = json.loads(summary.read_bytes()).get("experts") if summary.is_file() else None
     entries = [e for e in bank.read() if e.percent == 100 and "+" not in e.trial]
+    entries = [e for e in entries if finished is None or e.trial in finished]
     for damaged in bank.damaged:
         print(f"warning: bank entry left out: {damaged}", file=sys.stderr)
     return bank.experts(entries)

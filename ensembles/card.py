@@ -86,6 +86,8 @@ def _sentence(inputs: list[str]) -> str:
 
 def _test_speakers(summary: Mapping[str, Any]) -> str:
     found = summary.get("test_speakers")
+    if not found and summary.get("held_out"):
+        return f"Held out of all folds, but not scored yet: {', '.join(summary['held_out'])}."
     if not found:
         return "No speakers were held out of all folds to score it (`--test-speakers`)."
     return (

@@ -179,7 +179,14 @@ def _write_member(run: FinishedRun, name: str, out: Path, console: Console | Non
             highlight=False,
         )
     shape = ClipShape(**{**plan["shape"], "frame_size": tuple(plan["shape"]["frame_size"])})
-    (out / member.onnx).write_bytes(to_onnx(expert, shape))
+    try:
+        graph = to_onnx(expert, shape)
+    except (EnsembleError, RuntimeError) as error:
+        first = str(error).splitlines()[0] if str(error) else repr(error)
+        raise EnsembleError(
+            f"'{name}' ({plan['architecture']}) cannot be exported: {first}"
+        ) from error
+    (out / member.onnx).write_bytes(graph)
     (out / member.torch).mkdir()
     for path in [weights / "plan.json", *sorted(weights.glob("fold-*.safetensors"))]:
         shutil.copyfile(path, out / member.torch / path.name)

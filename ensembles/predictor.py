@@ -30,6 +30,9 @@ from ensembles.onnx_graph import open_session, run_session
 Backend = Literal["onnx", "torch"]
 
 _BATCH_CLIPS = 16
+_BATCH_SECONDS = 120.0
+"""Of sound in one batch, padding counted: a long file does not multiply by its neighbours."""
+
 _NO_PICTURES = "is a sound file"
 _SILENCE = 10 ** (-60 / 20)
 """Peak of what counts as silent: 60 dB below full scale."""
@@ -109,13 +112,23 @@ class Predictor:
         waiting: list[Clip | Answer] = []
         for path in paths:
             try:
-                waiting.append(self.load(path, features, row))
+                item: Clip | Answer = self.load(path, features, row)
             except MediaError as error:
-                waiting.append(Answer(str(path), error=str(error)))
-            if len(waiting) == _BATCH_CLIPS:
+                item = Answer(str(path), error=str(error))
+            if len(waiting) == _BATCH_CLIPS or self._too_long([*waiting, item]):
                 yield from self._answers(waiting, fold)
                 waiting = []
+            waiting.append(item)
         yield from self._answers(waiting, fold)
+
+    def _too_long(self, items: list[Clip | Answer]) -> bool:
+        lengths = [
+            len(item.arrays["audio"])
+            for item in items
+            if isinstance(item, Clip) and "audio" in item.arrays
+        ]
+        longest = max(lengths, default=0)
+        return len(items) * longest > _BATCH_SECONDS * max(self.artifact.sample_rate_hz, 1)
 
     def load(
         self,

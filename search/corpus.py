@@ -9,9 +9,9 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from datasets.cache import default_cache_folder, open_cache
+from datasets.cache import ClipCache, default_cache_folder, open_cache
 from datasets.clips import DataError
-from datasets.index import FILE_NAME, ShardIndex, read_index
+from datasets.index import FILE_NAME, read_index
 from datasets.prepare import prepare
 from datasets.splits import make_folds
 from datasets.synthetic import load_synthetic
@@ -33,7 +33,6 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
     index = read_index(config.data or _synthetic_shards(cache_folder, console))
     if config.class_names:
         index = index.restrict(config.class_names)
-    _check_enrolment(config, index)
     folds = make_folds(index, config.protocol, config.test_speaker_names)
     with _bar("reading shards", console) as bar:
         task = bar.add_task("", total=None)
@@ -57,12 +56,13 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
             f"warning: {len(lost)} corrupt clips are left out: {', '.join(lost[:5])}",
             highlight=False,
         )
+    _check_enrolment(config, cache)
     return TrainingData(cache, folds)
 
 
-def _check_enrolment(config: SearchConfig, index: ShardIndex) -> None:
+def _check_enrolment(config: SearchConfig, cache: ClipCache) -> None:
     """Every speaker needs a clip that is left to be scored."""
-    order = enrolment_order(index)
+    order = enrolment_order(cache.index, cache.missing)
     speaker = min(order, key=lambda name: len(order[name]))
     counts = config.enrolment_counts
     if counts and max(counts) >= len(order[speaker]):

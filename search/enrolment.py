@@ -83,7 +83,7 @@ def _tell(screen: Console) -> Any:
 
 def _others(data: TrainingData, count: int, table: ClipTable) -> Any:
     """Rows of the clips that enrol nobody."""
-    order = enrolment_order(data.index)
+    order = enrolment_order(data.cache.index, data.cache.missing)
     enrolling = {data.index.clips[row].clip for rows in order.values() for row in rows[:count]}
     rows = np.asarray([clip not in enrolling for clip in table.clips])
     return np.flatnonzero(rows)

@@ -190,9 +190,11 @@ def _report(
     run: RunFolder, facts: dict[str, Any], found: Findings, unseen: UnseenScore | None
 ) -> dict[str, Any]:
     """What `summary.json` says beside the scores."""
+    path = run.path / "predictions_test.csv"
+    path.unlink(missing_ok=True)  # of an earlier ensemble
     if unseen:
         looked = [(run.config.seed, unseen.log_posteriors)]
-        write_predictions(run.path / "predictions_test.csv", unseen.table, looked)
+        write_predictions(path, unseen.table, looked)
     return {
         **facts,
         **provenance(),
@@ -203,6 +205,9 @@ def _report(
         "enrolment": {str(clips): row.to_json() for clips, row in found.enrolled.items()},
         "test_speakers": unseen.to_json() if unseen else None,
         "weights": kept_weights(run),
+        "runner": _runner(run.config, facts["device"] == "cuda"),
+        "workers_per_trial": run.config.workers_per_trial,
+        "held_out": list(run.config.test_speaker_names),
         "seconds": {"search": found.searched, "total": round(facts["seconds_before"], 1)},
     }
 
@@ -222,16 +227,24 @@ def _search(
     from search.sampler import DealtSearch, open_journal
 
     config, plan = run.config, run.config.plan
-    # Trials may share cores if the user says so; the workers of one trial may not.
-    oversubscribed = config.workers if config.workers_per_trial == 1 else None
-    dashboard = tuning.start_ray(config.address, oversubscribed, dashboard=config.dashboard)
+    runner = _runner(config, facts["device"] == "cuda")
+    # Trials in processes of ours may share cores if the user says so; Train's may not.
+    oversubscribed = config.workers if runner == "actor" else None
+    dashboard = tuning.start_ray(
+        config.address,
+        oversubscribed,
+        # Without it Ray leaks what a stopped Train run held.
+        dashboard=config.dashboard or runner == "train",
+    )
     try:
         if dashboard:
             screen.print(f"dashboard: {dashboard} (the token: ray get-auth-token)", soft_wrap=True)
-        fitting = tuning.default_workers(facts["device"], config.workers_per_trial)
-        context = _context(run, data, facts, config.workers or fitting)
+        workers = tuning.trials_at_once(
+            facts["device"], runner, config.workers_per_trial, config.workers
+        )
+        context = _context(run, data, facts, runner, workers)
         if config.runner == "auto":
-            screen.print(f"runner: {context['runner']} ({_RUNNERS[context['runner']]})")
+            screen.print(f"runner: {runner} ({_RUNNERS[runner]})")
         started = time.monotonic()
         search = DealtSearch(
             Offer.from_json(facts["offer"]),
@@ -300,7 +313,7 @@ def _nothing_finished(run: RunFolder, failures: dict[str, str]) -> str:
 
 
 def _context(
-    run: RunFolder, data: TrainingData, facts: dict[str, Any], workers: int
+    run: RunFolder, data: TrainingData, facts: dict[str, Any], runner: str, workers: int
 ) -> dict[str, Any]:
     """What a trial needs to know, wherever it runs."""
     config, index = run.config, data.cache.index
@@ -321,7 +334,7 @@ def _context(
         "cache_gb": config.cache_gb,
         "skip_corrupt": config.skip_corrupt,
         "workers": workers,
-        "runner": _runner(config, gpu),
+        "runner": runner,
         "workers_per_trial": config.workers_per_trial,
         "cpus_per_trial": 1,
         "gpus_per_trial": 1.0 if gpu else 0.0,

@@ -191,8 +191,8 @@ class TrainingData:
         encoder = expert.encoder(kind)
         key = (encoder.frontend.name, speaker, clips)
         if key not in self._means:
-            rows = enrolment_order(self.cache.index)[speaker][:clips]
-            x, lengths = self._front_end_output(encoder, rows[~self.cache.missing[rows]])
+            rows = enrolment_order(self.cache.index, self.cache.missing)[speaker][:clips]
+            x, lengths = self._front_end_output(encoder, rows)
             if x.ndim == 3:
                 x = x[~frame_mask(lengths, x.shape[1])]
             self._means[key] = x.mean(dim=0)
@@ -239,11 +239,12 @@ class TrainingData:
         return file
 
 
-def enrolment_order(index: ShardIndex) -> dict[str, NDArray[np.int64]]:
-    """Speaker → rows of all their clips, in an order drawn once: the first N enrol them."""
+def enrolment_order(index: ShardIndex, missing: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
+    """Speaker → rows of all their intact clips, in an order drawn once: the first N enrol them."""
     rows: dict[str, list[int]] = {}
     for row in sorted(range(len(index.clips)), key=lambda r: index.clips[r].clip):
-        rows.setdefault(index.clips[row].speaker, []).append(row)
+        if not missing[row]:
+            rows.setdefault(index.clips[row].speaker, []).append(row)
     return {
         speaker: np.random.default_rng(0).permutation(np.asarray(mine, np.int64))
         for speaker, mine in rows.items()

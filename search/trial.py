@@ -210,7 +210,9 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
             seed=context["seed"],
             logits=rung.logits,
         )
-        bank.write(entry)
+        enrolling = "enrolment" in spec
+        if not enrolling:
+            bank.write(entry)
         present = np.isfinite(rung.logits).all(axis=1)
         score = fold_mean(
             metric,
@@ -235,6 +237,7 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
         log.write(
             f"{rung.percent:3d} %, epoch {rung.epoch}: {metric} {score:.4f}, "
             f"training loss {rung.train_loss:.4f}, {report['seconds']:.1f} s"
+            + (" (held-out speakers less the mean of all their clips)" if enrolling else "")
         )
         yield report
 

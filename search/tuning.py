@@ -91,20 +91,27 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def default_workers(device: str, workers_per_trial: int) -> int:
-    """Trials at the same time: one a GPU, or one a CPU core; fewer where each takes several.
+def trials_at_once(
+    device: str, runner: str, workers_per_trial: int, asked: int | None = None
+) -> int:
+    """How many trials run at the same time: as many as fit, or as asked.
 
     Raises:
-        ConfigError: If not even one fits.
+        ConfigError: If Ray Train workers are asked for that do not fit: they would wait for ever.
     """
-    kind = "GPU" if device == "cuda" else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
-    if workers_per_trial > there:
+    resources = ray.cluster_resources()
+    kinds = ("CPU", "GPU") if device == "cuda" else ("CPU",)
+    there = {kind: int(resources.get(kind, 0)) for kind in kinds}
+    scarce = min(there, key=lambda kind: there[kind])
+    fitting = there[scarce] // workers_per_trial
+    if runner == "train" and (asked or 1) > fitting:
+        trials = f"{asked or 1} trials of" if (asked or 1) > 1 else "A trial of"
         raise ConfigError(
-            f"A trial of {workers_per_trial} workers needs {workers_per_trial} {kind}s, Ray has "
-            f"{there} here. Take fewer --workers-per-trial, or join a larger cluster (--address)."
+            f"{trials} {workers_per_trial} workers would take "
+            f"{(asked or 1) * workers_per_trial} {scarce}s, Ray has {there[scarce]} here. Take fewer "
+            "--workers-per-trial or --workers, or join a larger cluster (--address)."
         )
-    return max(1, there // workers_per_trial)
+    return asked or max(1, fitting)
 
 
 def run_search(search: DealtSearch, context: dict[str, Any], run: Path, *, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -78,7 +79,7 @@ def score_unseen(
         labels=data.cache.targets[rows],
         classes=index.labels,
     )
-    touches = _touch(run, data, fused)
+    touches = _touch(run, data, fused, log_posteriors)
     value = score(assessment.metric, table.labels, log_posteriors)
     return UnseenScore(table, log_posteriors, value, touches)
 
@@ -94,7 +95,7 @@ def _predict(expert: FoldedExpert, data: TrainingData, rows: np.ndarray[Any, Any
     return np.concatenate(out)
 
 
-def _touch(run: RunFolder, data: TrainingData, fused: Fused) -> int:
+def _touch(run: RunFolder, data: TrainingData, fused: Fused, log_posteriors: Array) -> int:
     """Notes this look outside the run's folder, and counts earlier ones by other ensembles."""
     path = run.path.parent / LOG_NAME
     look = {
@@ -104,6 +105,7 @@ def _touch(run: RunFolder, data: TrainingData, fused: Fused) -> int:
         "run": run.path.name,
         "experts": list(fused.experts),
         "recipe": fused.recipe,
+        "predictions": hashlib.sha256(log_posteriors.round(4).tobytes()).hexdigest(),
     }
     earlier = _read(path)
     again = [known for known in earlier if {**known, "when": None} == {**look, "when": None}]

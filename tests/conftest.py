@@ -202,7 +202,7 @@ def small_run(
             "trial": name,
             "modality": name.partition("-")[0],
             "plan": plan.to_json(),
-            "context": _context(run, data, facts, 1),
+            "context": _context(run, data, facts, "actor", 1),
         }
         assert list(train(spec))[-1]["percent"] == 100
     experts = bank.experts(entry for entry in bank.read() if entry.percent == 100)

@@ -97,6 +97,7 @@ def test_the_look_is_in_the_log_beside_the_run(small_run: Any) -> None:
     (entry,) = looks(small_run.path.parent)
     when = entry.pop("when")
     assert when.endswith("+00:00")
+    assert len(entry.pop("predictions")) == 64  # another training of the same names is another look
     assert entry == {
         "data_checksum": small_run.data.cache.index.checksum,
         "protocol": "speaker-kfold:3",
