@@ -60,7 +60,7 @@ def test_more_workers_than_there_are_cores_is_said_at_once(
     assert code == 2
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
-    assert "A trial of 500 workers needs 500 CPUs" in lines[0]
+    assert "A trial of 500 workers would take 500 CPUs" in lines[0]
 
 
 def test_workers_listen_where_the_cluster_knows_their_host() -> None:
