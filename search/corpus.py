@@ -33,6 +33,7 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
     index = read_index(config.data or _synthetic_shards(cache_folder, console))
     if config.class_names:
         index = index.restrict(config.class_names)
+    index.part_of(0, config.workers_per_trial)  # raises where a worker would have no shard
     folds = make_folds(index, config.protocol, config.test_speaker_names)
     with _bar("reading shards", console) as bar:
         task = bar.add_task("", total=None)

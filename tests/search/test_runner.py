@@ -55,12 +55,12 @@ def test_two_workers_train_one_trial_together(
 def test_more_workers_than_there_are_cores_is_said_at_once(
     launch: Any, small_search: list[object]
 ) -> None:
-    arguments = ["--runner", "train", "--workers-per-trial", 500]
+    arguments = ["--runner", "train", "--workers", 500]
     code, err = _search(launch, [*small_search, *arguments])
     assert code == 2
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
-    assert "A trial of 500 workers would take 500 CPUs" in lines[0]
+    assert "500 trials of 1 workers would take 500 CPUs" in lines[0]
 
 
 def test_workers_listen_where_the_cluster_knows_their_host() -> None:
