@@ -1,9 +1,10 @@
 """Where the time of a trial goes: `python -m benchmarks.profile_trial [--data DIR] [NAME …]`.
 
 Trains the known-good trial of each architecture for a few epochs on one core and times the
-stages of its steps. `--plain` puts back what the profile led to remove: AdamW's loop over
-parameters in Python instead of one fused kernel, the walk through all modules for gradient
-clipping, and (log-mel network) whole clips with their silence instead of random seconds.
+stages of its steps, next to the same with what the profile led to remove put back ("plain"):
+AdamW's loop over parameters in Python instead of one fused kernel, the walk through all modules
+for gradient clipping, and (log-mel network) whole clips with their silence instead of random
+seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import nn
 from benchmarks.common import corpus, scratch
 from datasets.cache import open_cache
 from datasets.splits import make_folds
+from models import get_architecture
 from search.train import FoldTrainer, TrainingData, TrialPlan, choose_precision
 
 STAGES = ("_examples", "_loss", "_backward", "_update")
@@ -82,7 +84,7 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", default=["functionals", "logmel_resnet", "action_units"]
     )
-    parser.add_argument("--data", type=Path, help="prepared shards (default: the synthetic corpus)")
+    parser.add_argument("--data", help="prepared shards (default: the synthetic corpus)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with scratch() as folder:
@@ -90,7 +92,7 @@ def main() -> None:
         data = TrainingData(open_cache(index, Path(folder) / "cache"), make_folds(index))
         print(f"{'ms a step':24} {'in all':>8} " + " ".join(f"{s[1:]:>9}" for s in STAGES))
         for name in given.names:
-            if any(not data.shape.has(kind) for kind in _inputs(name)):
+            if not all(data.shape.has(kind) for kind in get_architecture(name).inputs):
                 continue
             totals = []
             for plain in (True, False):
@@ -102,12 +104,6 @@ def main() -> None:
                     f"{label:24} {found['step']:8.2f} {stages}   {found['predict']:.2f} ms a clip"
                 )
             print(f"{'':24} {totals[0] / totals[1]:.2f}x")
-
-
-def _inputs(name: str) -> tuple[str, ...]:
-    from models import get_architecture
-
-    return get_architecture(name).inputs
 
 
 if __name__ == "__main__":

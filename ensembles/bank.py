@@ -43,6 +43,16 @@ class ClipTable:
     labels: Labels
     classes: tuple[str, ...]
 
+    def take(self, rows: Labels) -> ClipTable:
+        """Some of the rows."""
+        return ClipTable(
+            clips=tuple(self.clips[row] for row in rows),
+            speakers=tuple(self.speakers[row] for row in rows),
+            folds=self.folds[rows],
+            labels=self.labels[rows],
+            classes=self.classes,
+        )
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all of it: entries of another table are refused."""
@@ -216,14 +226,7 @@ class PosteriorBank:
             raise EnsembleError("No clip has posteriors of every expert.")
         table = self.table
         if not present.all():
-            rows = np.flatnonzero(present)
-            table = ClipTable(
-                clips=tuple(table.clips[i] for i in rows),
-                speakers=tuple(table.speakers[i] for i in rows),
-                folds=table.folds[rows],
-                labels=table.labels[rows],
-                classes=table.classes,
-            )
+            table = table.take(np.flatnonzero(present))
         return Experts(
             table,
             tuple(entry.trial for entry in chosen),

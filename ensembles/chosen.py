@@ -68,7 +68,7 @@ class Chooser:
         members, rule = self.fitter.fit(known, frozenset(excluded))
         return Fused(recipe, tuple(self.fitter.experts.names[m] for m in members), rule)
 
-    def fit_without(
+    def substitutes(
         self, fused: Fused, inputs_of: Mapping[str, frozenset[str]]
     ) -> dict[frozenset[str], Fused]:
         """What takes the ensemble's place where a clip lacks some of its inputs.

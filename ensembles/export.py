@@ -111,7 +111,7 @@ def export(run: FinishedRun, out: Path, *, console: Console | None = None) -> Ar
             run.summary["headline"]["fused"]["per_fold"], chooser.fitter.folds, strict=True
         )
     ]
-    substitutes = chooser.fit_without(fused, _inputs(run))
+    substitutes = chooser.substitutes(fused, _inputs(run))
     ensembles = [fused, *by_fold, *substitutes.values()]
     names = sorted({name for ensemble in ensembles for name in ensemble.experts})
     out = out.resolve()  # `.` has no name of its own

@@ -1,8 +1,6 @@
 """Runs an exported ensemble: files or tensors in, probabilities out.
 
-predictor = Predictor(read_artifact(Path("exported")))
-for answer in predictor.files([Path("clip.mp4")]):
-print(answer.label, answer.probabilities)
+See docs/export.md for its use from Python.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -92,11 +93,17 @@ def _train(
         highlight=False,
     )
 
-    def failed(name: str, why: str | None) -> None:
+    tuning.run_seeds(specs, workers=int(context["workers"]), on_done=failures_on(screen))
+
+
+def failures_on(screen: Console) -> Callable[[str, str | None], None]:
+    """Names the trainings that failed, and why."""
+
+    def done(name: str, why: str | None) -> None:
         if why:
             screen.print(f"{name} failed: {why}", highlight=False)
 
-    tuning.run_seeds(specs, workers=int(context["workers"]), on_done=failed)
+    return done
 
 
 def _score(

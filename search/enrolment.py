@@ -15,7 +15,7 @@ from rich.console import Console
 from ensembles.bank import ClipTable, Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, replay
 from search import tuning
-from search.confirm import retraining
+from search.confirm import failures_on, retraining
 from search.sampler import DealtSearch
 from search.train import TrainingData, enrolment_order
 from search.trial import enrolled_name
@@ -55,7 +55,7 @@ def score_enrolment(
             "normalised by speaker",
             highlight=False,
         )
-        tuning.run_seeds(specs, workers=int(context["workers"]), on_done=_tell(screen))
+        tuning.run_seeds(specs, workers=int(context["workers"]), on_done=failures_on(screen))
     entries = {entry.trial: entry for entry in bank.read() if entry.percent == 100}
     if any(enrolled_name(n, c) not in entries for n in names for c in counts):
         return {}
@@ -73,14 +73,6 @@ def score_enrolment(
     }
 
 
-def _tell(screen: Console) -> Any:
-    def done(name: str, why: str | None) -> None:
-        if why:
-            screen.print(f"{name} failed: {why}", highlight=False)
-
-    return done
-
-
 def _others(data: TrainingData, count: int, table: ClipTable) -> Any:
     """Rows of the clips that enrol nobody."""
     order = enrolment_order(data.cache.index, data.cache.missing)
@@ -90,16 +82,5 @@ def _others(data: TrainingData, count: int, table: ClipTable) -> Any:
 
 
 def _restrict(experts: Experts, rows: Any) -> Experts:
-    table = experts.table
-    return Experts(
-        ClipTable(
-            clips=tuple(table.clips[row] for row in rows),
-            speakers=tuple(table.speakers[row] for row in rows),
-            folds=table.folds[rows],
-            labels=table.labels[rows],
-            classes=table.classes,
-        ),
-        experts.names,
-        experts.modalities,
-        experts.log_posteriors[:, rows],
-    )
+    values = experts.log_posteriors[:, rows]
+    return Experts(experts.table.take(rows), experts.names, experts.modalities, values)

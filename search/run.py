@@ -168,6 +168,11 @@ def _search_and_report(
         total = facts["seconds_before"] + time.monotonic() - started
         report = _report(run, {**facts, "seconds_before": total}, found, unseen)
         write_reports(run.path, found.assessment, found.confirmed, report)
+        looked = run.path / "predictions_test.csv"
+        looked.unlink(missing_ok=True)  # of an earlier ensemble
+        if unseen:
+            by_seed = [(run.config.seed, unseen.log_posteriors)]
+            write_predictions(looked, unseen.table, by_seed)
         return report
 
     with chatter_to(run.path / "search.log") as screen:
@@ -190,11 +195,6 @@ def _report(
     run: RunFolder, facts: dict[str, Any], found: Findings, unseen: UnseenScore | None
 ) -> dict[str, Any]:
     """What `summary.json` says beside the scores."""
-    path = run.path / "predictions_test.csv"
-    path.unlink(missing_ok=True)  # of an earlier ensemble
-    if unseen:
-        looked = [(run.config.seed, unseen.log_posteriors)]
-        write_predictions(path, unseen.table, looked)
     return {
         **facts,
         **provenance(),
@@ -265,7 +265,8 @@ def _search(
         experts = bank.experts(e for e in bank.read() if e.percent == 100 and e.trial in finished)
         assessment = _assess(experts, config.metric, screen)
         found = Findings(experts, assessment, searched, search.counts(), search.failures())
-        save(found)  # what follows may be interrupted
+        if not (run.path / "summary.json").exists():
+            save(found)  # what follows may be interrupted; a resumed run keeps its fuller report
         found.confirmed = confirm(
             assessment, bank, search, context, count=plan.confirm_seeds, screen=screen
         )

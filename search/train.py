@@ -146,7 +146,7 @@ class TrainingData:
         return np.flatnonzero(np.isin(self.position, side) & ~self.cache.missing)
 
     def lengths(self, expert: Expert) -> NDArray[np.int64]:
-        """(N,) length of each clip as the expert's first sequence input has it, for bucketing."""
+        """(N,) length of each clip as the expert's first sequence input has it."""
         for kind in expert.kinds:
             file = self._derived(expert.encoder(kind))
             if file is not None and file.lengths.max() > 1:
@@ -187,11 +187,15 @@ class TrainingData:
                 centred[kind] = x - means
         return centred
 
+    @cached_property
+    def _enrolment_order(self) -> dict[str, NDArray[np.int64]]:
+        return enrolment_order(self.cache.index, self.cache.missing)
+
     def _speaker_mean(self, expert: Expert, kind: str, speaker: str, clips: int | None) -> Tensor:
         encoder = expert.encoder(kind)
         key = (encoder.frontend.name, speaker, clips)
         if key not in self._means:
-            rows = enrolment_order(self.cache.index, self.cache.missing)[speaker][:clips]
+            rows = self._enrolment_order[speaker][:clips]
             x, lengths = self._front_end_output(encoder, rows)
             if x.ndim == 3:
                 x = x[~frame_mask(lengths, x.shape[1])]
@@ -312,8 +316,8 @@ class FoldTrainer:
         plan: What to train.
         data: The corpus.
         fold: Whose clips are held out.
-        seed: Weights, order and augmentation are a function of seed, fold and epoch alone,
-            so that folds may be interleaved and resumed at will.
+        seed: Weights, order and augmentation are a function of seed, fold and epoch (and,
+            with several workers, of the worker) alone, so that folds may be interleaved and resumed at will.
         device: cpu or cuda.
         precision: float32 or bfloat16 (autocast; weights and predictions stay float32).
         workers: The processes that train it together, each on its part of the clips; a
@@ -436,7 +440,7 @@ class FoldTrainer:
         """Shuffled, whatever the lengths.
 
         Batches of clips of like length would save padding, but their statistics are not those
-        that batch normalisation meets later: it cost 3 points on RAVDESS.
+        that batch normalisation meets later.
         """
         size = -(-self.plan.training.batch_size // self.workers.count)
         order = self._order(generator, size)

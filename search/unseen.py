@@ -17,6 +17,7 @@ from ensembles.chosen import Chooser, Fused
 from ensembles.folded import FoldedExpert, average_folds, load_folded
 from ensembles.honesty import Assessment, detail
 from ensembles.metrics import Array, score
+from search.corpus import clip_table
 from search.folder import RunFolder
 from search.train import TrainingData
 
@@ -71,14 +72,7 @@ def score_unseen(
         for name in fused.experts
     }
     log_posteriors = fused.apply(each)
-    index = data.cache.index
-    table = ClipTable(
-        clips=tuple(index.clips[row].clip for row in rows),
-        speakers=tuple(index.clips[row].speaker for row in rows),
-        folds=np.full(len(rows), -1, np.int64),
-        labels=data.cache.targets[rows],
-        classes=index.labels,
-    )
+    table = clip_table(data).take(rows)
     touches = _touch(run, data, fused, log_posteriors)
     value = score(assessment.metric, table.labels, log_posteriors)
     return UnseenScore(table, log_posteriors, value, touches)

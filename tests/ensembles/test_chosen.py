@@ -81,7 +81,7 @@ def test_where_inputs_are_missing_the_members_that_need_none_are_fused_anew(
     chooser = Chooser(experts, "accuracy")
     whole = chooser.fit("a+v+e: product")
     assert whole.experts == ("e01", "e02", "e03")
-    found = chooser.fit_without(whole, INPUTS)
+    found = chooser.substitutes(whole, INPUTS)
     assert {some: fused.experts for some, fused in found.items()} == {
         frozenset({"audio"}): ("e01",),
         frozenset({"video"}): ("e02",),
@@ -97,7 +97,7 @@ def test_where_inputs_are_missing_the_members_that_need_none_are_fused_anew(
 
 def test_where_no_member_can_the_best_expert_that_can_takes_over(experts: Experts) -> None:
     chooser = Chooser(experts, "accuracy")
-    found = chooser.fit_without(chooser.fit("best video"), INPUTS)
+    found = chooser.substitutes(chooser.fit("best video"), INPUTS)
     assert {some: fused.experts for some, fused in found.items()} == {
         frozenset({"audio"}): ("e01",),
         frozenset({"audio", "features"}): ("e01",),
@@ -107,7 +107,7 @@ def test_where_no_member_can_the_best_expert_that_can_takes_over(experts: Expert
 def test_an_expert_that_was_not_kept_takes_nothing_over(experts: Experts) -> None:
     chooser = Chooser(experts, "accuracy")
     kept = {name: inputs for name, inputs in INPUTS.items() if name != "e01"}
-    found = chooser.fit_without(chooser.fit("best video"), kept)
+    found = chooser.substitutes(chooser.fit("best video"), kept)
     assert found[frozenset({"audio"})].experts == ("e00",)
 
 
@@ -117,7 +117,7 @@ def test_an_ensemble_is_never_empty_however_bad_its_experts(make_experts: MakeEx
     chooser = Chooser(bad, "accuracy")
     whole = chooser.fit("a+v: weighted product")
     assert whole.experts == ("e01",)
-    found = chooser.fit_without(whole, {"e00": frozenset({"audio"}), "e01": frozenset({"video"})})
+    found = chooser.substitutes(whole, {"e00": frozenset({"audio"}), "e01": frozenset({"video"})})
     assert found[frozenset({"audio"})].experts == ("e00",)
     probabilities = np.exp(found[frozenset({"audio"})].apply(by_name(bad)))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)
