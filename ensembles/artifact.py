@@ -1,8 +1,9 @@
 """An exported ensemble: one folder of plain numbers, which loading cannot make run anything.
 
-`ensemble.json` says all and holds a checksum of every other file; `experts/NAME.onnx` takes
-plain waveform, uint8 frames and features; `experts/NAME/` holds the same networks as
-`plan.json` and safetensors, which this project's code rebuilds.
+`ensemble.json` says all, and holds a checksum of itself and of every file of the experts;
+`experts/NAME.onnx` takes plain waveform, uint8 frames and features; `experts/NAME/` holds the
+same networks as `plan.json` and safetensors, which this project's code rebuilds. The model
+card is for people, who may add to it.
 """
 
 from __future__ import annotations
@@ -151,15 +152,22 @@ class Artifact:
 
 
 def write_manifest(artifact: Artifact) -> None:
-    """Writes `ensemble.json` with the checksum of every other file in the folder."""
+    """Writes `ensemble.json` with the checksum of every file of the experts, and its own."""
     folder = artifact.folder
     files = {
         path.relative_to(folder).as_posix(): _sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        for path in sorted((folder / "experts").rglob("*"))
+        if path.is_file()
     }
     document = {**artifact.to_json(), "files": files}
-    (folder / MANIFEST).write_text(json.dumps(document, indent=1))
+    signed = {**document, "checksum": checksum(document)}
+    (folder / MANIFEST).write_text(json.dumps(signed, indent=1))
+
+
+def checksum(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content without its checksum, however it is laid out."""
+    content = {key: value for key, value in document.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_artifact(folder: Path) -> Artifact:
@@ -181,6 +189,10 @@ def read_artifact(folder: Path) -> Artifact:
             raise EnsembleError(
                 f"'{folder}' is of format version {version}; this program reads version "
                 f"{FORMAT_VERSION}. Export the run again."
+            )
+        if document["checksum"] != checksum(document):
+            raise EnsembleError(
+                f"'{path}' was changed: it does not match its own checksum. Export the run again."
             )
         artifact = _parse(folder, document)
         files = {str(name): str(digest) for name, digest in document["files"].items()}

@@ -134,7 +134,11 @@ def _first_line(error: Exception) -> str:
 def example_batch(
     kinds: Sequence[str], shape: ClipShape, *, clips: int, share: float, seed: int
 ) -> dict[str, Tensor]:
-    """Random clips of uneven length, the longest `share` of a typical one."""
+    """Clips of uneven length, the longest `share` of a typical one.
+
+    The first are noise, the last of three or more silent or black, the one before it a tone
+    over faint noise or a grey picture: logarithms and divisions at their limits.
+    """
     generator = torch.Generator().manual_seed(seed)
     batch: dict[str, Tensor] = {}
     for kind in kinds:
@@ -149,6 +153,10 @@ def example_batch(
         else:
             size = (clips, longest, *shape.frame_size, 3)
             values = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        if clips > 2:
+            tone = 0.5 * torch.sin(0.1 * torch.arange(longest))
+            values[-2] = tone + 0.1 * values[-2] if kind == "audio" else 128
+            values[-1] = 0
         behind = torch.arange(longest)[None] >= lengths[:, None]
         values[behind] = 0
         batch[kind], batch[f"{kind}_lengths"] = values, lengths

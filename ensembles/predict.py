@@ -28,23 +28,19 @@ from ensembles.predictor import Answer, Predictor
 _MANY = 20
 
 
-def find_media(paths: list[Path]) -> list[Path]:
-    """Files as given, folders as the media files below them, sorted.
-
-    Raises:
-        EnsembleError: A folder without any.
-    """
+def find_media(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Files as given and folders as the media files below them, sorted; folders without any."""
     found: list[Path] = []
+    empty: list[Path] = []
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
         media = AUDIO_SUFFIXES | CONTAINER_SUFFIXES
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in media and p.is_file())
-        if not inside:
-            raise EnsembleError(f"No sound or video files in '{path}'.")
         found += inside
-    return found
+        empty += [] if inside else [path]
+    return found, empty
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,13 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         predictor = Predictor(read_artifact(given.folder), given.backend)
         features = read_features(given.features) if given.features else None
-        paths = find_media(given.files)
+        paths, empty = find_media(given.files)
+        for folder in empty:
+            print(f"error: No sound or video files in '{folder}'.", file=sys.stderr)
         answers = predictor.files(paths, features=features, fold=given.fold)
         failed = _show(answers, len(paths), as_json=given.json)
     except (EnsembleError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 2 if failed else 0
+    return 2 if failed or empty else 0
 
 
 def _parser() -> argparse.ArgumentParser:

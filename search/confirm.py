@@ -9,7 +9,8 @@ from rich.console import Console
 
 from ensembles.bank import PosteriorBank
 from ensembles.honesty import Assessment, Scored, replay
-from search import tuning
+from search import tuning, weights
+from search.folder import RunFolder
 from search.sampler import DealtSearch
 from search.space import MODALITIES, plan_of
 from search.trial import Spec
@@ -65,17 +66,41 @@ def fresh_name(trial: str, seed: int) -> str:
     return f"{trial}+seed{seed}"
 
 
-def retraining(name: str, title: str, search: DealtSearch, context: dict[str, Any]) -> Spec:
-    """A trial's configuration, to be trained again under another name; its weights are not kept."""
+def retraining(
+    name: str, title: str, search: DealtSearch, context: dict[str, Any], *, keep: bool = False
+) -> Spec:
+    """A trial's configuration, to be trained again under another name; `keep` its weights?"""
     modality = name.rpartition("-")[0]
     plan = plan_of(search.all_trials()[name].params, modality, search.parts[modality].offer)
     return {
         "trial": title,
         "modality": modality,
         "plan": plan.to_json(),
-        "keep_weights": False,
+        "keep_weights": keep,
         "context": context,
     }
+
+
+def restore_weights(
+    run: RunFolder,
+    assessment: Assessment,
+    search: DealtSearch,
+    context: dict[str, Any],
+    *,
+    screen: Console,
+) -> None:
+    """Trains needed experts again whose networks an earlier end of the run did not keep.
+
+    With the same seed: what comes back is what was scored.
+    """
+    titles = {name: f"{name}+again" for name in weights.lost(run, assessment)}
+    if not titles:
+        return
+    screen.print(f"training {len(titles)} experts again, whose networks were not kept")
+    specs = [retraining(name, titles[name], search, context, keep=True) for name in titles]
+    tuning.run_seeds(specs, workers=int(context["workers"]), on_done=failures_on(screen))
+    for name, title in titles.items():
+        weights.put_back(run, name, title)
 
 
 def _train(

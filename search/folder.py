@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ensembles.bank import write_atomically
-from ensembles.honesty import Assessment
 from search.config import RESUME_KEYS, ConfigError, SearchConfig, from_document, to_document
 
 FORMAT_VERSION = 1
@@ -125,33 +123,6 @@ def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
     old = from_document(document, stored)
     overrides = {key: getattr(config, key) for key in given & set(RESUME_KEYS) - {"resume"}}
     return RunFolder(path, replace(old, **{"runs_dir": config.runs_dir, **overrides}), resumed=True)
-
-
-def prune_weights(run: RunFolder, assessment: Assessment) -> None:
-    """Removes the networks that no export needs, if the run asks for it.
-
-    Needed are the experts of the chosen ensemble, of each fold's, and the best of each
-    modality, which take over where a clip lacks an input.
-    """
-    if run.config.keep_weights != "chosen":
-        return
-    rows = [assessment.fused, *(r for r in assessment.recipes if r.name.startswith("best "))]
-    needed = {name for row in rows for name in row.experts}
-    needed |= {name for row in rows for _, names in row.per_fold for name in names}
-    for path in (run.path / "weights").iterdir():
-        if path.name not in needed:
-            shutil.rmtree(path)
-
-
-def kept_weights(run: RunFolder) -> dict[str, Any]:
-    """How many experts' networks a run keeps, and what they take on disk."""
-    folder = run.path / "weights"
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {
-        "kept": run.config.keep_weights,
-        "experts": sum(1 for path in folder.iterdir() if path.is_dir()),
-        "bytes": sum(path.stat().st_size for path in files),
-    }
 
 
 def provenance() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,15 +19,19 @@ from ensembles import EnsembleError
 from ensembles.bank import Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, assess
 from models.registry import ModelError
+from search import weights
 from search.config import ConfigError, SearchConfig, parse_arguments
 from search.corpus import clip_table, load_corpus
 from search.cost import drop_expensive, predict_seconds
-from search.folder import RunFolder, kept_weights, new_run, provenance, prune_weights, resumed_run
+from search.folder import RunFolder, new_run, provenance, resumed_run
 from search.progress import ProgressLine, chatter_to
 from search.report import print_report, write_predictions, write_reports
 from search.space import Offer, offer_for
 from search.train import TrainingData
 from search.unseen import UnseenScore, score_unseen
+
+if TYPE_CHECKING:
+    from search.sampler import DealtSearch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,6 +172,7 @@ def _search_and_report(
         total = facts["seconds_before"] + time.monotonic() - started
         report = _report(run, {**facts, "seconds_before": total}, found, unseen)
         write_reports(run.path, found.assessment, found.confirmed, report)
+        run.record({**facts, "seconds_before": report["seconds"]["total"]})
         looked = run.path / "predictions_test.csv"
         looked.unlink(missing_ok=True)  # of an earlier ensemble
         if unseen:
@@ -184,9 +189,8 @@ def _search_and_report(
         unseen = score_unseen(run, data, found.experts, found.assessment)
     except EnsembleError as error:  # weights that an earlier end of this run did not keep
         console.print(f"warning: test speakers were not scored: {error}", highlight=False)
-    prune_weights(run, found.assessment)
+    weights.prune(run, found.assessment)
     report = save(found, unseen)
-    run.record({**facts, "seconds_before": report["seconds_before"]})
     print_report(Console(), run.path, found.assessment, found.confirmed, report)
     return 0
 
@@ -204,7 +208,7 @@ def _report(
         "failures": found.failures,
         "enrolment": {str(clips): row.to_json() for clips, row in found.enrolled.items()},
         "test_speakers": unseen.to_json() if unseen else None,
-        "weights": kept_weights(run),
+        "weights": weights.summary(run),
         "runner": _runner(run.config, facts["device"] == "cuda"),
         "workers_per_trial": run.config.workers_per_trial,
         "held_out": list(run.config.test_speaker_names),
@@ -222,7 +226,7 @@ def _search(
 ) -> Findings:
     """On Ray: search, fuse, save, confirm. Imported here, so that mistakes are told at once."""
     from search import tuning
-    from search.confirm import confirm
+    from search.confirm import confirm, restore_weights
     from search.enrolment import score_enrolment
     from search.sampler import DealtSearch, open_journal
 
@@ -245,28 +249,17 @@ def _search(
         context = _context(run, data, facts, runner, workers)
         if config.runner == "auto":
             screen.print(f"runner: {runner} ({_RUNNERS[runner]})")
-        started = time.monotonic()
         search = DealtSearch(
             Offer.from_json(facts["offer"]),
             open_journal(run.journal),
             seed=config.seed,
             trials=plan.trials,
-            deadline=started + plan.minutes * 60,
+            deadline=time.monotonic() + plan.minutes * 60,
         )
-        line = ProgressLine(screen, search.state_line)
-        search.on_change = line.changed
-        if search.left():
-            with line.showing():
-                tuning.run_search(search, context, run.path, seconds=plan.minutes * 60)
-        finished = search.finished()
-        if not finished:
-            raise EnsembleError(_nothing_finished(run, search.failures()))
-        searched = round(time.monotonic() - started, 1)
-        experts = bank.experts(e for e in bank.read() if e.percent == 100 and e.trial in finished)
-        assessment = _assess(experts, config.metric, screen)
-        found = Findings(experts, assessment, searched, search.counts(), search.failures())
+        found = _tune_and_fuse(run, search, context, bank, screen)
         if not (run.path / "summary.json").exists():
             save(found)  # what follows may be interrupted; a resumed run keeps its fuller report
+        assessment = found.assessment
         found.confirmed = confirm(
             assessment, bank, search, context, count=plan.confirm_seeds, screen=screen
         )
@@ -274,9 +267,35 @@ def _search(
             found.enrolled = score_enrolment(
                 counts, assessment, bank, search, context, data, screen=screen
             )
+        restore_weights(run, assessment, search, context, screen=screen)
     finally:
         tuning.stop_ray()
     return found
+
+
+def _tune_and_fuse(
+    run: RunFolder,
+    search: DealtSearch,
+    context: dict[str, Any],
+    bank: PosteriorBank,
+    screen: Console,
+) -> Findings:
+    """Runs the trials that are left, and scores every fusion of what has finished."""
+    from search import tuning
+
+    started, seconds = time.monotonic(), run.config.plan.minutes * 60
+    line = ProgressLine(screen, search.state_line)
+    search.on_change = line.changed
+    if search.left():
+        with line.showing():
+            tuning.run_search(search, context, run.path, seconds=seconds)
+    finished = search.finished()
+    if not finished:
+        raise EnsembleError(_nothing_finished(run, search.failures()))
+    searched = round(time.monotonic() - started, 1)
+    experts = bank.experts(e for e in bank.read() if e.percent == 100 and e.trial in finished)
+    assessment = _assess(experts, run.config.metric, screen)
+    return Findings(experts, assessment, searched, search.counts(), search.failures())
 
 
 def _assess(experts: Experts, metric: str, screen: Console) -> Assessment:

@@ -14,18 +14,20 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray import tune
 
 if TYPE_CHECKING:
+    from search.train import LockstepTrial, RungResult
     from search.workers import Workers
 
-_STALLED_SECONDS = 600
-"""After so long without its fellows a worker gives up."""
+_STALLED_SECONDS = 1800
+"""After so long without its fellows a worker gives up; one may still be filling its cache."""
 
 ACTOR_CPUS = 0.01
 """What the actor that waits for a trial's task takes of the trial's own share."""
@@ -168,22 +170,16 @@ def _reason(error: Exception) -> str:
 
 
 def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, Any]]:
-    import numpy as np
     import torch
 
-    from ensembles.bank import BankEntry, PosteriorBank
-    from ensembles.metrics import fold_mean, log_softmax
     from search.train import LockstepTrial, TrialPlan
 
     context = spec["context"]
-    run = Path(context["run"])
     torch.set_num_threads(max(1, int(context["cpus_per_trial"])))
     started = time.monotonic()
-    data = _training_data(context, workers)
-    plan = TrialPlan.from_json(spec["plan"])
     trial = LockstepTrial(
-        plan,
-        data,
+        TrialPlan.from_json(spec["plan"]),
+        _training_data(context, workers),
         seed=context["seed"],
         device=context["device"],
         precision=context["precision"],
@@ -198,48 +194,75 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
         f"{describe(spec['plan'])}, {trial.precision}, setup {time.monotonic() - started:.2f} s\n"
         f"{json.dumps(spec['plan'])}"
     )
-    bank = PosteriorBank.open(run / "bank")
-    table, metric = bank.table, context["metric"]
+    record = _Record(spec, trial, log, started)
     for rung in trial.run():
-        entry = BankEntry(
-            trial=spec["trial"],
-            modality=spec["modality"],
-            architecture=plan.architecture,
-            percent=rung.percent,
-            epoch=rung.epoch,
-            seed=context["seed"],
-            logits=rung.logits,
-        )
-        enrolling = "enrolment" in spec
+        yield record.rung(rung)
+
+
+class _Record:
+    """What a trial leaves at its rungs: posteriors, its networks at the end, a line of its log."""
+
+    def __init__(self, spec: Spec, trial: LockstepTrial, log: TrialLog, started: float) -> None:
+        from ensembles.bank import PosteriorBank
+
+        self.spec, self.trial, self.log, self.started = spec, trial, log, started
+        self.run = Path(spec["context"]["run"])
+        self.bank = PosteriorBank.open(self.run / "bank")
+
+    def rung(self, rung: RungResult) -> dict[str, Any]:
+        """Writes what there is, and returns the report: it is sent when all is on disk."""
+        enrolling = "enrolment" in self.spec
         if not enrolling:
-            bank.write(entry)
-        present = np.isfinite(rung.logits).all(axis=1)
-        score = fold_mean(
-            metric,
-            table.labels[present],
-            log_softmax(rung.logits[present].astype(np.float64)),
-            table.folds[present],
-        )
-        for count in spec.get("enrolment", ()) if rung.percent == 100 else ():
-            logits = trial.out_of_fold(enrolled=count)
-            title = enrolled_name(spec["trial"].removesuffix("+enrolled"), count)
-            bank.write(replace(entry, trial=title, logits=logits))
-        if rung.percent == 100 and spec.get("keep_weights", True):
-            _write_weights(run / "weights" / spec["trial"], spec, trial)
+            self._write(self.spec["trial"], rung, rung.logits)
+        elif rung.percent == 100:
+            for count in self.spec["enrolment"]:
+                title = enrolled_name(self.spec["trial"].removesuffix("+enrolled"), count)
+                self._write(title, rung, self.trial.out_of_fold(enrolled=count))
+        if rung.percent == 100 and self.spec.get("keep_weights", True):
+            _write_weights(self.run / "weights" / self.spec["trial"], self.spec, self.trial)
+        metric, score = self.spec["context"]["metric"], self._score(rung.logits)
         report = {
             "percent": rung.percent,
             "epoch": rung.epoch,
             "score": -score if metric == "log_loss" else score,
             "train_loss": rung.train_loss,
-            "seconds": time.monotonic() - started,
-            "architecture": describe(spec["plan"]),
+            "seconds": time.monotonic() - self.started,
+            "architecture": describe(self.spec["plan"]),
         }
-        log.write(
+        self.log.write(
             f"{rung.percent:3d} %, epoch {rung.epoch}: {metric} {score:.4f}, "
             f"training loss {rung.train_loss:.4f}, {report['seconds']:.1f} s"
             + (" (held-out speakers less the mean of all their clips)" if enrolling else "")
         )
-        yield report
+        return report
+
+    def _write(self, title: str, rung: RungResult, logits: NDArray[np.float32]) -> None:
+        from ensembles.bank import BankEntry
+
+        self.bank.write(
+            BankEntry(
+                trial=title,
+                modality=self.spec["modality"],
+                architecture=self.trial.plan.architecture,
+                percent=rung.percent,
+                epoch=rung.epoch,
+                seed=self.spec["context"]["seed"],
+                logits=logits,
+            )
+        )
+
+    def _score(self, logits: NDArray[np.float32]) -> float:
+        """Mean over the folds, of the clips that have a prediction."""
+        from ensembles.metrics import fold_mean, log_softmax
+
+        present = np.isfinite(logits).all(axis=1)
+        table = self.bank.table
+        return fold_mean(
+            self.spec["context"]["metric"],
+            table.labels[present],
+            log_softmax(logits[present].astype(np.float64)),
+            table.folds[present],
+        )
 
 
 class TrialLog:
@@ -256,11 +279,13 @@ class TrialLog:
             file.write(text + "\n")
 
 
-def _write_weights(folder: Path, spec: Spec, trial: Any) -> None:
+def _write_weights(folder: Path, spec: Spec, trial: LockstepTrial) -> None:
     """The networks of a finished trial as safetensors, one file a fold, and the plan as JSON."""
     from safetensors.torch import save_file
 
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    from search.weights import PARTIAL
+
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
     partial.mkdir(parents=True, exist_ok=True)
     for trainer in trial.trainers:
         state = {

@@ -21,9 +21,10 @@ from datasets.synthetic import load_synthetic
 from ensembles.bank import Experts, PosteriorBank
 from ensembles.honesty import Assessment, assess, scored
 from ensembles.recipes import CrossFitter, recipes_for
+from search import weights
 from search.config import SearchConfig
 from search.corpus import clip_table, load_corpus
-from search.folder import RunFolder, kept_weights, new_run, provenance
+from search.folder import RunFolder, new_run, provenance
 from search.report import write_predictions, write_reports
 from search.run import _context, _find_out
 from search.train import TrainingData, TrialPlan
@@ -221,7 +222,7 @@ def small_run(
         "trials": {"complete": 3, "pruned": 0, "failed": 0, "unfinished": 0},
         "failures": {},
         "seconds": {"search": 0.0, "total": 0.0},
-        "weights": kept_weights(run),
+        "weights": weights.summary(run),
         "test_speakers": unseen.to_json(),
     }
     write_reports(run.path, assessment, {}, report)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
+from ensembles.artifact import checksum
 from ensembles.bank import ClipTable, Experts
 from ensembles.export import export, read_run
 from ensembles.metrics import log_softmax
@@ -98,7 +99,10 @@ def edit_manifest() -> Callable[[Path, Callable[[dict[str, Any]], object]], None
         for name in document["files"]:
             content = (folder / name).read_bytes()
             document["files"][name] = hashlib.sha256(content).hexdigest()
+        signed = "checksum" in document
         change(document)
+        if signed and "checksum" in document:
+            document["checksum"] = checksum(document)
         path.write_text(json.dumps(document))
 
     return edit

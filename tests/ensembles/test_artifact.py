@@ -25,7 +25,7 @@ WEIGHTS = [
     for file in ("plan.json", *(f"fold-{k}.safetensors" for k in range(3)))
 ]
 GRAPHS = [f"experts/{name}.onnx" for name in EXPERTS]
-FILES = [*GRAPHS, *WEIGHTS, "model-card.md"]
+FILES = [*GRAPHS, *WEIGHTS]
 
 
 def test_the_manifest_comes_back_as_it_was_written(exported: Path, changeable: Path) -> None:
@@ -38,10 +38,36 @@ def test_the_manifest_comes_back_as_it_was_written(exported: Path, changeable: P
     assert again.inputs == {"audio", "video", "features"}
 
 
-def test_the_manifest_has_the_checksum_of_every_other_file(exported: Path) -> None:
+def test_the_manifest_has_the_checksum_of_every_file_of_the_experts(exported: Path) -> None:
     listed = json.loads((exported / MANIFEST).read_text())["files"]
     there = {p.relative_to(exported).as_posix() for p in exported.rglob("*") if p.is_file()}
-    assert set(listed) == there - {MANIFEST} == set(FILES)
+    assert set(listed) == there - {MANIFEST, "model-card.md"} == set(FILES)
+
+
+def test_a_note_on_the_model_card_changes_nothing(changeable: Path) -> None:
+    with (changeable / "model-card.md").open("a") as file:
+        file.write("Deployed by us.")
+    read_artifact(changeable)
+
+
+@pytest.mark.parametrize(
+    ("found", "instead"),
+    [('"weights": [', '"weights": [1e-9, '), ('"angry"', '"happy"'), ('"sample_rate_hz": 1', "")],
+)
+def test_a_manifest_that_somebody_changed_is_refused(
+    changeable: Path, capsys: pytest.CaptureFixture[str], found: str, instead: str
+) -> None:
+    path = changeable / MANIFEST
+    text = path.read_text()
+    assert found in text
+    path.write_text(text.replace(found, instead or '"sample_rate_hz": 2', 1))
+    assert f"'{path}' was changed: it does not match its own" in one_line(capsys, changeable, "x")
+
+
+def test_a_manifest_may_be_laid_out_anew(changeable: Path) -> None:
+    path = changeable / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    read_artifact(changeable)
 
 
 def remove(path: Path) -> None:

@@ -17,7 +17,6 @@ import soundfile
 import torch
 
 from datasets.features import FeatureTable, read_features
-from ensembles import EnsembleError
 from ensembles.artifact import read_artifact
 from ensembles.export import export, read_run
 from ensembles.predict import find_media, main
@@ -228,9 +227,19 @@ def test_a_folder_stands_for_the_media_below_it(
     assert code == 0
     files = [Path(json.loads(line)["file"]) for line in out.splitlines()]
     assert files == [tmp_path / "media" / "1.flac", tmp_path / "media" / "b" / "2.FLAC"]
-    assert find_media([tmp_path / "x.wav", tmp_path / "media"]) == [tmp_path / "x.wav", *files]
-    with pytest.raises(EnsembleError, match=r"No sound or video files in '.*folder\.mp4'"):
-        find_media([tmp_path / "media" / "folder.mp4"])
+    given = [tmp_path / "x.wav", tmp_path / "media"]
+    assert find_media(given) == ([tmp_path / "x.wav", *files], [])
+
+
+def test_an_empty_folder_is_named_and_the_others_go_on(
+    exported: Path, tiny_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.mp4").mkdir()
+    clip = tiny_corpus.clips[0].audio
+    code, out, err = run_command(capsys, exported, tmp_path / "folder.mp4", clip, "--json")
+    assert code == 2
+    assert json.loads(out)["file"] == str(clip)
+    assert f"error: No sound or video files in '{tmp_path / 'folder.mp4'}'." in err
 
 
 def missing(path: Path) -> None:

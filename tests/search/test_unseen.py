@@ -21,7 +21,8 @@ from ensembles import EnsembleError
 from ensembles.bank import PosteriorBank
 from ensembles.export import export, read_run
 from ensembles.predict import main as predict
-from search.folder import RunFolder, kept_weights, prune_weights
+from search import weights
+from search.folder import RunFolder
 from search.train import TrainingData
 from search.unseen import LOG_NAME, UnseenScore, score_unseen
 
@@ -171,9 +172,9 @@ def test_weights_that_are_gone_are_named(small_run: Any, tmp_path: Path) -> None
 
 def of_no_use(run: RunFolder) -> None:
     """Networks of a fourth expert, which nothing chose, and of a trial that was killed."""
-    weights = run.path / "weights"
-    shutil.copytree(weights / "audio-0000", weights / "audio-0001")
-    shutil.copytree(weights / "audio-0000", weights / "audio-0002.123.partial")
+    folder = run.path / "weights"
+    shutil.copytree(folder / "audio-0000", folder / "audio-0001")
+    shutil.copytree(folder / "audio-0000", folder / "audio-0002.123.partial")
 
 
 def names(run: RunFolder) -> list[str]:
@@ -182,9 +183,9 @@ def names(run: RunFolder) -> list[str]:
 
 def test_all_weights_are_kept_unless_asked_otherwise(small_run: Any, tmp_path: Path) -> None:
     run = copied(small_run, tmp_path)
-    shutil.copytree(run.path / "weights" / "audio-0000", run.path / "weights" / "audio-0001")
-    prune_weights(run, small_run.assessment)
-    left = kept_weights(run)
+    of_no_use(run)
+    weights.prune(run, small_run.assessment)
+    left = weights.summary(run)
     assert names(run) == ["audio-0000", "audio-0001", "early-0000", "video-0000"]
     files = [path for path in (run.path / "weights").rglob("*") if path.is_file()]
     assert left == {"kept": "all", "experts": 4, "bytes": sum(p.stat().st_size for p in files)}
@@ -194,8 +195,8 @@ def test_what_an_export_needs_survives_the_pruning(small_run: Any, tmp_path: Pat
     run = copied(small_run, tmp_path)
     of_no_use(run)
     run = replace(run, config=replace(run.config, keep_weights="chosen"))
-    prune_weights(run, small_run.assessment)
-    left = kept_weights(run)
+    weights.prune(run, small_run.assessment)
+    left = weights.summary(run)
     assert names(run) == ["audio-0000", "early-0000", "video-0000"]
     assert (left["kept"], left["experts"]) == ("chosen", 3)
     export(read_run(run.path), tmp_path / "out")
@@ -210,9 +211,9 @@ def test_the_best_of_each_modality_is_kept_for_clips_that_lack_an_input(
     chosen = replace(
         small_run.assessment, fused=replace(alone[0], name="fused"), chosen="best video"
     )
-    prune_weights(run, chosen)
+    weights.prune(run, chosen)
     assert names(run) == ["audio-0000", "early-0000", "video-0000"]
-    prune_weights(run, replace(chosen, recipes=tuple(alone)))
+    weights.prune(run, replace(chosen, recipes=tuple(alone)))
     assert names(run) == ["video-0000"]
 
 
@@ -260,3 +261,12 @@ def test_a_whole_search_is_exported_and_predicts_what_it_published(
             found = [list(json.loads(line)["probabilities"].values()) for line in lines]
             expected = [[float(row[label]) for label in summary["classes"]] for row in held_out]
             np.testing.assert_allclose(found, expected, atol=1e-4)
+
+    lost = run / "weights" / sorted(needed)[0]
+    before = {file.name: file.read_bytes() for file in lost.iterdir()}
+    shutil.rmtree(lost)
+    process = launch("--resume", "whole", "--runs-dir", run.parent, "--workers", 1)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "training 1 experts again, whose networks were not kept" in err
+    assert {file.name: file.read_bytes() for file in lost.iterdir()} == before
