@@ -69,6 +69,8 @@ class SearchConfig:
         resume: Name of an interrupted or finished run to continue; of the other options only
             trials, time_budget, confirm_seeds, enrolment, keep_weights, and where it runs (workers, runner,
             workers_per_trial, address) may be given with it.
+        extend: Name of a finished run to search further: trials (so many more), time_budget, and
+            with only, architectures besides those that it had.
         dry_run: Say what would be searched and how long it would take, and stop.
         keep_weights: all, or chosen: only the networks that an export of this run needs.
         skip_corrupt: Use what is intact of damaged shards instead of refusing them.
@@ -100,6 +102,7 @@ class SearchConfig:
     enrolment: str | None = None
     name: str | None = None
     resume: str | None = None
+    extend: str | None = None
     dry_run: bool = False
     keep_weights: str = "all"
     skip_corrupt: bool = False
@@ -133,12 +136,14 @@ class SearchConfig:
                 raise ConfigError(f"{name} must be {least} or more, got {value}.")
         if self.cache_gb <= 0:
             raise ConfigError(f"cache_gb must be positive, got {self.cache_gb}.")
-        for name in ("name", "resume"):
+        for name in ("name", "resume", "extend"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[\w.+-]+", value):
                 raise ConfigError(f"{name} must be letters, digits and . _ + -, got '{value}'.")
-        if self.name and self.resume:
-            raise ConfigError("Give either name (a new run) or resume (an old one), not both.")
+        if sum(map(bool, (self.name, self.resume, self.extend))) > 1:
+            raise ConfigError(
+                "Give one of name (a new run), resume (an interrupted one) and extend (a finished one)."
+            )
         if self.workers_per_trial > 1 and self.runner == "actor":
             raise ConfigError(
                 f"workers_per_trial {self.workers_per_trial} needs Ray Train: --runner train."
@@ -185,7 +190,6 @@ class SearchConfig:
 
 
 RESUME_KEYS = (
-    "resume",
     "trials",
     "time_budget",
     "confirm_seeds",
@@ -198,7 +202,7 @@ RESUME_KEYS = (
     "runs_dir",
     "dry_run",
 )
-"""What may be given with --resume: how much more, and where; not what was searched."""
+"""What may be given with --resume and --extend: how much more, and where; not what was searched."""
 
 
 def parse_duration(text: str) -> float:

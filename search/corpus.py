@@ -66,11 +66,18 @@ def _check_enrolment(config: SearchConfig, cache: ClipCache) -> None:
     order = enrolment_order(cache.index, cache.missing)
     speaker = min(order, key=lambda name: len(order[name]))
     counts = config.enrolment_counts
-    if counts and max(counts) >= len(order[speaker]):
+    if not counts:
+        return
+    if max(counts) >= len(order[speaker]):
         raise ConfigError(
             f"enrolment by {max(counts)} clips leaves none to score: speaker '{speaker}' has "
             f"{len(order[speaker])}."
         )
+    scored = {
+        cache.index.clips[row].label for rows in order.values() for row in rows[max(counts) :]
+    }
+    if lost := [label for label in cache.index.labels if label not in scored]:
+        raise ConfigError(f"enrolment by {max(counts)} clips leaves no '{lost[0]}' to score.")
 
 
 def _synthetic_shards(cache_folder: Path, console: Console) -> str:

@@ -10,26 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
-from ensembles.bank import ClipTable, Experts, PosteriorBank
+from ensembles.bank import ClipTable, Experts
 from ensembles.honesty import Assessment, Scored, replay
-from search import tuning
-from search.confirm import failures_on, retraining
-from search.sampler import DealtSearch
+from search.session import Session
 from search.train import TrainingData, enrolment_order
 from search.trial import enrolled_name
 
 
 def score_enrolment(
-    counts: Sequence[int],
-    assessment: Assessment,
-    bank: PosteriorBank,
-    search: DealtSearch,
-    context: dict[str, Any],
-    data: TrainingData,
-    *,
-    screen: Console,
+    session: Session, assessment: Assessment, counts: Sequence[int]
 ) -> dict[int, Scored]:
     """Trains the headline's experts on speaker-normalised inputs, and scores each count.
 
@@ -41,30 +31,30 @@ def score_enrolment(
         many; 0 → the headline's own experts. Empty where a training failed.
     """
     names = sorted({name for _, taken in assessment.fused.per_fold for name in taken})
-    have = {entry.trial for entry in bank.read() if entry.percent == 100}
+    have = session.entries()
     missing = [n for n in names if any(enrolled_name(n, c) not in have for c in counts)]
     # One worker a trial: a speaker's mean needs all of the speaker's clips in one place.
-    context = {**context, "workers_per_trial": 1}
+    alone = {"workers_per_trial": 1}
     specs = [
-        {**retraining(name, f"{name}+enrolled", search, context), "enrolment": list(counts)}
+        session.retraining(name, f"{name}+enrolled", enrolment=list(counts), context=alone)
         for name in missing
     ]
     if specs:
-        screen.print(
+        session.screen.print(
             f"speaker enrolment: training {len(specs)} experts of the headline on inputs "
             "normalised by speaker",
             highlight=False,
         )
-        tuning.run_seeds(specs, workers=int(context["workers"]), on_done=failures_on(screen))
-    entries = {entry.trial: entry for entry in bank.read() if entry.percent == 100}
+        session.train(specs)
+    entries, bank = session.entries(), session.bank
     if any(enrolled_name(n, c) not in entries for n in names for c in counts):
         return {}
-    plain = bank.experts(entries[name] for name in search.finished() if name in entries)
+    plain = bank.experts(entries[name] for name in session.search.finished() if name in entries)
     scores = {0: plain}
     for count in counts:
         fresh = bank.experts(entries[enrolled_name(name, count)] for name in names)
         scores[count] = plain.replace(dict(zip(names, fresh.log_posteriors, strict=True)))
-    others = _others(data, max(counts), plain.table)
+    others = _others(session.data, max(counts), plain.table)
     return {
         count: replay(
             _restrict(experts, others), assessment.fused, assessment.metric, f"{count} clips"

@@ -32,11 +32,13 @@ class RunFolder:
         path: `runs/NAME`.
         config: As asked, or as stored when it is resumed.
         resumed: Whether it was there before.
+        given: The settings that were given when it was resumed.
     """
 
     path: Path
     config: SearchConfig
     resumed: bool
+    given: frozenset[str] = frozenset()
 
     @property
     def journal(self) -> Path:
@@ -97,32 +99,37 @@ def new_run(config: SearchConfig, corpus: str) -> RunFolder:
 
 
 def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
-    """Opens a run's folder to continue it.
+    """Opens a run's folder to continue or to extend it.
 
     Raises:
         ConfigError: No such run, another format version, or a setting that cannot change.
     """
-    path = Path(config.runs_dir) / str(config.resume)
+    how = "extend" if config.extend else "resume"
+    name = str(getattr(config, how))
+    allowed = (*RESUME_KEYS, "only") if config.extend else RESUME_KEYS
+    path = Path(config.runs_dir) / name
     stored = path / "config.yaml"
     if not stored.is_file():
         known = sorted(p.parent.name for p in Path(config.runs_dir).glob("*/config.yaml"))
         raise ConfigError(
-            f"No run '{config.resume}' in '{config.runs_dir}'. Known: {', '.join(known) or 'none'}."
+            f"No run '{name}' in '{config.runs_dir}'. Known: {', '.join(known) or 'none'}."
         )
-    changed = sorted(given - set(RESUME_KEYS))
+    changed = sorted(given - {*allowed, how})
     if changed:
         raise ConfigError(
-            f"{changed[0]} cannot change when a run is resumed. With resume you may give: {', '.join(RESUME_KEYS[1:])}."
+            f"{changed[0]} cannot change when a run is continued. With {how} you may give: "
+            f"{', '.join(allowed)}."
         )
     document = yaml.safe_load(stored.read_text(encoding="utf-8"))
     found = document.pop("format_version", None)
     if found != FORMAT_VERSION:
         raise ConfigError(
-            f"The run '{config.resume}' is of format version {found}; this program continues version {FORMAT_VERSION}."
+            f"The run '{name}' is of format version {found}; this program continues version {FORMAT_VERSION}."
         )
     old = from_document(document, stored)
-    overrides = {key: getattr(config, key) for key in given & set(RESUME_KEYS) - {"resume"}}
-    return RunFolder(path, replace(old, **{"runs_dir": config.runs_dir, **overrides}), resumed=True)
+    overrides = {key: getattr(config, key) for key in given & {*allowed, "extend"}}
+    config = replace(old, **{"runs_dir": config.runs_dir, **overrides})
+    return RunFolder(path, config, resumed=True, given=frozenset(given))
 
 
 def provenance() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from search.config import ConfigError, SearchConfig, parse_arguments
 from search.corpus import clip_table, load_corpus
 from search.cost import drop_expensive, predict_seconds
 from search.folder import RunFolder, new_run, provenance, resumed_run
+from search.interrupt import Interrupt
 from search.progress import ProgressLine, chatter_to
 from search.report import print_report, write_predictions, write_reports
 from search.space import Offer, offer_for
@@ -31,7 +32,7 @@ from search.train import TrainingData
 from search.unseen import UnseenScore, score_unseen
 
 if TYPE_CHECKING:
-    from search.sampler import DealtSearch
+    from search.session import Session
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,12 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     run: RunFolder | None = None
     try:
         config, given = parse_arguments(arguments)
-        run = resumed_run(config, given) if config.resume else None
+        run = resumed_run(config, given) if config.resume or config.extend else None
         config = run.config if run else config
         data = load_corpus(config, console)
         facts = run.facts() if run else {}
         facts = facts or _find_out(config, data, console)
         _check_same_data(facts, data, run)
+        if config.extend and config.architectures:
+            facts = _with_more(facts, config, data, console)
         if config.dry_run:
             _print_offer(config, data, facts, console)
             return 0
@@ -57,12 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        name = run.path.name if run else None
-        print(
-            "\nInterrupted."
-            + (f" Continue with: python -m search.run --resume {name}" if name else ""),
-            file=sys.stderr,
-        )
+        print(f"\n{_continue_with(run) if run else 'Interrupted.'}", file=sys.stderr)
         return 130
 
 
@@ -94,6 +92,20 @@ def _find_out(config: SearchConfig, data: TrainingData, console: Console) -> dic
         "predicted_seconds": {name: round(value, 1) for name, value in seconds.items()},
         "seconds_before": 0.0,
     }
+
+
+def _with_more(
+    facts: dict[str, Any], config: SearchConfig, data: TrainingData, console: Console
+) -> dict[str, Any]:
+    """The facts of a finished run, with architectures that it had not."""
+    had = Offer.from_json(facts["offer"])
+    names = {*config.architectures, *had.single.get("audio", ()), *had.single.get("video", ())}
+    asked = offer_for(data.shape, (*sorted(names), *["concatenation"] * bool(had.pairs)))
+    offer = had.joined(asked)
+    with console.status("timing one training step of each architecture"):
+        seconds = predict_seconds(offer, data, facts["device"], config.precision)
+    rounded = {name: round(value, 1) for name, value in seconds.items()}
+    return {**facts, "offer": offer.to_json(), "predicted_seconds": rounded}
 
 
 def _check_same_data(facts: dict[str, Any], data: TrainingData, run: RunFolder | None) -> None:
@@ -180,19 +192,34 @@ def _search_and_report(
             write_predictions(looked, unseen.table, by_seed)
         return report
 
-    with chatter_to(run.path / "search.log") as screen:
-        found = _search(run, data, facts, bank, screen, save)
+    interrupt = Interrupt()
+    with (
+        chatter_to(run.path / "search.log") as screen,
+        interrupt.watched(lambda: screen.print(_STOPPING, highlight=False)),
+    ):
+        found = _search(run, data, facts, bank, screen, interrupt, save)
     for damaged in bank.damaged:
         console.print(f"warning: bank entry left out: {damaged}", highlight=False)
     unseen = None
-    try:
-        unseen = score_unseen(run, data, found.experts, found.assessment)
-    except EnsembleError as error:  # weights that an earlier end of this run did not keep
-        console.print(f"warning: test speakers were not scored: {error}", highlight=False)
-    weights.prune(run, found.assessment)
+    if not interrupt.asked:  # test speakers are looked at once, at the end
+        try:
+            unseen = score_unseen(run, data, found.experts, found.assessment)
+        except EnsembleError as error:  # weights that an earlier end of this run did not keep
+            console.print(f"warning: test speakers were not scored: {error}", highlight=False)
+        weights.prune(run, found.assessment)
     report = save(found, unseen)
     print_report(Console(), run.path, found.assessment, found.confirmed, report)
+    if interrupt.asked:
+        console.print(_continue_with(run), highlight=False, soft_wrap=True)
+        return 130
     return 0
+
+
+_STOPPING = "Stopping: what runs is kept, what has finished is reported. Ctrl-C again to leave now."
+
+
+def _continue_with(run: RunFolder) -> str:
+    return f"Interrupted. Continue with: python -m search.run --resume {run.path.name}"
 
 
 def _report(
@@ -222,13 +249,15 @@ def _search(
     facts: dict[str, Any],
     bank: PosteriorBank,
     screen: Console,
+    interrupt: Interrupt,
     save: Callable[[Findings], object],
 ) -> Findings:
     """On Ray: search, fuse, save, confirm. Imported here, so that mistakes are told at once."""
     from search import tuning
-    from search.confirm import confirm, restore_weights
+    from search.confirm import confirm
     from search.enrolment import score_enrolment
     from search.sampler import DealtSearch, open_journal
+    from search.session import Session, restore_weights
 
     config, plan = run.config, run.config.plan
     runner = _runner(config, facts["device"] == "cuda")
@@ -253,47 +282,57 @@ def _search(
             Offer.from_json(facts["offer"]),
             open_journal(run.journal),
             seed=config.seed,
-            trials=plan.trials,
+            trials=_trials_in_all(run, facts),
             deadline=time.monotonic() + plan.minutes * 60,
         )
-        found = _tune_and_fuse(run, search, context, bank, screen)
+        if config.extend:
+            search.trials = search.asked() + plan.trials
+        facts["trials_in_all"] = search.trials
+        run.record(facts)
+        session = Session(run, data, bank, search, context, screen, interrupt)
+        found = _tune_and_fuse(session)
         if not (run.path / "summary.json").exists():
             save(found)  # what follows may be interrupted; a resumed run keeps its fuller report
-        assessment = found.assessment
-        found.confirmed = confirm(
-            assessment, bank, search, context, count=plan.confirm_seeds, screen=screen
-        )
+        found.confirmed = confirm(session, found.assessment, plan.confirm_seeds)
         if counts := config.enrolment_counts:
-            found.enrolled = score_enrolment(
-                counts, assessment, bank, search, context, data, screen=screen
-            )
-        restore_weights(run, assessment, search, context, screen=screen)
+            found.enrolled = score_enrolment(session, found.assessment, counts)
+        restore_weights(session, found.assessment)
     finally:
         tuning.stop_ray()
     return found
 
 
-def _tune_and_fuse(
-    run: RunFolder,
-    search: DealtSearch,
-    context: dict[str, Any],
-    bank: PosteriorBank,
-    screen: Console,
-) -> Findings:
+def _trials_in_all(run: RunFolder, facts: dict[str, Any]) -> int:
+    """How many trials the run is to have; one that was extended keeps what it was extended to."""
+    recorded = int(facts.get("trials_in_all", 0))
+    return recorded if recorded and "trials" not in run.given else run.config.plan.trials
+
+
+def _tune_and_fuse(session: Session) -> Findings:
     """Runs the trials that are left, and scores every fusion of what has finished."""
     from search import tuning
 
-    started, seconds = time.monotonic(), run.config.plan.minutes * 60
+    run, search, screen = session.run, session.search, session.screen
+    started = time.monotonic()
     line = ProgressLine(screen, search.state_line)
     search.on_change = line.changed
     if search.left():
         with line.showing():
-            tuning.run_search(search, context, run.path, seconds=seconds)
+            tuning.run_search(
+                search,
+                session.context,
+                run.path,
+                seconds=run.config.plan.minutes * 60,
+                interrupt=session.interrupt,
+            )
     finished = search.finished()
+    if not finished and session.interrupt.asked:
+        raise KeyboardInterrupt
     if not finished:
         raise EnsembleError(_nothing_finished(run, search.failures()))
     searched = round(time.monotonic() - started, 1)
-    experts = bank.experts(e for e in bank.read() if e.percent == 100 and e.trial in finished)
+    ended = {name: entry for name, entry in session.entries().items() if name in finished}
+    experts = session.bank.experts(ended.values())
     assessment = _assess(experts, run.config.metric, screen)
     return Findings(experts, assessment, searched, search.counts(), search.failures())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from search.space import Offer, known_good, suggest_plan
+from search.space import Offer, chosen_architecture, known_good, suggest_plan
 
 FIRST_STOP_PERCENT = 50
 """Nothing is stopped before: earlier scores say little of final ones (docs/architecture.md)."""
@@ -99,8 +99,15 @@ class StudySearch(OptunaSearch):
             study_name=modality,
             storage=storage,
         )
+        known = {chosen_architecture(params) for params in self._given()}
         for params in known_good(modality, offer):
-            self._ot_study.enqueue_trial(params, skip_if_exists=True)
+            if chosen_architecture(params) not in known:
+                self._ot_study.enqueue_trial(params)
+
+    def _given(self) -> Iterator[dict[str, Any]]:
+        """Parameters of every trial so far, of those that are still waiting too."""
+        for trial in self.study.get_trials(deepcopy=False):
+            yield {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
     @property
     def study(self) -> optuna.Study:
@@ -132,10 +139,15 @@ class StudySearch(OptunaSearch):
     def report_rung(self, trial_id: str, percent: int, score: float) -> bool:
         """Writes a rung into the journal; True if the trial is to be stopped."""
         trial = self._ot_trials[trial_id]
-        trial.report(score, percent)
+        trials = self.study.get_trials(deepcopy=False)
+        known = next(t.intermediate_values for t in trials if t.number == trial.number)
+        if any(later > percent for later in known):
+            return False  # a trial that was interrupted, and went on after this rung then
+        if percent not in known:
+            trial.report(score, percent)
+            trials = self.study.get_trials(deepcopy=False)
         if percent < FIRST_STOP_PERCENT or percent >= 100:
             return False
-        trials = self.study.get_trials(deepcopy=False)
         if sum(t.state == TrialState.COMPLETE for t in trials) < MIN_FINISHED:
             return False
         rivals = [
@@ -185,6 +197,7 @@ class DealtSearch(Searcher):
         trials: How many in all, over resumed processes too.
         deadline: Monotonic time after which no trial is started.
         on_change: Called whenever a trial starts, reports or ends.
+        on_end: Called with the name of a trial that has ended, when the journal says so.
     """
 
     def __init__(
@@ -196,12 +209,14 @@ class DealtSearch(Searcher):
         trials: int,
         deadline: float,
         on_change: Callable[[], None] = lambda: None,
+        on_end: Callable[[str], None] = lambda name: None,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.parts = {
             m: StudySearch(m, offer, journal, seed + n) for n, m in enumerate(offer.modalities)
         }
-        self.trials, self.deadline, self.on_change = trials, deadline, on_change
+        self.trials, self.deadline = trials, deadline
+        self.on_change, self.on_end = on_change, on_end
         self._halted: set[str] = set()
         self.running: dict[str, str] = {}
         self._owner: dict[str, StudySearch] = {}
@@ -293,12 +308,14 @@ class DealtSearch(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Passes the end on; a trial that the end of the time cut off stays to be resumed."""
-        self.running.pop(trial_id, None)
+        name = self.running.pop(trial_id, None)
         owner = self._owner.get(trial_id)
         ended = error or trial_id in self._halted or _ended_by_itself(result)
         if owner is None or not ended:
             return
         owner.on_trial_complete(trial_id, result, error)
+        if name:
+            self.on_end(name)
         self.on_change()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from models.registry import Architecture, ModelError, architectures
 from search.train import TrainSettings, TrialPlan
 
 MODALITIES = ("audio", "video", "early")
+_CHOICE = "architecture"
 
 
 @dataclass(frozen=True)
@@ -161,12 +162,14 @@ class Offer:
         pairs: Early fusion's `audio+video` parts.
         epochs_scale: A preset shortens or lengthens every schedule.
         why_not: Architecture → why it is not offered.
+        generation: 1, and one more whenever a finished search was given more architectures.
     """
 
     single: Mapping[str, tuple[str, ...]]
     pairs: tuple[str, ...]
     epochs_scale: float
     why_not: Mapping[str, str]
+    generation: int = 1
 
     @property
     def modalities(self) -> list[str]:
@@ -178,6 +181,23 @@ class Offer:
         """Values of the modality's `architecture` parameter."""
         return self.pairs if modality == "early" else self.single[modality]
 
+    @property
+    def parameter(self) -> str:
+        """Optuna's name of the choice of architecture: a study cannot change a parameter's values."""
+        return _CHOICE if self.generation == 1 else f"{_CHOICE}@{self.generation}"
+
+    def joined(self, other: Offer) -> Offer:
+        """This one, and what another one has besides."""
+        single = {
+            modality: tuple(dict.fromkeys([*self.single.get(modality, ()), *more]))
+            for modality, more in other.single.items()
+        }
+        pairs = tuple(dict.fromkeys([*self.pairs, *other.pairs]))
+        if (single, pairs) == (dict(self.single), self.pairs):
+            return self
+        why_not = {name: why for name, why in self.why_not.items() if name in other.why_not}
+        return Offer(single, pairs, self.epochs_scale, why_not, self.generation + 1)
+
     def to_json(self) -> dict[str, Any]:
         """For the run's `run.json`: a resumed run must offer the same."""
         return {
@@ -185,6 +205,7 @@ class Offer:
             "pairs": list(self.pairs),
             "epochs_scale": self.epochs_scale,
             "why_not": dict(self.why_not),
+            "generation": self.generation,
         }
 
     @staticmethod
@@ -192,7 +213,11 @@ class Offer:
         """The inverse of `to_json`."""
         single = {modality: tuple(names) for modality, names in document["single"].items()}
         return Offer(
-            single, tuple(document["pairs"]), document["epochs_scale"], document["why_not"]
+            single,
+            tuple(document["pairs"]),
+            document["epochs_scale"],
+            document["why_not"],
+            int(document.get("generation", 1)),
         )
 
 
@@ -245,7 +270,13 @@ def _unfit(entry: Architecture, shape: ClipShape, only: tuple[str, ...]) -> str 
 
 def suggest_plan(trial: optuna.Trial, modality: str, offer: Offer) -> TrialPlan:
     """Asks Optuna for one configuration of a modality."""
-    choice = trial.suggest_categorical("architecture", list(offer.choices(modality)))
+    # A trial that was interrupted between two parameters has its choice already.
+    asked = _choice_in(trial.params)
+    choice = (
+        trial.params[asked]
+        if asked
+        else trial.suggest_categorical(offer.parameter, list(offer.choices(modality)))
+    )
     name = "concatenation" if modality == "early" else choice
     values = {key: domain.suggest(trial, f"{name}.{key}") for key, domain in SPACE[name].items()}
     return _plan(name, choice, values, offer)
@@ -253,7 +284,8 @@ def suggest_plan(trial: optuna.Trial, modality: str, offer: Offer) -> TrialPlan:
 
 def plan_of(params: Mapping[str, Any], modality: str, offer: Offer) -> TrialPlan:
     """The configuration that a finished trial's parameters stand for."""
-    choice = params["architecture"]
+    choice = chosen_architecture(params)
+    assert choice, "a finished trial has an architecture"
     name = "concatenation" if modality == "early" else choice
     missing = [key for key in SPACE[name] if f"{name}.{key}" not in params]
     if missing:
@@ -263,6 +295,16 @@ def plan_of(params: Mapping[str, Any], modality: str, offer: Offer) -> TrialPlan
         )
     values = {key: params[f"{name}.{key}"] for key in SPACE[name]}
     return _plan(name, choice, values, offer)
+
+
+def chosen_architecture(params: Mapping[str, Any]) -> str | None:
+    """The architecture, or early fusion's pair, that a trial's parameters name."""
+    key = _choice_in(params)
+    return str(params[key]) if key else None
+
+
+def _choice_in(params: Mapping[str, Any]) -> str | None:
+    return next((key for key in params if key.partition("@")[0] == _CHOICE), None)
 
 
 def _plan(name: str, choice: str, values: Mapping[str, Any], offer: Offer) -> TrialPlan:
@@ -293,7 +335,7 @@ def known_good(modality: str, offer: Offer) -> Iterator[dict[str, Any]]:
         name = "concatenation" if modality == "early" else choice
         entry = get_architecture(name)
         defaults = {**TrainSettings().__dict__, **entry.training, **entry.default}
-        params: dict[str, Any] = {"architecture": choice}
+        params: dict[str, Any] = {offer.parameter: choice}
         for key, domain in SPACE[name].items():
             params[f"{name}.{key}"] = (
                 _nearest(domain, defaults[key]) if key in defaults else _first(domain)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -244,13 +244,19 @@ class TrainingData:
 
 
 def enrolment_order(index: ShardIndex, missing: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
-    """Speaker → rows of all their intact clips, in an order drawn once: the first N enrol them."""
+    """Speaker → rows of all their intact clips, in an order drawn once: the first N enrol them.
+
+    Each speaker's is a draw of its own: names often encode labels, and one order for all would
+    enrol every speaker by the same emotions.
+    """
     rows: dict[str, list[int]] = {}
     for row in sorted(range(len(index.clips)), key=lambda r: index.clips[r].clip):
         if not missing[row]:
             rows.setdefault(index.clips[row].speaker, []).append(row)
     return {
-        speaker: np.random.default_rng(0).permutation(np.asarray(mine, np.int64))
+        speaker: np.random.default_rng(list(speaker.encode())).permutation(
+            np.asarray(mine, np.int64)
+        )
         for speaker, mine in rows.items()
     }
 
@@ -585,6 +591,7 @@ class LockstepTrial:
     ) -> None:
         self.plan, self.data = plan, data
         self.workers = workers or Workers()
+        self.epoch = 0
         chosen = choose_precision(plan.architecture, plan.settings, device, precision)
         self.precision = chosen
         self.trainers = [
@@ -601,16 +608,34 @@ class LockstepTrial:
             for fold in range(data.folds.count)
         ]
 
-    def run(self) -> Iterator[RungResult]:
-        """Trains to the end, yielding at every rung; closing the iterator stops the trial."""
+    def run(self, on_epoch: Callable[[], None] = lambda: None) -> Iterator[RungResult]:
+        """Trains to the end, yielding at every rung; closing the iterator stops the trial.
+
+        Args:
+            on_epoch: Called after every epoch but the last, when its rung was dealt with.
+        """
         epochs = self.plan.training.epochs
         due: dict[int, int] = {}
         for percent in RUNGS:
             due[max(1, math.ceil(epochs * percent / 100))] = percent
-        for epoch in range(1, epochs + 1):
+        while self.epoch < epochs:
             losses = [trainer.step_epoch() for trainer in self.trainers]
-            if epoch in due:
-                yield RungResult(due[epoch], epoch, self.out_of_fold(), float(np.mean(losses)))
+            self.epoch += 1
+            if self.epoch in due:
+                logits, loss = self.out_of_fold(), float(np.mean(losses))
+                yield RungResult(due[self.epoch], self.epoch, logits, loss)
+            if self.epoch < epochs:
+                on_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that continues the trial elsewhere."""
+        return {"epoch": self.epoch, "folds": [t.state_dict() for t in self.trainers]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state_dict`."""
+        for trainer, of_fold in zip(self.trainers, state["folds"], strict=True):
+            trainer.load_state_dict(of_fold)
+        self.epoch = int(state["epoch"])
 
     def out_of_fold(self, enrolled: int | None = None) -> NDArray[np.float32]:
         """(N, K) logits: each clip by the network that did not train on its speaker."""

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from search.train import LockstepTrial, RungResult
     from search.workers import Workers
 
+ATTEMPTS = 3
+"""How often a trial whose process or host dies is continued, the first time included."""
+
 _STALLED_SECONDS = 1800
 """After so long without its fellows a worker gives up; one may still be filling its cache."""
 
@@ -51,20 +54,22 @@ def run_trial(config: dict[str, Any]) -> None:
         _generator_backpressure_num_objects=1,
         scheduling_strategy="DEFAULT",
     )
-    rungs = task.remote(spec)
-    try:
-        for rung in rungs:
-            tune.report(ray.get(rung))
-    except ray.exceptions.RayError as error:
-        tune.report(
-            {
-                "failed": f"the trial's process died: {type(error).__name__}",
-                "percent": 0,
-                "score": float("nan"),
-            }
-        )
-    finally:
-        ray.cancel(rungs, force=False)
+    for attempt in range(1, ATTEMPTS + 1):
+        rungs = task.remote(spec)
+        try:
+            for rung in rungs:
+                tune.report(ray.get(rung))
+            return
+        except ray.exceptions.RayError as error:
+            if attempt == ATTEMPTS:
+                tune.report(failed(f"its process died {ATTEMPTS} times: {type(error).__name__}"))
+        finally:
+            ray.cancel(rungs, force=False)
+
+
+def failed(why: str) -> dict[str, Any]:
+    """The report of a trial that came to nothing."""
+    return {"failed": why, "percent": 0, "score": float("nan")}
 
 
 def _run_trainer(spec: Spec) -> None:
@@ -72,7 +77,7 @@ def _run_trainer(spec: Spec) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     if failure := fit_trainer(spec, [TuneReportCallback()]):
-        tune.report({"failed": failure, "percent": 0, "score": float("nan")})
+        tune.report(failed(failure))
 
 
 def fit_trainer(spec: Spec, callbacks: list[Any]) -> str | None:
@@ -96,36 +101,41 @@ def fit_trainer(spec: Spec, callbacks: list[Any]) -> str | None:
             name=f"{spec['trial']} {describe(spec['plan'])}",
             storage_path=str(Path(context["run"]) / "ray" / "train"),
             callbacks=callbacks,
-            failure_config=ray.train.FailureConfig(max_failures=0),
+            # A worker that is preempted is replaced, and all go on from the checkpoint.
+            failure_config=ray.train.FailureConfig(max_failures=ATTEMPTS - 1),
         ),
     )
     try:
-        trainer.fit()
+        metrics = trainer.fit().metrics or {}
+        return str(metrics["failed"]) if metrics.get("failed") else None
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", {})
         if failures:
             return _reason(next(iter(failures.values())))
         # What went wrong in the controller stands at the end of its traceback.
         return [line.strip() for line in str(error).splitlines() if line.strip()][-1][:300]
-    return None
 
 
 def train_on_worker(spec: Spec) -> None:
     """`train_loop_per_worker`: trains this worker's part, in step with its fellows."""
     import ray.train
 
+    from search.train import NonFiniteLossError
     from search.workers import Workers
 
-    for report in _train(spec, TrialLog(spec), Workers.here()):
-        # Ray waits here for every worker; the first one's report is the one that counts.
-        ray.train.report(report)
+    try:
+        for report in _train(spec, TrialLog(spec), Workers.here()):
+            # Ray waits here for every worker; the first one's report is the one that counts.
+            ray.train.report(report)
+    except NonFiniteLossError as error:  # on all workers alike; it would come again
+        ray.train.report(failed(_reason(error)))
 
 
 @ray.remote(num_cpus=0, num_returns="streaming", max_retries=0)
 def train_with_trainer(spec: Spec) -> Iterator[dict[str, Any]]:
     """As `train_trial`, on Ray Train workers, for trials outside of Tune."""
     if failure := fit_trainer(spec, []):
-        yield {"failed": failure, "percent": 0, "score": float("nan")}
+        yield failed(failure)
 
 
 def enrolled_name(trial: str, clips: int) -> str:
@@ -161,7 +171,7 @@ def train(spec: Spec) -> Iterator[dict[str, Any]]:
         yield from _train(spec, log, Workers())
     except Exception as error:  # any trial may fail in its own way; the journal keeps the reason
         log.write(traceback.format_exc())
-        yield {"failed": _reason(error), "percent": 0, "score": float("nan")}
+        yield failed(_reason(error))
 
 
 def _reason(error: Exception) -> str:
@@ -172,6 +182,7 @@ def _reason(error: Exception) -> str:
 def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, Any]]:
     import torch
 
+    from search.checkpoint import Checkpoint, Progress
     from search.train import LockstepTrial, TrialPlan
 
     context = spec["context"]
@@ -186,17 +197,47 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
         workers=workers,
         by_speaker="enrolment" in spec,
     )
+    checkpoint = Checkpoint(Path(context["run"]), spec["trial"], _identity(spec))
+    before = checkpoint.load()
+    if not workers.agree(before.trial["epoch"] if before else 0):
+        before = None
+    if before:
+        trial.load_state_dict(before.trial)
+    reports = before.reports if before else []
     if workers.rank:  # one of several writes and tells
-        for _ in trial.run():
+        for _ in (*reports, *trial.run()):
             yield {}
         return
+    setup = time.monotonic() - started
     log.write(
-        f"{describe(spec['plan'])}, {trial.precision}, setup {time.monotonic() - started:.2f} s\n"
-        f"{json.dumps(spec['plan'])}"
+        f"{describe(spec['plan'])}, {trial.precision}, setup {setup:.2f} s\n"
+        + (f"continued after epoch {trial.epoch}" if before else json.dumps(spec["plan"]))
     )
+    # Told again: who judges them may have died before they were written down.
+    yield from reports
+    if before:
+        started = time.monotonic() - before.seconds
     record = _Record(spec, trial, log, started)
-    for rung in trial.run():
-        yield record.rung(rung)
+
+    def save() -> None:
+        if checkpoint.due:
+            seconds = time.monotonic() - started
+            checkpoint.save(Progress(trial.state_dict(), reports, seconds))
+
+    for rung in trial.run(save):
+        reports.append(record.rung(rung))
+        yield reports[-1]
+
+
+def _identity(spec: Spec) -> dict[str, Any]:
+    """What a trial's networks are a function of."""
+    context = spec["context"]
+    keys = ("seed", "checksum", "classes", "protocol", "test_speakers", "folds", "skip_corrupt")
+    return {
+        "plan": spec["plan"],
+        "enrolment": spec.get("enrolment"),
+        **{key: context[key] for key in keys},
+    }
 
 
 class _Record:

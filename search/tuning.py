@@ -23,10 +23,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 from ray import tune
 
+from search.checkpoint import forget
 from search.config import ConfigError
+from search.interrupt import Interrupt
 from search.sampler import DealtSearch, HalvingScheduler
 from search.trial import (
     ACTOR_CPUS,
+    ATTEMPTS,
     Spec,
     describe,
     run_trial,
@@ -114,12 +117,19 @@ def trials_at_once(
     return asked or max(1, fitting)
 
 
-def run_search(search: DealtSearch, context: dict[str, Any], run: Path, *, seconds: float) -> None:
-    """Runs trials until the search has no more, or the time is over.
+def run_search(
+    search: DealtSearch,
+    context: dict[str, Any],
+    run: Path,
+    *,
+    seconds: float,
+    interrupt: Interrupt | None = None,
+) -> None:
+    """Runs trials until the search has no more, the time is over, or the user asks to stop.
 
-    Raises:
-        KeyboardInterrupt: On Ctrl-C; what ran stays in the journal to be resumed.
+    What runs then stays in the journal to be resumed.
     """
+    search.on_end = lambda name: forget(run, name)
     tuner = tune.Tuner(
         tune.with_resources(run_trial, {"cpu": ACTOR_CPUS}),
         param_space={"context": context},
@@ -137,10 +147,27 @@ def run_search(search: DealtSearch, context: dict[str, Any], run: Path, *, secon
             name="tune",
             storage_path=str(run.resolve() / "ray"),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=0),
+            stop=_AskedTo(interrupt or Interrupt()),
+            # The actor that waits for a trial died with its host: another one takes the trial on.
+            failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
         ),
     )
     tuner.fit()
+
+
+class _AskedTo(tune.Stopper):
+    """Ends the experiment when the user asks to."""
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        self.interrupt = interrupt
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Single trials are stopped by the scheduler."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked at every step of the experiment."""
+        return self.interrupt.asked
 
 
 class _WithContext(tune.search.ConcurrencyLimiter):
@@ -165,6 +192,7 @@ def run_seeds(
     *,
     workers: int,
     on_done: Callable[[str, str | None], None],
+    interrupt: Interrupt,
 ) -> None:
     """Trains given configurations to their end, as named tasks, a few at a time.
 
@@ -172,20 +200,26 @@ def run_seeds(
         specs: Each with a context of its own seed.
         workers: At the same time.
         on_done: Called with the trial's name and None, or why it failed.
+        interrupt: Once asked, what runs is stopped, to be continued from its checkpoint.
     """
-    waiting = list(specs)
-    running: dict[Any, str] = {}
-    streams: dict[str, Any] = {}
-    while waiting or running:
+    waiting = [(spec, 1) for spec in specs]
+    running: dict[Any, tuple[Spec, int, Any]] = {}
+    while (waiting or running) and not interrupt.asked:
         while waiting and len(running) < workers:
-            spec = waiting.pop(0)
+            spec, attempt = waiting.pop(0)
             stream = _start(spec)
-            running[stream.completed()] = spec["trial"]
-            streams[spec["trial"]] = stream  # dropping it would cancel the task
-        done, _ = ray.wait(list(running), num_returns=1)
+            running[stream.completed()] = (spec, attempt, stream)  # dropping it would cancel it
+        done, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
         for reference in done:
-            name = running.pop(reference)
-            on_done(name, _failure(streams.pop(name)))
+            spec, attempt, stream = running.pop(reference)
+            why, died = _failure(stream)
+            if died and attempt < ATTEMPTS:
+                waiting.insert(0, (spec, attempt + 1))
+                continue
+            forget(Path(spec["context"]["run"]), spec["trial"])
+            on_done(spec["trial"], why)
+    for _, _, stream in running.values():
+        ray.cancel(stream, force=False)
 
 
 def _start(spec: Spec) -> Any:
@@ -200,9 +234,10 @@ def _start(spec: Spec) -> Any:
     ).remote(spec)
 
 
-def _failure(stream: Any) -> str | None:
+def _failure(stream: Any) -> tuple[str | None, bool]:
+    """Why a training came to nothing, and whether because its process died."""
     try:
         reports = [ray.get(reference) for reference in stream]
     except ray.exceptions.RayError as error:
-        return f"its process died: {type(error).__name__}"
-    return next((str(report["failed"]) for report in reports if report.get("failed")), None)
+        return f"its process died {ATTEMPTS} times: {type(error).__name__}", True
+    return next((str(report["failed"]) for report in reports if report.get("failed")), None), False

@@ -38,6 +38,11 @@ class Workers:
             return moved.to(values.device)
         return values
 
+    def agree(self, number: int) -> bool:
+        """Whether every worker has the same number."""
+        numbers = self.concatenate(torch.tensor([number]))
+        return bool((numbers == number).all())
+
     def concatenate(self, rows: Tensor) -> Tensor:
         """(n, …) rows of each worker → all of them, by rank; n may differ."""
         if self.count == 1:

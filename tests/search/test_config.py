@@ -29,7 +29,7 @@ def test_an_impossible_duration_says_what_is_expected(text: str) -> None:
         (["--trials", "many"], "trials must be of type int, got 'many'."),
         (["--cache-gb", "-1"], "cache_gb must be positive, got -1.0."),
         (["--name", "a/b"], "name must be letters, digits and . _ + -, got 'a/b'."),
-        (["--name", "a", "--resume", "b"], "Give either name"),
+        (["--name", "a", "--resume", "b"], "Give one of name"),
         (["--trails", "3"], "Known keys: data, preset, trials"),
         (["--config", "nowhere.yaml"], "File does not exist"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -87,22 +88,59 @@ def test_a_run_killed_at_several_moments_ends_as_the_uninterrupted_one(
         assert (one.logits == other.logits).all(), f"{one.trial} trained otherwise after the kill"
 
 
+def wait_for(process: subprocess.Popen[str], run: Path, pattern: str, count: int) -> None:
+    """Until the bank holds so many entries of that name."""
+    deadline = time.monotonic() + 120
+    while len(list((run / "bank").glob(pattern))) < count:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.mark.slow()
 def test_ctrl_c_leaves_a_run_that_can_be_continued(
     launch: Any, small_search: list[object], tmp_path: Path
 ) -> None:
-    process = launch(*small_search, "--name", "stopped")
     run = tmp_path / "runs" / "stopped"
-    while not list((run / "bank").glob("*.npz")):
-        assert process.poll() is None
-        time.sleep(0.02)
+    process = launch(*small_search, "--name", "stopped")
+    wait_for(process, run, "*.npz", 1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, "nothing to report yet"
     assert "--resume stopped" in err
     assert "Traceback" not in err
+
+    process = launch("--resume", "stopped", "--runs-dir", tmp_path / "runs")
+    wait_for(process, run, "*@100.npz", 3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "fused" in out, "what has finished is reported"
+    assert "Stopping: what runs is kept" in err
+    assert "--resume stopped" in err
+    summary = json.loads((run / "summary.json").read_text())
+    assert len(summary["experts"]) >= 3
+
     out = finish(launch("--resume", "stopped", "--runs-dir", tmp_path / "runs"))
     assert "9 trials finished" in out or "stopped early" in out
     states = [t["state"] for t in journal(run)]
     assert len(states) == 9
     assert "RUNNING" not in states
+    assert not list((run / "checkpoints").glob("*")), "of trials that have ended"
+
+
+@pytest.mark.slow()
+def test_a_second_ctrl_c_leaves_at_once(
+    launch: Any, small_search: list[object], tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "left"
+    process = launch(*small_search, "--name", "left")
+    wait_for(process, run, "*@100.npz", 1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "fused" not in out
+    assert "--resume left" in err
+    assert "Traceback" not in err

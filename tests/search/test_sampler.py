@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from models import ClipShape
 from search.sampler import DealtSearch, StudySearch, open_journal
-from search.space import Offer, offer_for
+from search.space import Offer, offer_for, plan_of
 
 SHAPE = ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5)
 
@@ -177,3 +177,67 @@ def test_a_run_that_is_cut_off_leaves_its_running_trials_to_be_resumed(
     search.on_trial_complete("0", {"score": 0.4, "percent": 25})
     (trial,) = search.parts["audio"].asked()
     assert trial.state == TrialState.RUNNING
+
+
+def test_a_rung_that_was_judged_before_an_interruption_is_not_judged_again(
+    offer: Offer, tmp_path: Path
+) -> None:
+    part = deal(offer, tmp_path / "journal").parts["audio"]
+    part.suggest("early bird")
+    for rung in (25, 50, 75):
+        assert not part.report_rung("early bird", rung, 0.4), "nothing has finished yet"
+    for number in range(3):
+        part.suggest(str(number))
+        part.report_rung(str(number), 50, 0.9)
+        part.report_rung(str(number), 75, 0.9)
+        part.on_trial_complete(str(number), {"score": 0.9, "percent": 100})
+    bird = part.asked()[0]
+    again = deal(offer, tmp_path / "journal").parts["audio"]
+    again.adopt("early bird", bird)
+    assert not again.report_rung("early bird", 25, 0.4)
+    assert not again.report_rung("early bird", 50, 0.4), "it went on after this rung then"
+    assert again.report_rung("early bird", 75, 0.4), "nobody knows how this one was judged"
+
+
+def test_an_extended_search_tries_what_is_new_first_and_forgets_nothing(
+    offer: Offer, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal"
+    search = deal(offer, path)
+    for number in range(9):
+        search.suggest(str(number))
+        finish(search, str(number), number / 10)
+    search.suggest("orphan")  # of audio, and its process dies
+    before = {name: dict(trial.params) for name, trial in search.all_trials().items()}
+
+    more = offer.joined(offer_for(SHAPE, ("functionals", "logmel_resnet")))
+    assert more.generation == 2
+    assert more.single["audio"] == ("functionals", "logmel_resnet")
+    assert more.pairs == offer.pairs
+    extended = deal(Offer.from_json(more.to_json()), path)
+    assert extended.left() == 100 - 10 + 1
+    adopted = extended.suggest("a")
+    assert isinstance(adopted, dict)
+    assert adopted["trial"] == "audio-0003"
+    assert adopted["plan"]["architecture"] == "functionals"
+    finish(extended, "a", 0.5)
+    plans = []
+    for number in range(24):
+        config = extended.suggest(f"x{number}")
+        assert isinstance(config, dict)
+        plans.append((config["modality"], config["plan"]["architecture"]))
+        finish(extended, f"x{number}", 0.3)
+    audio = [name for modality, name in plans if modality == "audio"]
+    assert audio[0] == "logmel_resnet", "its known-good default comes first"
+    assert set(audio) == {"functionals", "logmel_resnet"}
+    assert len({name for modality, name in plans if modality == "video"}) == 1
+    for name, params in before.items():
+        assert params.items() <= extended.all_trials()[name].params.items()
+    for name, trial in extended.all_trials().items():
+        plan_of(trial.params, name.rpartition("-")[0], more)
+
+
+def test_an_offer_that_brings_nothing_new_stays_as_it_is(offer: Offer) -> None:
+    assert offer.joined(offer) is offer
+    again = offer.joined(offer_for(SHAPE, ("logmel_resnet",)))
+    assert again.joined(offer_for(SHAPE, ("logmel_resnet",))) is again

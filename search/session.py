@@ -1,0 +1,92 @@
+"""A run while it is on Ray: what its stages share, and training again what the search found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from ensembles.bank import BankEntry, PosteriorBank
+from ensembles.honesty import Assessment
+from search import tuning, weights
+from search.folder import RunFolder
+from search.interrupt import Interrupt
+from search.sampler import DealtSearch
+from search.space import plan_of
+from search.train import TrainingData
+from search.trial import Spec
+
+
+@dataclass
+class Session:
+    """A run on Ray.
+
+    Attributes:
+        run: Its folder.
+        data: Its corpus.
+        bank: What its trials leave.
+        search: Its journal, dealt out.
+        context: What every trial is told.
+        screen: Shows what goes on.
+        interrupt: Whether it is to end.
+    """
+
+    run: RunFolder
+    data: TrainingData
+    bank: PosteriorBank
+    search: DealtSearch
+    context: dict[str, Any]
+    screen: Console
+    interrupt: Interrupt
+
+    def entries(self) -> dict[str, BankEntry]:
+        """Name → bank entry of every training that came to its end."""
+        return {entry.trial: entry for entry in self.bank.read() if entry.percent == 100}
+
+    def retraining(self, name: str, title: str, **changes: Any) -> Spec:
+        """A trial's configuration, to be trained again under another name.
+
+        Args:
+            name: Of the trial.
+            title: The other name.
+            changes: To the spec (`keep_weights`, `enrolment`) or its `context`.
+        """
+        modality = name.rpartition("-")[0]
+        offer = self.search.parts[modality].offer
+        plan = plan_of(self.search.all_trials()[name].params, modality, offer)
+        return {
+            "trial": title,
+            "modality": modality,
+            "plan": plan.to_json(),
+            "keep_weights": False,
+            **changes,
+            "context": {**self.context, **changes.get("context", {})},
+        }
+
+    def train(self, specs: list[Spec]) -> None:
+        """Trains configurations to their end; names those that fail, and why."""
+
+        def done(name: str, why: str | None) -> None:
+            if why:
+                self.screen.print(f"{name} failed: {why}", highlight=False)
+
+        tuning.run_seeds(
+            specs, workers=int(self.context["workers"]), on_done=done, interrupt=self.interrupt
+        )
+
+
+def restore_weights(session: Session, assessment: Assessment) -> None:
+    """Trains needed experts again whose networks an earlier end of the run did not keep.
+
+    With the same seed: what comes back is what was scored.
+    """
+    titles = {name: f"{name}+again" for name in weights.lost(session.run, assessment)}
+    if not titles:
+        return
+    session.screen.print(f"training {len(titles)} experts again, whose networks were not kept")
+    session.train(
+        [session.retraining(name, title, keep_weights=True) for name, title in titles.items()]
+    )
+    for name, title in titles.items():
+        weights.put_back(session.run, name, title)
