@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from datasets.clips import DataError, Skipped
+from datasets.remote import open_resuming
 
 FORMAT_VERSION = 1
 FILE_NAME = "index.json"
@@ -162,7 +161,7 @@ def read_index(root: str | Path) -> ShardIndex:
     """
     location = str(root).rstrip("/")
     try:
-        with fsspec.open(f"{location}/{FILE_NAME}", "rb") as file:
+        with open_resuming(f"{location}/{FILE_NAME}") as file:
             content = file.read()
     except FileNotFoundError:
         raise DataError(

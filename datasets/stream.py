@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import fsspec
 import numpy as np
 import soundfile
 import webdataset as wds
@@ -22,6 +21,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from datasets.clips import DataError
 from datasets.index import ShardIndex
+from datasets.remote import open_resuming
 
 Sample = dict[str, Any]
 Handler = Callable[[str, Exception], None]
@@ -89,7 +89,7 @@ def content_hashes(sample: Sample) -> tuple[str, str]:
 
 
 def _read_tars(shards: Iterable[Sample], *, handler: Handler) -> Iterator[Sample]:
-    """Opens each shard with fsspec and groups its members into clips.
+    """Opens each shard and groups its members into clips.
 
     WebDataset's own opener would run a shell command for a `pipe:` name, which an index
     from outside must not be able to ask for.
@@ -97,7 +97,7 @@ def _read_tars(shards: Iterable[Sample], *, handler: Handler) -> Iterator[Sample
     for shard in shards:
         url = shard["url"]
         try:
-            with fsspec.open(url, "rb") as file:
+            with open_resuming(url) as file:
                 members = ({**m, "__url__": url} for m in tar_file_iterator(file))
                 yield from group_by_keys(members)
         except (OSError, tarfile.TarError, ValueError, EOFError, AttributeError) as error:

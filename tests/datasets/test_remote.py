@@ -1,0 +1,201 @@
+"""Shards behind URLs: an object store, and a web server that fails and cuts connections."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import fsspec
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+from datasets import remote
+from datasets.cache import open_cache
+from datasets.clips import DataError
+from datasets.index import ShardIndex, read_index
+from datasets.remote import open_resuming
+from datasets.stream import stream_clips
+
+
+class WebServer(ThreadingHTTPServer):
+    """Serves a folder, perhaps badly.
+
+    Attributes:
+        requests: Answered so far.
+        fails: Whether the request of that number is answered with 503.
+        cuts: Whether the answer to it ends in the middle.
+        ranges: Whether parts of files can be asked for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder, self.requests = folder, 0
+        self.fails: Callable[[int], bool] = lambda number: False
+        self.cuts: Callable[[int], bool] = lambda number: False
+        self.ranges = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that leaves is none of our business."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: WebServer
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def _answer(self, *, body: bool) -> None:
+        self.server.requests += 1
+        number = self.server.requests
+        path = self.server.folder / self.path.lstrip("/")
+        if self.server.fails(number):
+            self.send_error(503)
+            return
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        asked = self.headers.get("Range") if self.server.ranges else None
+        self.send_response(206 if asked else 200)
+        if asked:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            stop = min(int(last or len(content) - 1), len(content) - 1)
+            self.send_header("Content-Range", f"bytes {first}-{stop}/{len(content)}")
+            content = content[int(first) : stop + 1]
+        if self.server.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if not body:
+            return
+        if self.server.cuts(number):
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+            return
+        self.wfile.write(content)
+
+
+@pytest.fixture()
+def web(small_index: ShardIndex, tmp_path: Path) -> Iterator[WebServer]:
+    """The small corpus's shards on a web server."""
+    shutil.copytree(small_index.root, tmp_path / "site" / "shards")
+    server = WebServer(tmp_path / "site")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits that were asked for, none of which is waited."""
+    waits: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    return waits
+
+
+@contextmanager
+def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An S3 server of our own, and its client."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield boto3.client("s3")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()
+
+
+def same_clips(index: ShardIndex, local: ShardIndex, folder: Path) -> None:
+    """The cache filled from one is that of the other."""
+    there, here = open_cache(index, folder / "there"), open_cache(local, folder / "here")
+    rows = np.arange(len(local.clips))
+    for kind in ("audio", "features"):
+        one, other = (cache.batch(rows, [kind])[kind] for cache in (there, here))
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_shards_stream_from_an_object_store(
+    small_index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with object_store(monkeypatch) as client:
+        client.create_bucket(Bucket="corpora")
+        for path in Path(small_index.root).iterdir():
+            client.upload_file(str(path), "corpora", f"small/{path.name}")
+        index = read_index("s3://corpora/small")
+        assert index.checksum == small_index.checksum
+        same_clips(index, small_index, tmp_path)
+        client.delete_object(Bucket="corpora", Key=f"small/{small_index.shards[-1].name}")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        with pytest.raises(DataError, match=small_index.shards[-1].name):
+            list(stream_clips(index))
+
+
+def test_a_server_that_fails_and_cuts_loses_no_clip(
+    web: WebServer, small_index: ShardIndex, tmp_path: Path, short_waits: list[float]
+) -> None:
+    web.fails = lambda number: number % 10 == 3
+    web.cuts = lambda number: number % 10 == 7
+    index = read_index(f"{web.url}/shards")
+    for _ in range(3):
+        found = sorted(str(sample["clip"]) for sample in stream_clips(index))
+        assert found == sorted(entry.clip for entry in small_index.clips)
+    same_clips(index, small_index, tmp_path)
+    assert web.requests > 20
+    assert len(short_waits) >= web.requests // 10, "it did fail"
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_what_was_read_is_not_read_again_where_the_server_can_go_on(
+    web: WebServer, tmp_path: Path, ranges: bool
+) -> None:
+    content = np.random.default_rng(0).bytes(17 * 2**20)
+    (tmp_path / "site" / "large").write_bytes(content)
+    web.ranges = ranges
+    web.cuts = lambda number: number in {2, 4}
+    with open_resuming(f"{web.url}/large") as file:
+        assert file.read() == content
+
+
+def test_a_server_that_stays_away_is_named_in_the_end(
+    web: WebServer, small_index: ShardIndex, short_waits: list[float]
+) -> None:
+    index = read_index(f"{web.url}/shards")
+    web.fails = lambda number: True
+    url = f"{web.url}/shards/{small_index.shards[0].name}"
+    with pytest.raises(DataError, match=rf"shard '{url}'.*given up after 8 attempts"):
+        list(stream_clips(index))
+    assert len(short_waits) == remote.ATTEMPTS - 1
+    assert 20 < sum(short_waits) < 100, "about a minute"
+
+
+def test_a_file_that_is_not_there_is_not_asked_for_again(
+    web: WebServer, short_waits: list[float]
+) -> None:
+    with pytest.raises(DataError, match=r"No index\.json in 'http://.*/nowhere'"):
+        read_index(f"{web.url}/nowhere")
+    assert short_waits == []
