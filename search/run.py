@@ -157,7 +157,7 @@ class Findings:
     Attributes:
         experts: Posteriors of every finished trial.
         assessment: Of all recipes over them.
-        searched: Seconds of the search itself.
+        searched: Seconds of the search itself, in this process.
         trials: How many ended how.
         failures: Trial → reason.
         confirmed: Fresh seed → row → score.
@@ -181,10 +181,13 @@ def _search_and_report(
     bank = PosteriorBank.create(run.path / "bank", clip_table(data))
 
     def save(found: Findings, unseen: UnseenScore | None = None) -> dict[str, Any]:
-        total = facts["seconds_before"] + time.monotonic() - started
-        report = _report(run, {**facts, "seconds_before": total}, found, unseen)
+        spent = {
+            "searched_before": facts.get("searched_before", 0.0) + found.searched,
+            "seconds_before": facts["seconds_before"] + time.monotonic() - started,
+        }
+        report = _report(run, {**facts, **spent}, found, unseen)
         write_reports(run.path, found.assessment, found.confirmed, report)
-        run.record({**facts, "seconds_before": report["seconds"]["total"]})
+        run.record({**facts, **spent})
         looked = run.path / "predictions_test.csv"
         looked.unlink(missing_ok=True)  # of an earlier ensemble
         if unseen:
@@ -239,7 +242,10 @@ def _report(
         "runner": _runner(run.config, facts["device"] == "cuda"),
         "workers_per_trial": run.config.workers_per_trial,
         "held_out": list(run.config.test_speaker_names),
-        "seconds": {"search": found.searched, "total": round(facts["seconds_before"], 1)},
+        "seconds": {
+            "search": round(facts["searched_before"], 1),
+            "total": round(facts["seconds_before"], 1),
+        },
     }
 
 
@@ -330,7 +336,7 @@ def _tune_and_fuse(session: Session) -> Findings:
         raise KeyboardInterrupt
     if not finished:
         raise EnsembleError(_nothing_finished(run, search.failures()))
-    searched = round(time.monotonic() - started, 1)
+    searched = time.monotonic() - started
     ended = {name: entry for name, entry in session.entries().items() if name in finished}
     experts = session.bank.experts(ended.values())
     assessment = _assess(experts, run.config.metric, screen)

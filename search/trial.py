@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 import traceback
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def run_trial(config: dict[str, Any]) -> None:
         name=f"{spec['trial']} {describe(spec['plan'])}",
         num_cpus=context["cpus_per_trial"] - ACTOR_CPUS,
         num_gpus=context["gpus_per_trial"],
-        # The next rung is not begun before this one was judged.
+        # No more than the next rung is begun before this one was judged.
         _generator_backpressure_num_objects=1,
         scheduling_strategy="DEFAULT",
     )
@@ -156,6 +157,9 @@ def describe(plan: dict[str, Any]) -> str:
 @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
 def train_trial(spec: Spec) -> Iterator[dict[str, Any]]:
     """Trains one trial; at every rung its bank entry is on disk before the report is sent."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # Ray cancels a task by this signal, which whatever a shell starts with & ignores.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     yield from train(spec)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ Launch = Callable[..., "subprocess.Popen[str]"]
 def launch(cache_folder: Path) -> Launch:
     """Starts `python -m search.run …` as the leader of a process group."""
 
-    def start(*arguments: object) -> subprocess.Popen[str]:
+    def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "search.run", *map(str, arguments)],
             cwd=ROOT,
@@ -27,6 +28,7 @@ def launch(cache_folder: Path) -> Launch:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            **options,
         )
 
     return start

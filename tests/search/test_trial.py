@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from search.checkpoint import checkpoint_path
 from search.corpus import clip_table
 from search.train import FoldTrainer, TrainingData, TrialPlan
 from search.trial import ATTEMPTS, describe, train
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture()
@@ -172,3 +176,38 @@ def test_a_trial_whose_processes_all_die_fails_alone(
     assert process.returncode == 0, err
     assert "1 failed" in out
     assert "failed: video-0000: its process died 3 times" in " ".join(out.split())
+
+
+STOPPED = """
+import json, signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with &
+import ray
+from search.trial import train_trial
+ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+rungs = train_trial.options(_generator_backpressure_num_objects=1).remote(json.load(sys.stdin))
+print(ray.get(next(rungs))["percent"], flush=True)
+ray.cancel(rungs)
+free = lambda: ray.available_resources().get("CPU", 0) >= 1
+deadline = time.monotonic() + 30
+while not free() and time.monotonic() < deadline:
+    time.sleep(0.1)
+print("free" if free() else "still training")
+"""
+
+
+@pytest.mark.slow()
+def test_a_stopped_trial_ends_though_its_shell_ignores_interrupts(spec: dict[str, Any]) -> None:
+    """It went on to its next rung, a quarter of its schedule for nothing."""
+    spec["plan"] = TrialPlan.of("action_units", {}, {"epochs": 20_000}).to_json()
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED],
+        input=json.dumps(spec),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+        cwd=ROOT,
+    )
+    assert done.stdout.split("\n")[:2] == ["25", "free"], done.stderr
+    bank = PosteriorBank.open(Path(spec["context"]["run"]) / "bank")
+    assert [entry.percent for entry in bank.read()] == [25]
