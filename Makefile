@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint bench clean-venv
+.PHONY: run test test-cluster lint bench clean-venv
 
 run: $(VENV)/.ready  ## search the embedded synthetic corpus (no data, no GPU, no cluster)
 	$(BIN)/python -m search.run
 
 test: lint  ## everything that must hold
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -rs
+
+test-cluster: $(VENV)/.ready  ## three hosts, made of network namespaces
+	$(BIN)/python -m pytest -m cluster -rs
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

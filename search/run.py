@@ -23,6 +23,7 @@ from search import weights
 from search.config import ConfigError, SearchConfig, parse_arguments
 from search.corpus import clip_table, load_corpus
 from search.cost import drop_expensive, predict_seconds
+from search.doctor import quick_findings
 from search.folder import RunFolder, new_run, provenance, resumed_run
 from search.interrupt import Interrupt
 from search.progress import ProgressLine, chatter_to
@@ -43,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         config, given = parse_arguments(arguments)
         run = resumed_run(config, given) if config.resume or config.extend else None
         config = run.config if run else config
+        for finding in quick_findings(config):
+            text = f"{finding.level}: {finding.what} → {finding.remedy}"
+            console.print(text, markup=False, highlight=False)
         data = load_corpus(config, console)
         facts = run.facts() if run else {}
         facts = facts or _find_out(config, data, console)
@@ -66,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _find_out(config: SearchConfig, data: TrainingData, console: Console) -> dict[str, Any]:
     """What the search may try here; recorded once, so that a resumed run offers the same."""
-    device = _device(config)
+    device = choose_device(config)
     offer = offer_for(data.shape, config.architectures, config.plan.epochs_scale)
     seconds: dict[str, float] = {}
     with console.status("timing one training step of each architecture"):
@@ -119,7 +123,8 @@ def _check_same_data(facts: dict[str, Any], data: TrainingData, run: RunFolder |
         )
 
 
-def _device(config: SearchConfig) -> str:
+def choose_device(config: SearchConfig) -> str:
+    """Where trials train: cuda or cpu; raises ConfigError for a GPU that is not there."""
     import torch
 
     if config.device == "cuda" and not torch.cuda.is_available():

@@ -15,6 +15,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,12 +210,12 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
         trial.load_state_dict(before.trial)
     reports = before.reports if before else []
     if workers.rank:  # one of several writes and tells
-        for _ in (*reports, *trial.run()):
+        for _ in chain(reports, trial.run()):
             yield {}
         return
     setup = time.monotonic() - started
     log.write(
-        f"{describe(spec['plan'])}, {trial.precision}, setup {setup:.2f} s\n"
+        f"{describe(spec['plan'])}, {trial.precision}, setup {setup:.2f} s{_here()}\n"
         + (f"continued after epoch {trial.epoch}" if before else json.dumps(spec["plan"]))
     )
     # Told again: who judges them may have died before they were written down.
@@ -231,6 +232,11 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
     for rung in trial.run(save):
         reports.append(record.rung(rung))
         yield reports[-1]
+
+
+def _here() -> str:
+    """Which host this is, where Ray knows."""
+    return f" on {ray.util.get_node_ip_address()}" if ray.is_initialized() else ""
 
 
 def _identity(spec: Spec) -> dict[str, Any]:

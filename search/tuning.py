@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ from search.trial import (
     train_with_trainer,
 )
 
+_REACH_S = 10.0
+"""How long a cluster may take to accept a connection."""
+
 EXCLUDES = [
     ".git",
     ".venv",
@@ -67,6 +71,7 @@ def start_ray(address: str | None, workers: int | None, *, dashboard: bool) -> s
             "excludes": EXCLUDES,
             "worker_process_setup_hook": "search.network.use_cluster_interface",
         }
+        _check_reachable(address)
         try:
             context = ray.init(address, runtime_env=runtime, **common)
         except (ConnectionError, RuntimeError) as error:
@@ -87,6 +92,20 @@ def start_ray(address: str | None, workers: int | None, *, dashboard: bool) -> s
             **common,
         )
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would go on trying for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.removeprefix("ray://"), int(port)), _REACH_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot join the Ray cluster at '{address}': {error.strerror or error}. "
+            "Is it up (ray status, on its head), and can this host reach it?"
+        ) from error
 
 
 def stop_ray() -> None:

@@ -111,7 +111,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(
     assert "Traceback" not in err
 
     process = launch("--resume", "stopped", "--runs-dir", tmp_path / "runs")
-    wait_for(process, run, "*@100.npz", 3)
+    wait_for(process, run, "*@100.npz", 4)  # of the last one the journal may not know yet
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
