@@ -31,7 +31,7 @@ def confirm(session: Session, assessment: Assessment, count: int) -> dict[int, d
         for name in names
         if fresh_name(name, seed) not in have
     ]
-    if specs:
+    if specs and not session.interrupt.asked:
         _announce(session, names, len(specs))
         session.train(specs)
     return _score(session, rows, names, seeds, assessment.metric)

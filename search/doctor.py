@@ -236,8 +236,13 @@ def check_shards(index: ShardIndex, workers: int) -> Iterator[Finding]:
         yield Finding("ok", what)
 
 
-def check_cost(config: SearchConfig) -> Iterator[Finding]:
-    """One training step of every architecture, and what that says of the search."""
+def check_cost(config: SearchConfig, workers: int) -> Iterator[Finding]:
+    """One training step of every architecture here, and what that says of the search.
+
+    Args:
+        config: The search.
+        workers: Trials at the same time.
+    """
     from search.corpus import load_corpus
     from search.cost import predict_seconds
     from search.run import choose_device
@@ -260,10 +265,9 @@ def check_cost(config: SearchConfig) -> Iterator[Finding]:
     for name, why in offer.why_not.items():
         yield Finding("ok", f"{name}: not searched, {why}")
     cheap = [value for value in seconds.values() if value <= limit] or [min(seconds.values())]
-    cores = config.workers or len(os.sched_getaffinity(0))
     # Successive halving ends about two fifths of the trials halfway.
-    estimate = config.plan.trials * (sum(cheap) / len(cheap)) * 0.8 / cores / 60
-    what = f"{config.plan.trials} trials: about {estimate:.0f} min on {cores} workers"
+    estimate = config.plan.trials * (sum(cheap) / len(cheap)) * 0.8 / workers / 60
+    what = f"{config.plan.trials} trials: about {estimate:.0f} min, {workers} at a time"
     if estimate > config.plan.minutes:
         yield Finding(
             "warning",
@@ -316,11 +320,12 @@ def examine(config: SearchConfig, *, cost: bool = True) -> Iterator[tuple[str, F
         yield "Ray", Finding("ok", f"{'joined' if config.address else 'started'} in {took:.1f} s")
         yield from (("Ray", finding) for finding in _check_dashboard(dashboard))
         yield from _check_nodes(config, index, on_every_node)
+        workers = tuning.trials_at_once("cpu", "actor", config.workers_per_trial, config.workers)
     finally:
         tuning.stop_ray()
     if cost and not (config.data and index is None):
         try:
-            for finding in check_cost(config):
+            for finding in check_cost(config, workers):
                 yield "architectures", finding
         except (DataError, ModelError, ConfigError) as error:
             yield "architectures", Finding("error", str(error))

@@ -39,7 +39,7 @@ def score_enrolment(
         session.retraining(name, f"{name}+enrolled", enrolment=list(counts), context=alone)
         for name in missing
     ]
-    if specs:
+    if specs and not session.interrupt.asked:
         session.screen.print(
             f"speaker enrolment: training {len(specs)} experts of the headline on inputs "
             "normalised by speaker",

@@ -41,6 +41,11 @@ class RunFolder:
     given: frozenset[str] = frozenset()
 
     @property
+    def extended(self) -> bool:
+        """Whether a finished search goes on."""
+        return "extend" in self.given
+
+    @property
     def journal(self) -> Path:
         """Optuna's journal."""
         return self.path / "journal.log"
@@ -127,7 +132,7 @@ def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
             f"The run '{name}' is of format version {found}; this program continues version {FORMAT_VERSION}."
         )
     old = from_document(document, stored)
-    overrides = {key: getattr(config, key) for key in given & {*allowed, "extend"}}
+    overrides = {key: getattr(config, key) for key in given & set(allowed)}
     config = replace(old, **{"runs_dir": config.runs_dir, **overrides})
     return RunFolder(path, config, resumed=True, given=frozenset(given))
 

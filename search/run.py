@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         facts = run.facts() if run else {}
         facts = facts or _find_out(config, data, console)
         _check_same_data(facts, data, run)
-        if config.extend and config.architectures:
+        if run and run.extended and config.architectures:
             facts = _with_more(facts, config, data, console)
         if config.dry_run:
             _print_offer(config, data, facts, console)
@@ -296,7 +296,7 @@ def _search(
             trials=_trials_in_all(run, facts),
             deadline=time.monotonic() + plan.minutes * 60,
         )
-        if config.extend:
+        if run.extended:
             search.trials = search.asked() + plan.trials
         facts["trials_in_all"] = search.trials
         run.record(facts)

@@ -82,7 +82,7 @@ def restore_weights(session: Session, assessment: Assessment) -> None:
     With the same seed: what comes back is what was scored.
     """
     titles = {name: f"{name}+again" for name in weights.lost(session.run, assessment)}
-    if not titles:
+    if not titles or session.interrupt.asked:
         return
     session.screen.print(f"training {len(titles)} experts again, whose networks were not kept")
     session.train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,7 @@ def cluster_file(hosts: Hosts, store: dict[str, str]) -> Path:
 @pytest.fixture(scope="module")
 def cluster(hosts: Hosts, cluster_file: Path) -> Iterator[str]:
     """A cluster that `ray up` made; yields its address."""
+    call_ray("get-auth-token", "--generate")  # or the one that is there
     ray(cluster_file, "up", "-y", "--no-config-cache")
     address = f"{hosts.addresses[0]}:6379"
     wait_until(lambda: len(alive(hosts, address)) == 3, 90, "three hosts have joined")
@@ -100,15 +102,26 @@ def cluster(hosts: Hosts, cluster_file: Path) -> Iterator[str]:
 
 def ray(cluster_file: Path, verb: str, *options: str) -> None:
     """`ray up` and `ray down`, from outside of the cluster."""
+    call_ray(verb, *options, str(cluster_file))
+
+
+def call_ray(*arguments: str) -> None:
+    """The `ray` command."""
     done = subprocess.run(
-        [Path(sys.executable).parent / "ray", verb, *options, cluster_file],
+        [Path(sys.executable).parent / "ray", *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
-        env={**os.environ, "RAY_AUTH_MODE": "token"},
+        env=environment(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of every command: the token is in the home folder that ssh finds too."""
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    return {**os.environ, "HOME": home, "RAY_AUTH_MODE": "token", "COLUMNS": "160", **more}
 
 
 NODES = """
@@ -125,7 +138,7 @@ def on_head(
     return subprocess.Popen(
         hosts.command(0, sys.executable, *arguments),
         cwd=ROOT,
-        env={**os.environ, "RAY_AUTH_MODE": "token", "COLUMNS": "160", **(env or {})},
+        env=environment(**(env or {})),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -42,7 +42,8 @@ def journal(run: Path) -> list[dict[str, Any]]:
     """Every trial of every modality, as the journal has it."""
     storage = open_journal(run / "journal.log")
     trials = []
-    for modality in ("audio", "video", "early"):
+    there = {study.study_name for study in storage.get_all_studies()}
+    for modality in [m for m in ("audio", "video", "early") if m in there]:
         study = optuna.load_study(study_name=modality, storage=storage)
         for trial in study.get_trials():
             if trial.state != optuna.trial.TrialState.WAITING:
@@ -144,3 +145,26 @@ def test_a_second_ctrl_c_leaves_at_once(
     assert "fused" not in out
     assert "--resume left" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.slow()
+def test_a_finished_search_goes_on_with_more_trials_and_architectures(
+    launch: Any, small_search: list[object], tmp_path: Path
+) -> None:
+    run, runs = tmp_path / "runs" / "grown", tmp_path / "runs"
+    few = [*small_search, "--only", "action_units", "--trials", 3]
+    finish(launch(*few, "--name", "grown"))
+    before = journal(run)
+    assert {t["trial"].partition("-")[0] for t in before} == {"video"}
+
+    extend = ["--extend", "grown", "--runs-dir", runs, "--trials", 4]
+    finish(launch(*extend, "--only", "functionals,concatenation"))
+    after = journal(run)
+    assert len(after) == 3 + 4
+    assert [t for t in after if t["trial"].startswith("video")][:3] == before
+    assert {t["trial"].partition("-")[0] for t in after} == {"audio", "video", "early"}
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary["headline"]) >= {"audio", "video", "early", "fused"}
+
+    finish(launch("--resume", "grown", "--runs-dir", runs))
+    assert journal(run) == after, "there is nothing left to do"
