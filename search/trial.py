@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from search.workers import Workers
 
 ATTEMPTS = 3
-"""How often a trial whose process or host dies is continued, the first time included."""
+"""How many processes a trial may take one after the other, where they or their hosts die."""
 
 _STALLED_SECONDS = 1800
 """After so long without its fellows a worker gives up; one may still be filling its cache."""
