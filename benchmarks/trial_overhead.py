@@ -21,9 +21,12 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
     """Seconds a trial in all, and seconds of training in it, over minimal trials."""
     from datasets.cache import open_cache
     from datasets.splits import make_folds
+    from datasets.storage import KeptFolder
     from ensembles.bank import PosteriorBank
     from search import tuning
+    from search.config import SearchConfig
     from search.corpus import clip_table
+    from search.folder import RunFolder
     from search.sampler import DealtSearch, open_journal
     from search.space import offer_for
     from search.train import TrainingData, clip_shape
@@ -35,6 +38,7 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
     for name in ("logs", "weights"):
         (run / name).mkdir(parents=True)
     PosteriorBank.create(run / "bank", clip_table(data))
+    folder_of_run = RunFolder(KeptFolder(run), SearchConfig(), resumed=False)
     offer = offer_for(clip_shape(cache.index), ("functionals",), epochs_scale=0.01)
     context = {
         "run": str(run), "data": index.root, "checksum": index.checksum, "classes": [],
@@ -48,7 +52,7 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
         warm = DealtSearch(
             offer, open_journal(run / "warm.log"), seed=0, trials=2, deadline=time.monotonic() + 600
         )
-        tuning.run_search(warm, context, run, seconds=600)
+        tuning.run_search(warm, context, folder_of_run, seconds=600)
         search = DealtSearch(
             offer,
             open_journal(run / "journal.log"),
@@ -57,7 +61,7 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
             deadline=time.monotonic() + 600,
         )
         started = time.perf_counter()
-        tuning.run_search(search, context, run, seconds=600)
+        tuning.run_search(search, context, folder_of_run, seconds=600)
         total = time.perf_counter() - started
         training = sum(t.user_attrs["seconds"] or 0.0 for t in search.parts["audio"].asked())
     finally:

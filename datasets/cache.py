@@ -27,6 +27,7 @@ from torch import Tensor
 
 from datasets.clips import DataError
 from datasets.index import ShardIndex, read_index
+from datasets.storage import default_cache_folder
 from datasets.stream import content_hashes, raise_on_corruption, stream_clips
 
 Batch = dict[str, Tensor]
@@ -39,12 +40,6 @@ DEFAULT_MAX_BYTES = 16 * 2**30
 _KINDS: dict[str, str] = {"audio": "int16", "video": "uint8", "features": "float32"}
 _HOME = re.compile("[0-9a-f]{24}")
 Derivation = Callable[[Batch], tuple[Tensor, Tensor]]
-
-
-def default_cache_folder() -> Path:
-    """`$EMOTION_CACHE`, or `emotion-search` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-    return Path(os.environ.get("EMOTION_CACHE", str(Path(base) / "emotion-search")))
 
 
 class RaggedFile:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import random
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 
+Answer = TypeVar("Answer")
+
 ATTEMPTS = 8
-"""For every read; what comes through starts the count anew."""
+"""For every read or write; what comes through starts the count anew."""
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, ImportError)
@@ -36,6 +39,36 @@ def _is_final(error: Exception) -> bool:
     """Whether another attempt would change nothing; fsspec calls a server's failure a missing file."""
     status = getattr(error.__cause__, "status", None)
     return isinstance(error, _FINAL) and (status is None or status in _ABSENT)
+
+
+def patiently(action: Callable[[], Answer]) -> Answer:
+    """Does something with a storage, again and again for about a minute where it fails.
+
+    Raises:
+        FileNotFoundError, PermissionError: At once: another attempt would change nothing.
+        OSError: It failed to the end.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as error:  # every storage has its own
+            if _is_final(error):
+                raise
+            if attempt == ATTEMPTS:
+                raise _given_up(error) from error
+        _wait(attempt)
+    raise AssertionError("unreachable")
+
+
+def _wait(attempt: int) -> None:
+    """Longer from attempt to attempt; never all workers at the same moment."""
+    wait = min(_FIRST_WAIT_S * 2 ** (attempt - 1), _LONGEST_WAIT_S)
+    time.sleep(wait * random.uniform(0.5, 1.0))
+
+
+def _given_up(error: Exception) -> OSError:
+    why = str(error) or type(error).__name__
+    return OSError(f"{why} (given up after {ATTEMPTS} attempts)")
 
 
 class _ResumingFile(io.RawIOBase):
@@ -72,10 +105,8 @@ class _ResumingFile(io.RawIOBase):
                 if _is_final(error):
                     raise
                 if attempt == ATTEMPTS:
-                    why = str(error) or type(error).__name__
-                    raise OSError(f"{why} (given up after {ATTEMPTS} attempts)") from error
-            wait = min(_FIRST_WAIT_S * 2 ** (attempt - 1), _LONGEST_WAIT_S)
-            time.sleep(wait * random.uniform(0.5, 1.0))
+                    raise _given_up(error) from error
+            _wait(attempt)
         raise OSError(f"cannot be read ({ATTEMPTS} attempts)")
 
     def close(self) -> None:

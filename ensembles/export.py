@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from datasets.storage import KeptFolder, default_cache_folder
 from ensembles import EnsembleError
 from ensembles.artifact import MANIFEST, Artifact, Member, write_manifest
 from ensembles.bank import Experts, PosteriorBank
@@ -223,18 +224,29 @@ def _artifact(
     )
 
 
+def _here(run: str, console: Console) -> Path:
+    """The run's folder on this machine; all of it, where it is kept elsewhere."""
+    kept = KeptFolder.at(run, default_cache_folder())
+    if kept.url:
+        with console.status(f"getting {run}"):
+            kept.pull(name for name in kept.names() if name not in {"checkpoints", "ray"})
+    return kept.path
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: written; 2: in one line, why not."""
     parser = argparse.ArgumentParser(
         prog="python -m ensembles.export",
         description="Writes a run's best ensemble to a folder that python -m ensembles.predict uses.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/NAME")
+    parser.add_argument(
+        "run", metavar="RUN", help="a run's folder, such as runs/NAME or s3://BUCKET/runs/NAME"
+    )
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     given = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        artifact = export(read_run(given.run), given.out, console=console)
+        artifact = export(read_run(_here(given.run, console)), given.out, console=console)
     except (EnsembleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,11 +9,11 @@ import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from datasets.storage import KeptFolder
 from ensembles.bank import write_atomically
 
 SECONDS_BETWEEN = 5.0
@@ -42,14 +42,15 @@ class Checkpoint:
     """One file, `checkpoints/TRIAL.pt`, replaced whole after every epoch.
 
     Args:
-        run: The run's folder.
+        run: The run's folder, and where it is kept.
         name: The trial's.
         identity: All that its training is a function of; progress of anything else is not
             continued.
     """
 
-    def __init__(self, run: Path, name: str, identity: Mapping[str, Any]) -> None:
-        self.path = checkpoint_path(run, name)
+    def __init__(self, run: KeptFolder, name: str, identity: Mapping[str, Any]) -> None:
+        self.run, self.name = run, f"checkpoints/{name}.pt"
+        self.path = run.path / self.name
         content = json.dumps([_FORMAT_VERSION, identity], sort_keys=True)
         self.identity = hashlib.sha256(content.encode()).hexdigest()
         self._saved = time.monotonic()
@@ -66,14 +67,14 @@ class Checkpoint:
         content = buffer.getvalue()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, hashlib.sha256(content).digest() + content)
+        self.run.send(self.name)
         self._saved = time.monotonic()
 
     def load(self) -> Progress | None:
         """What was saved; None where nothing was, or it is damaged or of another training."""
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
+        if not self.run.fetch(self.name):
             return None
+        content = self.path.read_bytes()
         if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
             return None
         try:
@@ -83,13 +84,3 @@ class Checkpoint:
         if not isinstance(found, dict) or found.pop("identity", None) != self.identity:
             return None
         return Progress(**found)
-
-
-def checkpoint_path(run: Path, name: str) -> Path:
-    """Where a trial's progress lies."""
-    return run / "checkpoints" / f"{name}.pt"
-
-
-def forget(run: Path, name: str) -> None:
-    """Removes the progress of a trial that has ended."""
-    checkpoint_path(run, name).unlink(missing_ok=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ PRESETS = {
 }
 
 
+def default_runs_dir() -> str:
+    """`$EMOTION_RUNS`, or `runs`."""
+    return os.environ.get("EMOTION_RUNS", "runs")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """A search, as the user asks for it.
@@ -82,7 +88,8 @@ class SearchConfig:
             Ray on this machine alone).
         device: auto, cpu or cuda.
         precision: auto, float32 or bfloat16 (auto: bfloat16 where the hardware computes it and convolutions dominate).
-        runs_dir: Where runs are kept.
+        runs_dir: Where runs are kept: a folder, or a URL such as s3://BUCKET/runs (default:
+            EMOTION_RUNS, or runs).
         cache_dir: Where decoded clips are cached on this machine (default: EMOTION_CACHE or the user's cache folder).
         cache_gb: Bound on the cache folder, in GiB.
         dashboard: Start the Ray dashboard (on this machine only).
@@ -112,7 +119,7 @@ class SearchConfig:
     address: str | None = None
     device: str = "auto"
     precision: str = "auto"
-    runs_dir: str = "runs"
+    runs_dir: str = field(default_factory=default_runs_dir)
     cache_dir: str | None = None
     cache_gb: float = 16.0
     dashboard: bool = True

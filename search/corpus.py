@@ -9,11 +9,12 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from datasets.cache import ClipCache, default_cache_folder, open_cache
+from datasets.cache import ClipCache, open_cache
 from datasets.clips import DataError
 from datasets.index import FILE_NAME, read_index
 from datasets.prepare import prepare
 from datasets.splits import make_folds
+from datasets.storage import default_cache_folder
 from datasets.synthetic import load_synthetic
 from ensembles.bank import ClipTable
 from search.config import ConfigError, SearchConfig

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,12 +22,12 @@ from uuid import uuid4
 import psutil
 from rich.console import Console
 
-from datasets.cache import default_cache_folder
 from datasets.clips import DataError
 from datasets.index import ShardIndex, read_index
 from datasets.remote import open_resuming
+from datasets.storage import KeptFolder, default_cache_folder, is_url
 from models.registry import ModelError
-from search.config import ConfigError, SearchConfig
+from search.config import ConfigError, SearchConfig, default_runs_dir
 
 _PACKAGES = ("torch", "torchvision", "torchaudio", "ray", "optuna", "webdataset", "numpy")
 _MIN_MEMORY_GB, _MIN_DISK_GB = 2.0, 2.0
@@ -117,7 +118,7 @@ def node_facts(data: str | None, runs_dir: str, cache_dir: str | None, probe: st
         clock=time.time(),
         checksum=checksum,
         shard=shard,
-        runs=_try_writing(Path(runs_dir), f"{probe}-{uuid4().hex}"),
+        runs=_try_writing(runs_dir, f"{probe}-{uuid4().hex}"),
     )
 
 
@@ -136,11 +137,13 @@ def _existing(path: Path) -> Path:
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
-def _try_writing(folder: Path, name: str) -> str | None:
+def _try_writing(folder: str, name: str) -> str | None:
     """Leaves a file, if it may."""
+    kept = KeptFolder.at(folder, default_cache_folder())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(socket.gethostname())
+        kept.path.mkdir(parents=True, exist_ok=True)
+        (kept.path / name).write_text(socket.gethostname())
+        kept.send(name)
     except OSError as error:
         return str(error.strerror or error)
     return None
@@ -281,19 +284,30 @@ def check_cost(config: SearchConfig, workers: int) -> Iterator[Finding]:
 def quick_findings(config: SearchConfig) -> list[Finding]:
     """The checks that take no time, of this host; without what is well."""
     probe = f".doctor-{uuid4().hex[:8]}"
-    existed = Path(config.runs_dir).exists()
+    kept = KeptFolder.at(config.runs_dir, default_cache_folder())
+    existed = kept.path.exists()
     facts = node_facts(None, config.runs_dir, config.cache_dir, probe)
-    _clean(Path(config.runs_dir), probe, existed)
+    _clean(kept, probe, existed)
     findings = [*check_node(facts), *check_reach(facts, None, config.runs_dir)]
     return [finding for finding in findings if finding.level != "ok"]
 
 
-def _clean(folder: Path, probe: str, existed: bool) -> None:
-    """Takes the probes away, and the folder where they made it."""
-    for path in folder.glob(f"{probe}*"):
-        path.unlink(missing_ok=True)
-    if not existed and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+def _clean(runs: KeptFolder, probe: str, existed: bool) -> int:
+    """Takes the probes away, and the folder where they made it; returns how many there were."""
+    probes = _probes(runs, probe)
+    for name in probes:
+        with suppress(OSError):
+            runs.remove(name)
+    if not existed and runs.path.is_dir() and not any(runs.path.iterdir()):
+        runs.path.rmdir()
+    return len(probes)
+
+
+def _probes(runs: KeptFolder, probe: str) -> list[str]:
+    try:
+        return [name for name in runs.names() if name.startswith(probe)]
+    except OSError:
+        return []
 
 
 def examine(config: SearchConfig, *, cost: bool = True) -> Iterator[tuple[str, Finding]]:
@@ -335,17 +349,19 @@ def _check_nodes(
     config: SearchConfig, index: ShardIndex | None, on_every_node: Any
 ) -> Iterator[tuple[str, Finding]]:
     probe = f".doctor-{uuid4().hex[:8]}"
-    runs = Path(config.runs_dir).absolute()
-    existed = runs.exists()
+    place = config.runs_dir
+    place = place if is_url(place) else str(Path(place).absolute())
+    runs = KeptFolder.at(place, default_cache_folder())
+    existed = runs.path.exists()
     data = index.root if index else None
     data = data if not data or "://" in data else str(Path(data).absolute())
     nodes: list[NodeFacts] = []
     for number, (facts, seconds) in enumerate(
-        on_every_node(node_facts, data, str(runs), config.cache_dir, probe)
+        on_every_node(node_facts, data, place, config.cache_dir, probe)
     ):
         nodes.append(facts)
         section = f"host {facts.host}" + (f" ({number + 1})" if number else "")
-        for finding in (*check_node(facts), *check_reach(facts, index, str(runs))):
+        for finding in (*check_node(facts), *check_reach(facts, index, place)):
             yield section, finding
         skew = abs(facts.clock - time.time()) - seconds
         if skew > _MAX_SKEW_S:
@@ -355,18 +371,17 @@ def _check_nodes(
             )
     for finding in check_same(nodes):
         yield "hosts", finding
+    seen = _clean(runs, probe, existed)
     if len(nodes) > 1:
-        seen = len(list(runs.glob(f"{probe}*"))) if runs.is_dir() else 0
         if seen == len(nodes):
-            yield "hosts", Finding("ok", f"the runs' folder '{runs}' is shared")
+            yield "hosts", Finding("ok", f"the runs' folder '{place}' is shared")
         else:
             yield (
                 "hosts",
                 Finding(
-                    "error", f"'{runs}' is not shared by the hosts", "--runs-dir on shared storage"
+                    "error", f"'{place}' is not shared by the hosts", "--runs-dir on shared storage"
                 ),
             )
-    _clean(runs, probe, existed)
 
 
 def _check_dashboard(url: str | None) -> Iterator[Finding]:
@@ -426,7 +441,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", default="quick", help="whose budget is judged")
     parser.add_argument("--only", help="architectures, separated by commas")
     parser.add_argument("--address", help="a Ray cluster to join, such as auto or HOST:6379")
-    parser.add_argument("--runs-dir", default="runs", help="where runs are kept")
+    parser.add_argument("--runs-dir", default=default_runs_dir(), help="where runs are kept")
     parser.add_argument("--cache-dir", help="where decoded clips are cached")
     parser.add_argument("--workers-per-trial", type=int, default=1)
     parser.add_argument("--no-steps", action="store_true", help="leave the training steps out")

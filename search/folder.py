@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,28 +18,46 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from datasets.storage import KeptFolder, default_cache_folder, is_url
 from ensembles.bank import write_atomically
 from search.config import RESUME_KEYS, ConfigError, SearchConfig, from_document, to_document
+from search.kept import JOURNAL, Mirror, bring_together, mend_journal
 
 FORMAT_VERSION = 1
 _PACKAGES = ("torch", "torchaudio", "ray", "optuna", "webdataset", "scikit-learn", "numpy")
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
     """One search and its folder.
 
     Attributes:
-        path: `runs/NAME`.
+        kept: `runs/NAME`; where it is kept behind a URL, this machine's working copy.
         config: As asked, or as stored when it is resumed.
         resumed: Whether it was there before.
         given: The settings that were given when it was resumed.
     """
 
-    path: Path
+    kept: KeptFolder
     config: SearchConfig
     resumed: bool
     given: frozenset[str] = frozenset()
+
+    @property
+    def path(self) -> Path:
+        """The folder on this machine."""
+        return self.kept.path
+
+    @property
+    def beside(self) -> KeptFolder:
+        """The folder that holds this run and others."""
+        url = self.kept.url
+        return KeptFolder(self.path.parent, url.rpartition("/")[0] if url else None)
+
+    @cached_property
+    def mirror(self) -> Mirror:
+        """Sends what is written here to where it is kept."""
+        return Mirror(self.kept)
 
     @property
     def extended(self) -> bool:
@@ -48,7 +67,7 @@ class RunFolder:
     @property
     def journal(self) -> Path:
         """Optuna's journal."""
-        return self.path / "journal.log"
+        return self.path / JOURNAL
 
     @property
     def facts_path(self) -> Path:
@@ -72,7 +91,9 @@ class RunFolder:
         """
         try:
             with FileLock(str(self.path / ".lock"), timeout=0):
-                yield
+                mend_journal(self.journal)
+                with self.mirror.working():
+                    yield
         except Timeout:
             raise ConfigError(f"The run '{self.path.name}' is in use by another process.") from None
 
@@ -84,23 +105,41 @@ def new_run(config: SearchConfig, corpus: str) -> RunFolder:
         ConfigError: If the name is taken, or the folder cannot be written.
     """
     name = config.name or f"{corpus}-{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
-    path = Path(config.runs_dir) / name
+    kept = run_folder(config.runs_dir, name)
+    path = kept.path
     config = replace(config, name=name)
     try:
+        if kept.url and kept.sizes("config.yaml"):
+            raise FileExistsError
+        if kept.url and path.exists():  # of a run that is no longer kept
+            path.rename(path.with_name(f"{name}.{datetime.now():%Y%m%d-%H%M%S}"))
         path.mkdir(parents=True)
         for folder in ("logs", "weights"):
             (path / folder).mkdir()
         document = {"format_version": FORMAT_VERSION, **to_document(config)}
         write_atomically(path / "config.yaml", yaml.safe_dump(document, sort_keys=False).encode())
+        kept.send("config.yaml")
     except FileExistsError:
         raise ConfigError(
             f"The run '{name}' already exists. Continue it with --resume {name}, or choose another --name."
         ) from None
     except OSError as error:
         raise ConfigError(
-            f"Cannot write the run's folder '{path}': {error.strerror or error}."
+            f"Cannot write the run's folder '{kept.url or path}': {error.strerror or error}."
         ) from error
-    return RunFolder(path, config, resumed=False)
+    return RunFolder(kept, config, resumed=False)
+
+
+def run_folder(runs_dir: str, name: str) -> KeptFolder:
+    """Where a run is, by its name."""
+    return KeptFolder.at(f"{runs_dir.rstrip('/')}/{name}", default_cache_folder())
+
+
+def known_runs(runs_dir: str) -> list[str]:
+    """Names of the runs in a folder, or behind a URL."""
+    if is_url(runs_dir):
+        return KeptFolder.at(runs_dir, default_cache_folder()).names()
+    return sorted(p.parent.name for p in Path(runs_dir).glob("*/config.yaml"))
 
 
 def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
@@ -112,13 +151,16 @@ def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
     how = "extend" if config.extend else "resume"
     name = str(getattr(config, how))
     allowed = (*RESUME_KEYS, "only") if config.extend else RESUME_KEYS
-    path = Path(config.runs_dir) / name
-    stored = path / "config.yaml"
-    if not stored.is_file():
-        known = sorted(p.parent.name for p in Path(config.runs_dir).glob("*/config.yaml"))
-        raise ConfigError(
-            f"No run '{name}' in '{config.runs_dir}'. Known: {', '.join(known) or 'none'}."
-        )
+    kept = run_folder(config.runs_dir, name)
+    stored = kept.path / "config.yaml"
+    try:
+        if kept.url and kept.sizes("config.yaml"):
+            bring_together(kept)
+        if not stored.is_file():
+            known = ", ".join(known_runs(config.runs_dir)) or "none"
+            raise ConfigError(f"No run '{name}' in '{config.runs_dir}'. Known: {known}.")
+    except OSError as error:
+        raise ConfigError(f"Cannot read the runs in '{config.runs_dir}': {error}.") from error
     changed = sorted(given - {*allowed, how})
     if changed:
         raise ConfigError(
@@ -134,7 +176,7 @@ def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
     old = from_document(document, stored)
     overrides = {key: getattr(config, key) for key in given & set(allowed)}
     config = replace(old, **{"runs_dir": config.runs_dir, **overrides})
-    return RunFolder(path, config, resumed=True, given=frozenset(given))
+    return RunFolder(kept, config, resumed=True, given=frozenset(given))
 
 
 def provenance() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ensembles.bank import Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, assess
 from models.registry import ModelError
 from search import weights
-from search.config import ConfigError, SearchConfig, parse_arguments
+from search.config import ConfigError, SearchConfig, default_runs_dir, parse_arguments
 from search.corpus import clip_table, load_corpus
 from search.cost import drop_expensive, predict_seconds
 from search.doctor import quick_findings
@@ -184,6 +184,7 @@ def _search_and_report(
     started = time.monotonic()
     _print_offer(run.config, data, facts, console)
     bank = PosteriorBank.create(run.path / "bank", clip_table(data))
+    run.kept.send("bank/clips.csv")
 
     def save(found: Findings, unseen: UnseenScore | None = None) -> dict[str, Any]:
         spent = {
@@ -227,7 +228,13 @@ _STOPPING = "Stopping: what runs is kept, what has finished is reported. Ctrl-C 
 
 
 def _continue_with(run: RunFolder) -> str:
-    return f"Interrupted. Continue with: python -m search.run --resume {run.path.name}"
+    return f"Interrupted. Continue with: python -m search.run --resume {run.path.name}{_at(run)}"
+
+
+def _at(run: RunFolder) -> str:
+    """The option that finds the run again."""
+    runs_dir = run.config.runs_dir
+    return "" if runs_dir == default_runs_dir() else f" --runs-dir {runs_dir}"
 
 
 def _report(
@@ -332,7 +339,7 @@ def _tune_and_fuse(session: Session) -> Findings:
             tuning.run_search(
                 search,
                 session.context,
-                run.path,
+                run,
                 seconds=run.config.plan.minutes * 60,
                 interrupt=session.interrupt,
             )
@@ -378,7 +385,7 @@ def _nothing_finished(run: RunFolder, failures: dict[str, str]) -> str:
         why = "the time was over before"
     return (
         f"No trial finished: {why}. Everything so far is kept; continue with "
-        f"--resume {run.path.name} --time-budget 30m."
+        f"--resume {run.path.name}{_at(run)} --time-budget 30m."
     )
 
 
@@ -389,7 +396,7 @@ def _context(
     config, index = run.config, data.cache.index
     gpu = facts["device"] == "cuda"
     return {
-        "run": str(run.path.resolve()),
+        "run": run.kept.url or str(run.path.resolve()),
         "data": index.root if "://" in index.root else str(Path(index.root).resolve()),
         "checksum": index.checksum,
         "classes": list(config.class_names),

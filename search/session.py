@@ -42,6 +42,7 @@ class Session:
 
     def entries(self) -> dict[str, BankEntry]:
         """Name → bank entry of every training that came to its end."""
+        self.run.kept.pull(["bank"])
         return {entry.trial: entry for entry in self.bank.read() if entry.percent == 100}
 
     def retraining(self, name: str, title: str, **changes: Any) -> Spec:
@@ -72,7 +73,11 @@ class Session:
                 self.screen.print(f"{name} failed: {why}", highlight=False)
 
         tuning.run_seeds(
-            specs, workers=int(self.context["workers"]), on_done=done, interrupt=self.interrupt
+            specs,
+            self.run,
+            workers=int(self.context["workers"]),
+            on_done=done,
+            interrupt=self.interrupt,
         )
 
 
@@ -81,6 +86,7 @@ def restore_weights(session: Session, assessment: Assessment) -> None:
 
     With the same seed: what comes back is what was scored.
     """
+    weights.fetch(session.run, assessment)
     titles = {name: f"{name}+again" for name in weights.lost(session.run, assessment)}
     if not titles or session.interrupt.asked:
         return

@@ -10,7 +10,6 @@ part of the shards. Torch is imported in the tasks and workers alone.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 import traceback
@@ -23,6 +22,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from ray import tune
+
+from datasets.storage import KeptFolder, default_cache_folder, is_url
 
 if TYPE_CHECKING:
     from search.train import LockstepTrial, RungResult
@@ -69,6 +70,22 @@ def run_trial(config: dict[str, Any]) -> None:
             ray.cancel(rungs, force=False)
 
 
+def kept_run(context: dict[str, Any]) -> KeptFolder:
+    """The run's folder as this process sees it."""
+    return KeptFolder.at(context["run"], default_cache_folder())
+
+
+def _train_storage(run: str) -> dict[str, Any]:
+    """Where Ray Train keeps its own records: where every worker may write."""
+    if not is_url(run):
+        return {"storage_path": f"{run}/ray/train"}
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    system, path = fsspec.core.url_to_fs(f"{run}/ray/train")
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(system))}
+
+
 def failed(why: str) -> dict[str, Any]:
     """The report of a trial that came to nothing."""
     return {"failed": why, "percent": 0, "score": float("nan")}
@@ -101,7 +118,7 @@ def fit_trainer(spec: Spec, callbacks: list[Any]) -> str | None:
         ),
         run_config=ray.train.RunConfig(
             name=f"{spec['trial']} {describe(spec['plan'])}",
-            storage_path=str(Path(context["run"]) / "ray" / "train"),
+            **_train_storage(context["run"]),
             callbacks=callbacks,
             # A worker that is preempted is replaced, and all go on from the checkpoint.
             failure_config=ray.train.FailureConfig(max_failures=ATTEMPTS - 1),
@@ -202,7 +219,7 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
         workers=workers,
         by_speaker="enrolment" in spec,
     )
-    checkpoint = Checkpoint(Path(context["run"]), spec["trial"], _identity(spec))
+    checkpoint = Checkpoint(kept_run(context), spec["trial"], _identity(spec))
     before = checkpoint.load()
     if not workers.agree(before.trial["epoch"] if before else 0):
         before = None
@@ -257,8 +274,9 @@ class _Record:
         from ensembles.bank import PosteriorBank
 
         self.spec, self.trial, self.log, self.started = spec, trial, log, started
-        self.run = Path(spec["context"]["run"])
-        self.bank = PosteriorBank.open(self.run / "bank")
+        self.run = kept_run(spec["context"])
+        self.run.fetch("bank/clips.csv")
+        self.bank = PosteriorBank.open(self.run.path / "bank")
 
     def rung(self, rung: RungResult) -> dict[str, Any]:
         """Writes what there is, and returns the report: it is sent when all is on disk."""
@@ -270,7 +288,7 @@ class _Record:
                 title = enrolled_name(self.spec["trial"].removesuffix("+enrolled"), count)
                 self._write(title, rung, self.trial.out_of_fold(enrolled=count))
         if rung.percent == 100 and self.spec.get("keep_weights", True):
-            _write_weights(self.run / "weights" / self.spec["trial"], self.spec, self.trial)
+            self._write_weights()
         metric, score = self.spec["context"]["metric"], self._score(rung.logits)
         report = {
             "percent": rung.percent,
@@ -290,7 +308,7 @@ class _Record:
     def _write(self, title: str, rung: RungResult, logits: NDArray[np.float32]) -> None:
         from ensembles.bank import BankEntry
 
-        self.bank.write(
+        written = self.bank.write(
             BankEntry(
                 trial=title,
                 modality=self.spec["modality"],
@@ -301,6 +319,25 @@ class _Record:
                 logits=logits,
             )
         )
+        self.run.send(f"bank/{written.name}")
+
+    def _write_weights(self) -> None:
+        """The networks as safetensors, one file a fold; `plan.json` comes last: it is complete."""
+        from safetensors.torch import save
+
+        from ensembles.bank import write_atomically
+
+        name = f"weights/{self.spec['trial']}"
+        folder = self.run.path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for trainer in self.trial.trainers:
+            state = trainer.expert.state_dict()
+            tensors = {key: x.detach().cpu().contiguous() for key, x in state.items()}
+            write_atomically(folder / f"fold-{trainer.fold}.safetensors", save(tensors))
+            self.run.send(f"{name}/fold-{trainer.fold}.safetensors")
+        plan = {**self.spec["plan"], "shape": self.trial.data.shape.__dict__}
+        write_atomically(folder / "plan.json", json.dumps(plan).encode())
+        self.run.send(f"{name}/plan.json")
 
     def _score(self, logits: NDArray[np.float32]) -> float:
         """Mean over the folds, of the clips that have a prediction."""
@@ -320,38 +357,17 @@ class TrialLog:
     """A trial's own log, in the run's folder and in Ray's (which the dashboard shows)."""
 
     def __init__(self, spec: Spec) -> None:
-        self.path = Path(spec["context"]["run"]) / "logs" / f"{spec['trial']}.log"
+        self.run, self.name = kept_run(spec["context"]), f"logs/{spec['trial']}.log"
+        self.path = self.run.path / self.name
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.run.fetch(self.name)  # of the host where the trial was before
 
     def write(self, text: str) -> None:
         """Appends."""
         print(text, flush=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
-
-
-def _write_weights(folder: Path, spec: Spec, trial: LockstepTrial) -> None:
-    """The networks of a finished trial as safetensors, one file a fold, and the plan as JSON."""
-    from safetensors.torch import save_file
-
-    from search.weights import PARTIAL
-
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
-    partial.mkdir(parents=True, exist_ok=True)
-    for trainer in trial.trainers:
-        state = {
-            name: x.detach().cpu().contiguous() for name, x in trainer.expert.state_dict().items()
-        }
-        save_file(state, partial / f"fold-{trainer.fold}.safetensors")
-    (partial / "plan.json").write_text(
-        json.dumps({**spec["plan"], "shape": trial.data.shape.__dict__})
-    )
-    if folder.exists():  # a resumed trial: the same networks again
-        for file in partial.iterdir():
-            file.replace(folder / file.name)
-        partial.rmdir()
-    else:
-        partial.rename(folder)
+        self.run.send(self.name)
 
 
 _OPEN: dict[str, Any] = {}

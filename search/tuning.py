@@ -24,8 +24,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 from ray import tune
 
-from search.checkpoint import forget
 from search.config import ConfigError
+from search.folder import RunFolder
 from search.interrupt import Interrupt
 from search.sampler import DealtSearch, HalvingScheduler
 from search.trial import (
@@ -139,7 +139,7 @@ def trials_at_once(
 def run_search(
     search: DealtSearch,
     context: dict[str, Any],
-    run: Path,
+    run: RunFolder,
     *,
     seconds: float,
     interrupt: Interrupt | None = None,
@@ -148,7 +148,7 @@ def run_search(
 
     What runs then stays in the journal to be resumed.
     """
-    search.on_end = lambda name: forget(run, name)
+    search.on_end = run.mirror.forget_checkpoint
     tuner = tune.Tuner(
         tune.with_resources(run_trial, {"cpu": ACTOR_CPUS}),
         param_space={"context": context},
@@ -164,7 +164,7 @@ def run_search(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(run.resolve() / "ray"),
+            storage_path=str(run.path.resolve() / "ray"),
             verbose=0,
             stop=_AskedTo(interrupt or Interrupt()),
             # The actor that waits for a trial died with its host: another one takes the trial on.
@@ -208,6 +208,7 @@ class _WithContext(tune.search.ConcurrencyLimiter):
 
 def run_seeds(
     specs: list[Spec],
+    run: RunFolder,
     *,
     workers: int,
     on_done: Callable[[str, str | None], None],
@@ -217,6 +218,7 @@ def run_seeds(
 
     Args:
         specs: Each with a context of its own seed.
+        run: Its folder.
         workers: At the same time.
         on_done: Called with the trial's name and None, or why it failed.
         interrupt: Once asked, what runs is stopped, to be continued from its checkpoint.
@@ -235,7 +237,7 @@ def run_seeds(
             if died and attempt < ATTEMPTS:
                 waiting.insert(0, (spec, attempt + 1))
                 continue
-            forget(Path(spec["context"]["run"]), spec["trial"])
+            run.mirror.forget_checkpoint(spec["trial"])
             on_done(spec["trial"], why)
     for _, _, stream in running.values():
         ray.cancel(stream, force=False)

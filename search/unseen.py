@@ -91,7 +91,9 @@ def _predict(expert: FoldedExpert, data: TrainingData, rows: np.ndarray[Any, Any
 
 def _touch(run: RunFolder, data: TrainingData, fused: Fused, log_posteriors: Array) -> int:
     """Notes this look outside the run's folder, and counts earlier ones by other ensembles."""
-    path = run.path.parent / LOG_NAME
+    log = run.beside
+    path = log.path / LOG_NAME
+    log.fetch(LOG_NAME)
     look = {
         "data_checksum": data.cache.index.checksum,
         "protocol": data.folds.protocol,
@@ -107,6 +109,7 @@ def _touch(run: RunFolder, data: TrainingData, fused: Fused, log_posteriors: Arr
         with path.open("a", encoding="utf-8") as file:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             file.write(json.dumps({**look, "when": now}) + "\n")
+        log.send(LOG_NAME)
     return sum(
         known["data_checksum"] == look["data_checksum"]
         and known["protocol"] == look["protocol"]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import av
+import boto3
+import fsspec
 import numpy as np
 import pytest
+import requests
 import torch
+from moto.server import ThreadedMotoServer
 from rich.console import Console
 
 from datasets.cache import open_cache
@@ -79,6 +85,25 @@ def tiny_shards(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def tiny_index(tiny_shards: Path) -> ShardIndex:
     return read_index(tiny_shards)
+
+
+@pytest.fixture()
+def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An S3 server of our own, which the environment names; yields its client."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=10)
+    yield boto3.client("s3")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,11 @@ import soundfile
 import torch
 from torch import Tensor
 
-from datasets.cache import Batch, default_cache_folder, open_cache
+from datasets.cache import Batch, open_cache
 from datasets.clips import Corpus, DataError
 from datasets.index import ShardIndex, read_index
 from datasets.prepare import ShardSettings, prepare
+from datasets.storage import default_cache_folder
 from datasets.stream import stream_clips
 
 ROOT = Path(__file__).parents[2]

@@ -5,16 +5,13 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import boto3
 import fsspec
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from datasets import remote
 from datasets.cache import open_cache
@@ -112,24 +109,6 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waits
 
 
-@contextmanager
-def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An S3 server of our own, and its client."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    yield boto3.client("s3")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
-
-
 def same_clips(index: ShardIndex, local: ShardIndex, folder: Path) -> None:
     """The cache filled from one is that of the other."""
     there, here = open_cache(index, folder / "there"), open_cache(local, folder / "here")
@@ -140,19 +119,18 @@ def same_clips(index: ShardIndex, local: ShardIndex, folder: Path) -> None:
 
 
 def test_shards_stream_from_an_object_store(
-    small_index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_index: ShardIndex, tmp_path: Path, object_store: Any
 ) -> None:
-    with object_store(monkeypatch) as client:
-        client.create_bucket(Bucket="corpora")
-        for path in Path(small_index.root).iterdir():
-            client.upload_file(str(path), "corpora", f"small/{path.name}")
-        index = read_index("s3://corpora/small")
-        assert index.checksum == small_index.checksum
-        same_clips(index, small_index, tmp_path)
-        client.delete_object(Bucket="corpora", Key=f"small/{small_index.shards[-1].name}")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        with pytest.raises(DataError, match=small_index.shards[-1].name):
-            list(stream_clips(index))
+    object_store.create_bucket(Bucket="corpora")
+    for path in Path(small_index.root).iterdir():
+        object_store.upload_file(str(path), "corpora", f"small/{path.name}")
+    index = read_index("s3://corpora/small")
+    assert index.checksum == small_index.checksum
+    same_clips(index, small_index, tmp_path)
+    object_store.delete_object(Bucket="corpora", Key=f"small/{small_index.shards[-1].name}")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(DataError, match=small_index.shards[-1].name):
+        list(stream_clips(index))
 
 
 def test_a_server_that_fails_and_cuts_loses_no_clip(

@@ -19,11 +19,13 @@ Launch = Callable[..., "subprocess.Popen[str]"]
 def launch(cache_folder: Path) -> Launch:
     """Starts `python -m search.run …` as the leader of a process group."""
 
-    def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    def start(
+        *arguments: object, cache: Path = cache_folder, **options: Any
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "search.run", *map(str, arguments)],
             cwd=ROOT,
-            env={**os.environ, "EMOTION_CACHE": str(cache_folder), "COLUMNS": "120"},
+            env={**os.environ, "EMOTION_CACHE": str(cache), "COLUMNS": "120"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

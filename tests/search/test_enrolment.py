@@ -18,6 +18,7 @@ from rich.console import Console
 from datasets.cache import open_cache
 from datasets.index import ShardIndex
 from datasets.splits import make_folds
+from datasets.storage import KeptFolder
 from ensembles.bank import PosteriorBank
 from ensembles.honesty import Assessment, Scored, scored
 from models import Expert, build_expert
@@ -311,7 +312,7 @@ class Searched:
 
 @pytest.fixture()
 def searched(three_folds: TrainingData, context: dict[str, Any]) -> Searched:
-    run = RunFolder(Path(context["run"]), SearchConfig(), resumed=False)
+    run = RunFolder(KeptFolder(Path(context["run"])), SearchConfig(), resumed=False)
     search = DealtSearch(
         offer_for(three_folds.shape, ("functionals", "action_units"), epochs_scale=0.1),
         open_journal(run.journal),

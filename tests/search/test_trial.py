@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from ensembles.bank import PosteriorBank
-from search.checkpoint import checkpoint_path
 from search.corpus import clip_table
 from search.train import FoldTrainer, TrainingData, TrialPlan
 from search.trial import ATTEMPTS, describe, train
@@ -84,7 +83,7 @@ def test_a_trial_that_dies_goes_on_after_its_last_epoch(
     dying = train(again)
     first = [next(dying), next(dying)]  # at 50 %: epoch 4 is judged, then epochs 3 and 4 are kept
     dying.close()
-    checkpoint = checkpoint_path(run, "video-0000")
+    checkpoint = run / "checkpoints" / "video-0000.pt"
     assert checkpoint.exists()
 
     steps = []
@@ -114,7 +113,7 @@ def test_progress_that_is_damaged_or_anothers_is_not_continued(
     dying = train(spec)
     next(dying), next(dying)
     dying.close()
-    path = checkpoint_path(Path(spec["context"]["run"]), "video-0000")
+    path = Path(spec["context"]["run"]) / "checkpoints" / "video-0000.pt"
     content = bytearray(path.read_bytes())
     if damage == "shorten":
         path.write_bytes(content[:-1])

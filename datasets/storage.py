@@ -1,0 +1,164 @@
+"""A folder of this machine, and its copy behind a URL (s3://, gs://) where it is kept there.
+
+An object store has neither renames nor appends, but what is put appears whole or not at
+all: files are written here, and sent whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from datasets.remote import patiently
+
+
+def default_cache_folder() -> Path:
+    """`$EMOTION_CACHE`, or `emotion-search` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    return Path(os.environ.get("EMOTION_CACHE", str(Path(base) / "emotion-search")))
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether it is no path of this machine."""
+    return "://" in str(place)
+
+
+def working_copy(url: str, base: Path) -> Path:
+    """Where a folder behind a URL is worked on, on every machine that shares in it.
+
+    Args:
+        url: Of the folder.
+        base: For what a machine keeps for itself, such as the cache.
+    """
+    parent, _, name = url.rstrip("/").rpartition("/")
+    return base / "kept" / hashlib.sha256(parent.encode()).hexdigest()[:12] / name
+
+
+@dataclass(frozen=True)
+class KeptFolder:
+    """A folder, and where it is kept.
+
+    Without a URL the folder itself is the truth, and sending and fetching do nothing.
+
+    Attributes:
+        path: On this machine.
+        url: Its copy that every machine reaches, or None.
+    """
+
+    path: Path
+    url: str | None = None
+
+    @staticmethod
+    def at(place: str | Path, base: Path) -> KeptFolder:
+        """Of a path, or of a URL that is then worked on below `base`."""
+        if is_url(place):
+            url = str(place).rstrip("/")
+            return KeptFolder(working_copy(url, base), url)
+        return KeptFolder(Path(place))
+
+    def send(self, *names: str) -> None:
+        """Sends files, or all files of folders.
+
+        Args:
+            names: Relative to the folder.
+
+        Raises:
+            OSError: The storage does not take them; PermissionError at once.
+        """
+        if self.url is None:
+            return
+        for name in names:
+            source = self.path / name
+            files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else []
+            for file in files or [source]:
+                self._put(file)
+
+    def _put(self, file: Path) -> None:
+        content = file.read_bytes()
+        target = self._address(file.relative_to(self.path).as_posix())
+        self._do(lambda fs: fs.pipe_file(target, content))
+
+    def fetch(self, name: str) -> bool:
+        """Gets a file; False if there is none, there and here."""
+        path = self.path / name
+        if self.url is None:
+            return path.exists()
+        try:
+            content = self._do(lambda fs: fs.cat_file(self._address(name)))
+        except FileNotFoundError:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".fetched")
+        partial.write_bytes(content)
+        partial.replace(path)
+        return True
+
+    def sizes(self, under: str = "") -> dict[str, int]:
+        """Relative name → bytes, of every file of a folder, where it is kept."""
+        if self.url is None:
+            found = [p for p in (self.path / under).rglob("*") if p.is_file()]
+            return {p.relative_to(self.path).as_posix(): p.stat().st_size for p in found}
+        root = self._address("")
+        place = self._address(under)
+        try:
+            listed = self._do(lambda fs: fs.find(place, detail=True))
+        except FileNotFoundError:
+            return {}
+        start = len(fsspec.core.strip_protocol(root).rstrip("/")) + 1
+        return {name[start:]: int(info["size"]) for name, info in listed.items()}
+
+    def names(self) -> list[str]:
+        """Files and folders right below it, where it is kept."""
+        if self.url is None:
+            return sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
+        try:
+            listed = self._do(lambda fs: fs.ls(self._address(""), detail=False))
+        except FileNotFoundError:
+            return []
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in listed)
+
+    def pull(self, names: Iterable[str]) -> None:
+        """Gets what is missing here, or differs in size, of files and folders."""
+        if self.url is None:
+            return
+        for name in names:
+            for file, size in self.sizes(name).items():
+                path = self.path / file
+                if not path.exists() or path.stat().st_size != size:
+                    self.fetch(file)
+
+    def remove(self, name: str) -> None:
+        """Removes a file or folder, here and there; nothing happens where there is none."""
+        path = self.path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if self.url is None:
+            return
+
+        def gone(fs: Any) -> None:
+            if fs.exists(self._address(name)):
+                fs.rm(self._address(name), recursive=True)
+
+        self._do(gone)
+
+    def _address(self, name: str) -> str:
+        return f"{self.url}/{name}".rstrip("/")
+
+    def _do(self, action: Callable[[Any], Any]) -> Any:
+        """With the storage, patiently, and knowing nothing from before."""
+
+        def attempt() -> Any:
+            system, _ = fsspec.core.url_to_fs(str(self.url))
+            system.invalidate_cache()
+            return action(system)
+
+        return patiently(attempt)

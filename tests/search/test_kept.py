@@ -1,0 +1,185 @@
+"""Runs that are kept in an object store: any machine may go on with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasets.storage import KeptFolder
+from search.config import ConfigError
+from search.kept import Mirror, bring_together, mend_journal
+from tests.search.test_kill import finish, journal
+
+
+@pytest.fixture()
+def bucket(object_store: Any) -> Any:
+    """A client whose store has the bucket `kept`."""
+    object_store.create_bucket(Bucket="kept")
+    return object_store
+
+
+def machine(folder: Path) -> KeptFolder:
+    """The run `night` as one machine sees it, with a journal of one line."""
+    kept = KeptFolder.at("s3://kept/runs/night", folder)
+    kept.path.mkdir(parents=True, exist_ok=True)
+    return kept
+
+
+def test_what_the_driver_writes_is_sent_and_what_trials_write_is_not(
+    bucket: Any, tmp_path: Path
+) -> None:
+    kept = machine(tmp_path)
+    for name in ("journal.log", "summary.json", "plots/a.png", "bank/a.npz", "ray/tune/x", ".lock"):
+        (kept.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (kept.path / name).write_text(name)
+    with Mirror(kept).working():
+        assert set(kept.sizes()) == {"journal.log", "summary.json", "plots/a.png", "lease.json"}
+        (kept.path / "journal.log").write_text("more of it\n")
+    assert kept.sizes() == {"journal.log": 11, "summary.json": 12, "plots/a.png": 11}
+
+
+def test_a_checkpoint_goes_when_the_journal_that_needs_it_no_more_is_safe(
+    bucket: Any, tmp_path: Path
+) -> None:
+    kept = machine(tmp_path)
+    (kept.path / "checkpoints").mkdir()
+    (kept.path / "checkpoints/audio-0000.pt").write_text("progress")
+    kept.send("checkpoints")
+    mirror = Mirror(kept)
+    mirror.forget_checkpoint("audio-0000")
+    assert "checkpoints/audio-0000.pt" in kept.sizes()
+    (kept.path / "journal.log").write_text("it ended\n")
+    mirror.send()
+    assert kept.sizes() == {"journal.log": 9}
+
+
+def test_a_second_machine_is_told_who_works_on_the_run(bucket: Any, tmp_path: Path) -> None:
+    one, other = Mirror(machine(tmp_path / "one")), Mirror(machine(tmp_path / "other"))
+    with (
+        one.working(),
+        pytest.raises(ConfigError, match=r"in use by .*, which was there \d+ s"),
+        other.working(),
+    ):
+        pass
+    with other.working():  # the first has left
+        pass
+
+
+def test_the_lease_of_a_machine_that_is_gone_runs_out(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = Mirror(machine(tmp_path / "one")), Mirror(machine(tmp_path / "other"))
+    one._take_lease()
+    now = time.time()
+    monkeypatch.setattr("search.kept.time.time", lambda: now + 61)
+    with other.working():
+        pass
+
+
+def test_the_longer_of_two_journals_goes_on(bucket: Any, tmp_path: Path) -> None:
+    one, other = machine(tmp_path / "one"), machine(tmp_path / "other")
+    (one.path / "journal.log").write_text("a\nb\n")
+    (one.path / "run.json").write_text("{}")
+    one.send("journal.log", "run.json")
+    bring_together(other)
+    assert (other.path / "journal.log").read_text() == "a\nb\n"
+    assert (other.path / "run.json").exists()
+    (other.path / "journal.log").write_text("a\nb\nc\n")
+    bring_together(other)
+    assert (other.path / "journal.log").read_text() == "a\nb\nc\n", "it was not yet sent"
+
+
+def test_a_run_that_two_machines_went_on_with_is_an_error(bucket: Any, tmp_path: Path) -> None:
+    one, other = machine(tmp_path / "one"), machine(tmp_path / "other")
+    (one.path / "journal.log").write_text("a\nb\n")
+    one.send("journal.log")
+    (other.path / "journal.log").write_text("a\nc\n")
+    with pytest.raises(ConfigError, match=r"also continued from this machine's copy, '.*night'"):
+        bring_together(other)
+
+
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [("a\nb\n", "a\nb\n"), ("a\nhalf a li", "a\n"), ("half", ""), ("", "")],
+)
+def test_half_a_line_of_a_journal_is_taken_off(tmp_path: Path, content: str, left: str) -> None:
+    path = tmp_path / "journal.log"
+    path.write_text(content)
+    (tmp_path / "journal.log.lock").symlink_to(path)
+    mend_journal(path)
+    assert path.read_text() == left
+    assert not (tmp_path / "journal.log.lock").is_symlink()
+
+
+@pytest.mark.slow()
+@pytest.mark.parametrize("runner", ["actor", "train"])
+def test_a_run_killed_on_one_machine_goes_on_on_another(
+    bucket: Any, launch: Any, small_search: list[object], tmp_path: Path, runner: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if runner == "train":  # seconds a trial
+        small_search[small_search.index("--trials") + 1] = 5
+    search = [*small_search, "--runner", runner]
+    finish(launch(*search, "--name", "whole"))
+    expected = journal(tmp_path / "runs" / "whole")
+
+    search[search.index("--runs-dir") + 1] = "s3://kept/runs"
+    process = launch(*search, "--name", "night")
+    wait_for_entries(bucket, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    resume = ["--resume", "night", "--runs-dir", "s3://kept/runs"]
+    _out, err = launch(*resume, cache=elsewhere).communicate(timeout=60)
+    if "is in use by" in err:  # within a minute the other might still be there
+        lease = {"owner": "it", "token": "it", "at": 0}
+        body = json.dumps(lease).encode()
+        bucket.put_object(Bucket="kept", Key="runs/night/lease.json", Body=body)
+        finish(launch(*resume, cache=elsewhere))
+    copy = next((elsewhere / "kept").rglob("night"))
+    assert journal(copy) == expected
+    monkeypatch.setenv("EMOTION_CACHE", str(tmp_path / "third"))
+    kept = KeptFolder.at("s3://kept/runs/night", tmp_path / "third")
+    assert not [name for name in kept.sizes() if name.startswith("checkpoints/")]
+    summary = json.loads((copy / "summary.json").read_text())
+    whole = json.loads((tmp_path / "runs" / "whole" / "summary.json").read_text())
+    assert summary["headline"] == whole["headline"]
+    assert summary["weights"]["experts"] == whole["weights"]["experts"]
+
+    from ensembles.export import main
+
+    shutil.rmtree(elsewhere)
+    assert main(["s3://kept/runs/night", "--out", str(tmp_path / "exported")]) == 0
+
+
+def wait_for_entries(bucket: Any, count: int) -> None:
+    """Until so many bank entries are kept."""
+    deadline = time.monotonic() + 180
+    while True:
+        listed = bucket.list_objects_v2(Bucket="kept", Prefix="runs/night/bank/")
+        if sum(entry["Key"].endswith(".npz") for entry in listed.get("Contents", [])) >= count:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_storage_that_does_not_take_the_run_is_one_line(
+    object_store: Any, launch: Any, small_search: list[object]
+) -> None:
+    small_search[small_search.index("--runs-dir") + 1] = "s3://nowhere/runs"
+    process = launch(*small_search, "--name", "night")
+    _out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    lines = [line for line in err.splitlines() if line.startswith("error")]
+    assert lines[-1].startswith("error: Cannot write the run's folder 's3://nowhere/runs/night'"), (
+        err
+    )
