@@ -23,7 +23,7 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
     from datasets.splits import make_folds
     from datasets.storage import KeptFolder
     from ensembles.bank import PosteriorBank
-    from search import tuning
+    from search import cluster, tuning
     from search.config import SearchConfig
     from search.corpus import clip_table
     from search.folder import RunFolder
@@ -45,9 +45,9 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
         "protocol": data.folds.protocol, "folds": data.folds.fingerprint, "metric": "accuracy", "seed": 0,
         "device": "cpu", "precision": "auto", "cache_folder": str(folder / "cache"), "cache_gb": 16.0,
         "skip_corrupt": False, "test_speakers": [], "runner": runner, "workers_per_trial": 1, "workers": 1,
-        "cpus_per_trial": 1, "gpus_per_trial": 0.0,
+        "cpus_per_trial": 1, "gpu_share": {},
     }  # fmt: skip
-    tuning.start_ray(None, 1, dashboard=True)
+    cluster.start_ray(None, 1, dashboard=True)
     try:
         warm = DealtSearch(
             offer, open_journal(run / "warm.log"), seed=0, trials=2, deadline=time.monotonic() + 600
@@ -65,7 +65,7 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
         total = time.perf_counter() - started
         training = sum(t.user_attrs["seconds"] or 0.0 for t in search.parts["audio"].asked())
     finally:
-        tuning.stop_ray()
+        cluster.stop_ray()
     return total / trials, training / trials
 
 

@@ -84,8 +84,12 @@ class SearchConfig:
         runner: actor (reused processes), train (Ray Train workers that stream the shards), or
             auto: train where there are GPUs.
         workers_per_trial: Ray Train workers that train one trial together.
-        address: A Ray cluster to join, such as auto or HOST:6379 (default: RAY_ADDRESS, or
-            Ray on this machine alone).
+        trials_per_gpu: How many trials share a GPU: a number, or auto: as many as fit, by the
+            memory that a training step of each architecture takes.
+        address: A Ray cluster: HOST:6379 or auto to join it, http://HOST:8265 to submit the search to
+            it as a job, local for Ray on this machine alone (default: RAY_ADDRESS, or the cluster
+            that this host belongs to, or this machine alone).
+        wait: How long to wait for hosts that a cluster has not got yet, such as 10m.
         device: auto, cpu or cuda.
         precision: auto, float32 or bfloat16 (auto: bfloat16 where the hardware computes it and convolutions dominate).
         runs_dir: Where runs are kept: a folder, or a URL such as s3://BUCKET/runs (default:
@@ -116,7 +120,9 @@ class SearchConfig:
     workers: int | None = None
     runner: str = "auto"
     workers_per_trial: int = 1
+    trials_per_gpu: str = "auto"
     address: str | None = None
+    wait: str = "10m"
     device: str = "auto"
     precision: str = "auto"
     runs_dir: str = field(default_factory=default_runs_dir)
@@ -156,6 +162,8 @@ class SearchConfig:
                 f"workers_per_trial {self.workers_per_trial} needs Ray Train: --runner train."
             )
         parse_duration(self.time_budget or "1m")
+        parse_duration(self.wait, "wait")
+        _ = self.gpu_packing
         _ = self.enrolment_counts
 
     @property
@@ -169,6 +177,17 @@ class SearchConfig:
             minutes=parse_duration(self.time_budget) / 60 if self.time_budget else minutes,
             confirm_seeds=base.confirm_seeds if self.confirm_seeds is None else self.confirm_seeds,
         )
+
+    @property
+    def gpu_packing(self) -> int | None:
+        """`trials_per_gpu`, None for auto; raises ConfigError."""
+        if self.trials_per_gpu == "auto":
+            return None
+        if not self.trials_per_gpu.isdecimal() or int(self.trials_per_gpu) < 1:
+            raise ConfigError(
+                f"trials_per_gpu must be auto or a number from 1, got '{self.trials_per_gpu}'."
+            )
+        return int(self.trials_per_gpu)
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -204,7 +223,9 @@ RESUME_KEYS = (
     "workers",
     "runner",
     "workers_per_trial",
+    "trials_per_gpu",
     "address",
+    "wait",
     "keep_weights",
     "runs_dir",
     "dry_run",
@@ -212,7 +233,7 @@ RESUME_KEYS = (
 """What may be given with --resume and --extend: how much more, and where; not what was searched."""
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, name: str = "time_budget") -> float:
     """`90s`, `30m`, `2h` or `1h30m` → seconds; raises ConfigError."""
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
     seconds = (
@@ -221,7 +242,7 @@ def parse_duration(text: str) -> float:
         else 0.0
     )
     if seconds <= 0:
-        raise ConfigError(f"time_budget must be like 90s, 30m, 2h or 1h30m, got '{text}'.")
+        raise ConfigError(f"{name} must be like 90s, 30m, 2h or 1h30m, got '{text}'.")
     return seconds
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,26 +21,61 @@ _CHEAP = 2e6  # multiply-accumulates; below, a step's fixed cost decides
 _FIXED_SECONDS_A_STEP = 0.0012
 _EVALUATION_SHARE = 1.15
 
+_BYTES_A_PARAMETER = 16
+"""Weight, gradient and AdamW's two averages, in float32."""
 
-def predict_seconds(
-    offer: Offer, data: TrainingData, device: str, precision: str
-) -> dict[str, float]:
-    """Architecture (or `audio+video` pair) → seconds of its known-good trial on one worker."""
+_PROCESS_BYTES = 0.7 * 2**30
+"""What CUDA itself takes of a GPU for every process; differs by driver, so rather more."""
+
+_USABLE, _LARGER, _MOST_ON_A_GPU = 0.9, 1.5, 8
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of known-good trials, each on one worker; an architecture or an `audio+video` pair each.
+
+    Attributes:
+        seconds: Of a whole trial.
+        gpu_share: How much of the GPU's memory it may take; empty without one.
+    """
+
+    seconds: dict[str, float]
+    gpu_share: dict[str, float]
+
+
+def measure_cost(offer: Offer, data: TrainingData, device: str, precision: str) -> Cost:
+    """Trains a step of everything that is offered, here."""
     parts = {name for modality in ("audio", "video") for name in offer.single.get(modality, ())}
     parts |= {name for pair in offer.pairs for name in pair.split("+")}
-    a_clip = {name: _seconds_a_clip(name, data, device, precision) for name in sorted(parts)}
-    seconds = {
-        name: _schedule(name, {}, a_clip[name], data, offer.epochs_scale)
-        for modality in ("audio", "video")
-        for name in offer.single.get(modality, ())
-    }
+    steps = {name: _measure_step(name, data, device, precision) for name in sorted(parts)}
+    seconds, needed = {}, {}
+    for modality in ("audio", "video"):
+        for name in offer.single.get(modality, ()):
+            plan = TrialPlan.of(name, {}, {})
+            seconds[name] = _schedule(plan, steps[name].seconds, data, offer.epochs_scale)
+            needed[name] = _gpu_bytes(plan, [steps[name]], data.folds.count)
     for pair in offer.pairs:
         audio, _, video = pair.partition("+")
         settings = {"audio": {"architecture": audio}, "video": {"architecture": video}}
+        plan = TrialPlan.of("concatenation", settings, {})
+        both = [steps[audio], steps[video]]
         seconds[pair] = _schedule(
-            "concatenation", settings, a_clip[audio] + a_clip[video], data, offer.epochs_scale
+            plan, sum(step.seconds for step in both), data, offer.epochs_scale
         )
-    return seconds
+        needed[pair] = _gpu_bytes(plan, both, data.folds.count)
+    if device == "cpu":
+        return Cost(seconds, {})
+    whole = torch.cuda.get_device_properties(0).total_memory
+    return Cost(seconds, {name: gpu_share(value, whole) for name, value in needed.items()})
+
+
+def gpu_share(needed: float, whole: float) -> float:
+    """What of a GPU a trial is given that needs so many bytes of so many: 1, 1/2, 1/3 …, 1/8.
+
+    A configuration may be larger than the known-good one that was measured.
+    """
+    fitting = int(whole * _USABLE / (needed * _LARGER))
+    return 1.0 / max(1, min(_MOST_ON_A_GPU, fitting))
 
 
 def drop_expensive(offer: Offer, seconds: Mapping[str, float], longest: float) -> Offer:
@@ -63,25 +98,34 @@ def drop_expensive(offer: Offer, seconds: Mapping[str, float], longest: float) -
     return replace(offer, single=single, pairs=keep(offer.pairs), why_not=why_not)
 
 
-def _schedule(
-    name: str,
-    settings: Mapping[str, object],
-    a_clip: float,
-    data: TrainingData,
-    epochs_scale: float,
-) -> float:
-    plan = TrialPlan.of(name, settings, {})
+def _gpu_bytes(plan: TrialPlan, steps: list[_Step], folds: int) -> float:
+    """A process's own, the networks of all folds, and the activations of a batch."""
+    clips = plan.training.batch_size
+    return _PROCESS_BYTES + sum(
+        folds * step.parameters * _BYTES_A_PARAMETER + clips * step.bytes_a_clip for step in steps
+    )
+
+
+def _schedule(plan: TrialPlan, a_clip: float, data: TrainingData, epochs_scale: float) -> float:
     epochs = max(4, round(plan.training.epochs * epochs_scale))
     clips = sum(len(data.rows(fold, training=True)) for fold in range(data.folds.count))
     steps = clips / plan.training.batch_size
     return epochs * (clips * a_clip + steps * _FIXED_SECONDS_A_STEP) * _EVALUATION_SHARE
 
 
-def _seconds_a_clip(name: str, data: TrainingData, device: str, precision: str) -> float:
-    """Seconds of a training step for one clip, from a step of a few on one core."""
+@dataclass(frozen=True)
+class _Step:
+    """A training step, for one clip, from a step of a few on one core or the GPU."""
+
+    seconds: float
+    bytes_a_clip: float
+    parameters: int
+
+
+def _measure_step(name: str, data: TrainingData, device: str, precision: str) -> _Step:
     entry = get_architecture(name)
-    if entry.cost(entry.default, data.shape) < _CHEAP:
-        return 0.0
+    if device == "cpu" and entry.cost(entry.default, data.shape) < _CHEAP:
+        return _Step(0.0, 0.0, 0)
     threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(1)
@@ -95,7 +139,7 @@ def _seconds_a_clip(name: str, data: TrainingData, device: str, precision: str) 
 
 def _time_step(
     name: str, shape: ClipShape, data: TrainingData, device: str, precision: str
-) -> float:
+) -> _Step:
     expert = arrange_memory(build_expert(name, {}, shape).to(device)).train()
     rows = np.linspace(0, len(data.cache.index.clips) - 1, _PROBE_CLIPS).astype(np.int64)
     batch = {k: x.to(device) for k, x in data.cache.batch(rows, expert.kinds).items()}
@@ -108,6 +152,7 @@ def _time_step(
             lengths = fixed[f"{kind}_lengths"]
             fixed[kind], fixed[f"{kind}_lengths"] = time_crop(fixed[kind], lengths, frames)
     targets = batch["target"]
+    before = _peak_bytes(device, reset=True)
     elapsed = float("inf")
     for _ in range(3):  # the first one warms up
         started = time.perf_counter()
@@ -119,4 +164,15 @@ def _time_step(
         if device != "cpu":
             torch.cuda.synchronize()
         elapsed = min(elapsed, time.perf_counter() - started)
-    return elapsed / _PROBE_CLIPS
+    activations = max(0, _peak_bytes(device) - before)
+    parameters = sum(p.numel() for p in expert.parameters())
+    return _Step(elapsed / _PROBE_CLIPS, activations / _PROBE_CLIPS, parameters)
+
+
+def _peak_bytes(device: str, *, reset: bool = False) -> int:
+    """The most that was in use on the GPU; from now on, if `reset`."""
+    if device == "cpu":
+        return 0
+    if reset:
+        torch.cuda.reset_peak_memory_stats()
+    return int(torch.cuda.max_memory_allocated())

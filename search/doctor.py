@@ -239,21 +239,31 @@ def check_shards(index: ShardIndex, workers: int) -> Iterator[Finding]:
         yield Finding("ok", what)
 
 
-def check_cost(config: SearchConfig, workers: int) -> Iterator[Finding]:
-    """One training step of every architecture here, and what that says of the search.
+def check_cost(config: SearchConfig, address: str | None) -> Iterator[Finding]:
+    """One training step of every architecture where trials run, and what that says of the search.
 
     Args:
         config: The search.
-        workers: Trials at the same time.
+        address: Of the cluster that was joined, or None.
     """
     from search.corpus import load_corpus
-    from search.cost import predict_seconds
-    from search.run import choose_device
+    from search.machine import choose_device, find_cost
     from search.space import offer_for
+    from search.tuning import trials_at_once
 
-    data = load_corpus(config, Console(quiet=True))
+    quiet = Console(quiet=True)
+    data = load_corpus(config, quiet)
     offer = offer_for(data.shape, config.architectures, config.plan.epochs_scale)
-    seconds = predict_seconds(offer, data, choose_device(config), config.precision)
+    device = choose_device(config, address, quiet)
+    cost = find_cost(offer, data, device, config, address, quiet)
+    seconds = cost.seconds
+    context = {
+        "device": device,
+        "runner": "actor",
+        "workers_per_trial": config.workers_per_trial,
+        "gpu_share": cost.gpu_share,
+    }
+    workers = trials_at_once(context, config.workers, wait_seconds=0.0, on_wait=lambda text: None)
     limit = config.plan.share * config.plan.minutes * 60
     for name, value in sorted(seconds.items(), key=lambda item: item[1]):
         if value <= limit:
@@ -312,8 +322,7 @@ def _probes(runs: KeptFolder, probe: str) -> list[str]:
 
 def examine(config: SearchConfig, *, cost: bool = True) -> Iterator[tuple[str, Finding]]:
     """Every check: (section, finding), as they come."""
-    from search import tuning
-    from search.cluster import on_every_node
+    from search.cluster import find_cluster, on_every_node, start_ray, stop_ray
 
     index = None
     if config.data:
@@ -325,24 +334,23 @@ def examine(config: SearchConfig, *, cost: bool = True) -> Iterator[tuple[str, F
             yield "shards", Finding("error", str(error))
     try:
         started = time.monotonic()
-        dashboard = tuning.start_ray(config.address, None, dashboard=config.dashboard)
+        address = find_cluster(config.address)
+        dashboard = start_ray(address, None, dashboard=config.dashboard)
     except ConfigError as error:
         yield "Ray", Finding("error", str(error), "ray start, or leave --address out")
         return
     try:
         took = time.monotonic() - started
-        yield "Ray", Finding("ok", f"{'joined' if config.address else 'started'} in {took:.1f} s")
+        yield "Ray", Finding("ok", f"{'joined' if address else 'started'} in {took:.1f} s")
         yield from (("Ray", finding) for finding in _check_dashboard(dashboard))
         yield from _check_nodes(config, index, on_every_node)
-        workers = tuning.trials_at_once("cpu", "actor", config.workers_per_trial, config.workers)
-    finally:
-        tuning.stop_ray()
-    if cost and not (config.data and index is None):
-        try:
-            for finding in check_cost(config, workers):
+        if cost and not (config.data and index is None):
+            for finding in check_cost(config, address):
                 yield "architectures", finding
-        except (DataError, ModelError, ConfigError) as error:
-            yield "architectures", Finding("error", str(error))
+    except (DataError, ModelError, ConfigError) as error:
+        yield "architectures", Finding("error", str(error))
+    finally:
+        stop_ray()
 
 
 def _check_nodes(

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,15 +19,23 @@ from ensembles.bank import Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, assess
 from models.registry import ModelError
 from search import weights
-from search.config import ConfigError, SearchConfig, default_runs_dir, parse_arguments
+from search.config import (
+    ConfigError,
+    SearchConfig,
+    default_runs_dir,
+    parse_arguments,
+    parse_duration,
+)
 from search.corpus import clip_table, load_corpus
-from search.cost import drop_expensive, predict_seconds
+from search.cost import drop_expensive
 from search.doctor import quick_findings
 from search.folder import RunFolder, new_run, provenance, resumed_run
 from search.interrupt import Interrupt
+from search.machine import choose_device, data_context, find_cost, join_cluster
 from search.progress import ProgressLine, chatter_to
 from search.report import print_report, write_predictions, write_reports
 from search.space import Offer, offer_for
+from search.submit import is_dashboard, submit
 from search.train import TrainingData
 from search.unseen import UnseenScore, score_unseen
 
@@ -44,22 +51,25 @@ def main(arguments: list[str] | None = None) -> int:
         config, given = parse_arguments(arguments)
         run = resumed_run(config, given) if config.resume or config.extend else None
         config = run.config if run else config
+        if is_dashboard(config.address):
+            return submit(config, given, console)
         for finding in quick_findings(config):
             text = f"{finding.level}: {finding.what} → {finding.remedy}"
             console.print(text, markup=False, highlight=False)
         data = load_corpus(config, console)
+        address = join_cluster(config, console)
         facts = run.facts() if run else {}
-        facts = facts or _find_out(config, data, console)
+        facts = facts or _find_out(config, data, console, address)
         _check_same_data(facts, data, run)
         if run and run.extended and config.architectures:
-            facts = _with_more(facts, config, data, console)
+            facts = _with_more(facts, config, data, console, address)
         if config.dry_run:
             _print_offer(config, data, facts, console)
             return 0
         run = run or new_run(config, data.cache.index.corpus)
         with run.locked():
             run.record(facts)
-            return _search_and_report(run, data, facts, console)
+            return _search_and_report(run, data, facts, address, console)
     except (ConfigError, DataError, ModelError, EnsembleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -68,13 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _find_out(config: SearchConfig, data: TrainingData, console: Console) -> dict[str, Any]:
+def _find_out(
+    config: SearchConfig, data: TrainingData, console: Console, address: str | None
+) -> dict[str, Any]:
     """What the search may try here; recorded once, so that a resumed run offers the same."""
-    device = choose_device(config)
+    device = choose_device(config, address, console)
     offer = offer_for(data.shape, config.architectures, config.plan.epochs_scale)
-    seconds: dict[str, float] = {}
-    with console.status("timing one training step of each architecture"):
-        seconds = predict_seconds(offer, data, device, config.precision)
+    cost = find_cost(offer, data, device, config, address, console)
+    seconds = cost.seconds
     if not config.architectures:
         offer = drop_expensive(offer, seconds, config.plan.share * config.plan.minutes * 60)
     index = data.cache.index
@@ -94,22 +105,27 @@ def _find_out(config: SearchConfig, data: TrainingData, console: Console) -> dic
         },
         "offer": offer.to_json(),
         "predicted_seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "gpu_share": cost.gpu_share,
         "seconds_before": 0.0,
     }
 
 
 def _with_more(
-    facts: dict[str, Any], config: SearchConfig, data: TrainingData, console: Console
+    facts: dict[str, Any],
+    config: SearchConfig,
+    data: TrainingData,
+    console: Console,
+    address: str | None,
 ) -> dict[str, Any]:
     """The facts of a finished run, with architectures that it had not."""
     had = Offer.from_json(facts["offer"])
     names = {*config.architectures, *had.single.get("audio", ()), *had.single.get("video", ())}
     asked = offer_for(data.shape, (*sorted(names), *["concatenation"] * bool(had.pairs)))
     offer = had.joined(asked)
-    with console.status("timing one training step of each architecture"):
-        seconds = predict_seconds(offer, data, facts["device"], config.precision)
-    rounded = {name: round(value, 1) for name, value in seconds.items()}
-    return {**facts, "offer": offer.to_json(), "predicted_seconds": rounded}
+    cost = find_cost(offer, data, facts["device"], config, address, console)
+    rounded = {name: round(value, 1) for name, value in cost.seconds.items()}
+    known = {"predicted_seconds": rounded, "gpu_share": cost.gpu_share}
+    return {**facts, "offer": offer.to_json(), **known}
 
 
 def _check_same_data(facts: dict[str, Any], data: TrainingData, run: RunFolder | None) -> None:
@@ -121,17 +137,6 @@ def _check_same_data(facts: dict[str, Any], data: TrainingData, run: RunFolder |
         raise ConfigError(
             f"The data of the run '{run.path.name}' changed since it was started. Start a new run."
         )
-
-
-def choose_device(config: SearchConfig) -> str:
-    """Where trials train: cuda or cpu; raises ConfigError for a GPU that is not there."""
-    import torch
-
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but torch finds no GPU here. Take --device cpu or auto.")
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.device
 
 
 def _print_offer(
@@ -179,7 +184,11 @@ class Findings:
 
 
 def _search_and_report(
-    run: RunFolder, data: TrainingData, facts: dict[str, Any], console: Console
+    run: RunFolder,
+    data: TrainingData,
+    facts: dict[str, Any],
+    address: str | None,
+    console: Console,
 ) -> int:
     started = time.monotonic()
     _print_offer(run.config, data, facts, console)
@@ -206,7 +215,7 @@ def _search_and_report(
         chatter_to(run.path / "search.log") as screen,
         interrupt.watched(lambda: screen.print(_STOPPING, highlight=False)),
     ):
-        found = _search(run, data, facts, bank, screen, interrupt, save)
+        found = _search(run, data, facts, address, bank, screen, interrupt, save)
     for damaged in bank.damaged:
         console.print(f"warning: bank entry left out: {damaged}", highlight=False)
     unseen = None
@@ -265,6 +274,7 @@ def _search(
     run: RunFolder,
     data: TrainingData,
     facts: dict[str, Any],
+    address: str | None,
     bank: PosteriorBank,
     screen: Console,
     interrupt: Interrupt,
@@ -272,6 +282,7 @@ def _search(
 ) -> Findings:
     """On Ray: search, fuse, save, confirm. Imported here, so that mistakes are told at once."""
     from search import tuning
+    from search.cluster import start_ray, stop_ray
     from search.confirm import confirm
     from search.enrolment import score_enrolment
     from search.sampler import DealtSearch, open_journal
@@ -281,8 +292,8 @@ def _search(
     runner = _runner(config, facts["device"] == "cuda")
     # Trials in processes of ours may share cores if the user says so; Train's may not.
     oversubscribed = config.workers if runner == "actor" else None
-    dashboard = tuning.start_ray(
-        config.address,
+    dashboard = start_ray(
+        address,
         oversubscribed,
         # Without it Ray leaks what a stopped Train run held.
         dashboard=config.dashboard or runner == "train",
@@ -290,10 +301,13 @@ def _search(
     try:
         if dashboard:
             screen.print(f"dashboard: {dashboard} (the token: ray get-auth-token)", soft_wrap=True)
-        workers = tuning.trials_at_once(
-            facts["device"], runner, config.workers_per_trial, config.workers
+        context = _context(run, data, facts, runner)
+        context["workers"] = tuning.trials_at_once(
+            context,
+            config.workers,
+            wait_seconds=parse_duration(config.wait) if address else 0.0,
+            on_wait=lambda text: screen.print(text, highlight=False),
         )
-        context = _context(run, data, facts, runner, workers)
         if config.runner == "auto":
             screen.print(f"runner: {runner} ({_RUNNERS[runner]})")
         search = DealtSearch(
@@ -316,7 +330,7 @@ def _search(
             found.enrolled = score_enrolment(session, found.assessment, counts)
         restore_weights(session, found.assessment)
     finally:
-        tuning.stop_ray()
+        stop_ray()
     return found
 
 
@@ -390,31 +404,23 @@ def _nothing_finished(run: RunFolder, failures: dict[str, str]) -> str:
 
 
 def _context(
-    run: RunFolder, data: TrainingData, facts: dict[str, Any], runner: str, workers: int
+    run: RunFolder, data: TrainingData, facts: dict[str, Any], runner: str
 ) -> dict[str, Any]:
     """What a trial needs to know, wherever it runs."""
-    config, index = run.config, data.cache.index
-    gpu = facts["device"] == "cuda"
+    config = run.config
+    share = facts.get("gpu_share", {})
+    if config.gpu_packing:
+        share = dict.fromkeys(facts["predicted_seconds"], 1.0 / config.gpu_packing)
     return {
+        **data_context(config, data, facts["device"]),
         "run": run.kept.url or str(run.path.resolve()),
-        "data": index.root if "://" in index.root else str(Path(index.root).resolve()),
-        "checksum": index.checksum,
-        "classes": list(config.class_names),
-        "protocol": data.folds.protocol,
-        "test_speakers": list(data.folds.test_speakers),
-        "folds": data.folds.fingerprint,
         "metric": config.metric,
         "seed": config.seed,
-        "device": facts["device"],
         "precision": config.precision,
-        "cache_folder": str(Path(config.cache_dir).resolve()) if config.cache_dir else None,
-        "cache_gb": config.cache_gb,
-        "skip_corrupt": config.skip_corrupt,
-        "workers": workers,
         "runner": runner,
         "workers_per_trial": config.workers_per_trial,
         "cpus_per_trial": 1,
-        "gpus_per_trial": 1.0 if gpu else 0.0,
+        "gpu_share": share,
     }
 
 

@@ -329,6 +329,12 @@ class FoldTrainer:
         workers: The processes that train it together, each on its part of the clips; a
             batch is divided among them.
         by_speaker: Take each speaker's own mean off the inputs (speaker enrolment).
+        alone: The device's memory is this trial's own: where it does not suffice, batches are
+            computed in parts, whose gradients add up. Otherwise that is an error, and the trial
+            can be given more of the device.
+
+    Attributes:
+        parts: In how many a batch is computed; 1 unless the memory did not suffice.
     """
 
     def __init__(
@@ -342,8 +348,10 @@ class FoldTrainer:
         precision: str = "float32",
         workers: Workers | None = None,
         by_speaker: bool = False,
+        alone: bool = True,
     ) -> None:
         self.plan, self.data, self.fold, self.seed = plan, data, fold, seed
+        self.alone = alone
         self.workers, self.by_speaker = workers or Workers(), by_speaker
         self.device, self.precision = torch.device(device), precision
         self.epoch = 0
@@ -367,6 +375,8 @@ class FoldTrainer:
             lr=settings.learning_rate,
             fused=True,
         )
+        self.parts = 1
+        self._evaluation_clips = _EVALUATION_CLIPS
         self.network = self.workers.wrap(_Logits(self.expert))
         # As many on every worker, however its part of the shards turned out.
         total = int(self.workers.sum(torch.tensor(len(self.rows))))
@@ -406,13 +416,30 @@ class FoldTrainer:
         self.workers.share_buffers(self.expert)
         order = np.argsort(self._lengths[rows], kind="stable")
         logits = np.empty((len(rows), self.data.shape.num_classes), np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(rows), _EVALUATION_CLIPS):
-                part = order[start : start + _EVALUATION_CLIPS]
-                logits[part] = (
-                    self.expert.classify(self._fixed(rows[part], enrolled)).float().cpu().numpy()
-                )
+        start = 0
+        while start < len(rows):
+            part = order[start : start + self._evaluation_clips]
+            found = self._classify(rows[part], enrolled)
+            if found is None:
+                self._evaluation_clips = len(part) // 2
+                continue
+            logits[part] = found
+            start += len(part)
         return logits
+
+    def _classify(
+        self, rows: NDArray[np.int64], enrolled: int | None
+    ) -> NDArray[np.float32] | None:
+        """(n, K) logits; None if the memory did not suffice for so many clips."""
+        try:
+            with torch.inference_mode():
+                logits = self.expert.classify(self._fixed(rows, enrolled))
+                return np.asarray(logits.float().cpu().numpy())
+        except Exception as error:
+            if not is_out_of_memory(error) or len(rows) == 1:
+                raise
+        _free_memory(self.device)
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that continues the training elsewhere."""
@@ -420,10 +447,12 @@ class FoldTrainer:
             "expert": self.expert.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
+            "parts": self.parts,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict`."""
+        self.parts = int(state.get("parts", 1))
         self.expert.load_state_dict(state["expert"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = int(state["epoch"])
@@ -498,10 +527,11 @@ class FoldTrainer:
         rate = settings.learning_rate * learning_rate_share(step, self.steps * settings.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._loss(*self._examples(rows))
-        self._backward(loss)
+        loss = self._gradient(rows)
+        while loss is None:
+            loss = self._gradient(rows)
         self._update()
-        return loss.detach().double().cpu()
+        return loss
 
     def _examples(self, rows: NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor]:
         """A batch of augmented inputs, and the (B, K) probabilities wanted of them."""
@@ -519,13 +549,48 @@ class FoldTrainer:
             logits = self.network(inputs)
         return nn.functional.cross_entropy(logits.float(), wanted)
 
+    def _gradient(self, rows: NDArray[np.int64]) -> Tensor | None:
+        """Of a batch, in as many parts as it takes; None if the memory did not suffice for them."""
+        try:
+            inputs, wanted = self._examples(rows)
+            self.optimizer.zero_grad(set_to_none=True)
+            total = torch.zeros((), dtype=torch.float64)
+            for part in torch.arange(len(rows)).chunk(self.parts):
+                here = slice(int(part[0]), int(part[-1]) + 1)
+                loss = self._loss({k: x[here] for k, x in inputs.items()}, wanted[here])
+                loss = loss * (len(part) / len(rows))
+                self._backward(loss)
+                total += loss.detach().double().cpu()
+            return total
+        except Exception as error:
+            if not is_out_of_memory(error) or not self._may_halve(len(rows)):
+                raise
+        self.parts *= 2
+        _free_memory(self.device)
+        return None
+
+    def _may_halve(self, clips: int) -> bool:
+        """Normalisation needs two clips; fellow workers would wait for one that starts again."""
+        return self.alone and self.workers.count == 1 and clips // (2 * self.parts) >= 2
+
     def _backward(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
     def _update(self) -> None:
         nn.utils.clip_grad_norm_(self._parameters, 5.0)
         self.optimizer.step()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is the device's memory, or this machine's, that did not suffice."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _free_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 class _Logits(nn.Module):
@@ -588,6 +653,7 @@ class LockstepTrial:
         precision: str = "auto",
         workers: Workers | None = None,
         by_speaker: bool = False,
+        alone: bool = True,
     ) -> None:
         self.plan, self.data = plan, data
         self.workers = workers or Workers()
@@ -604,6 +670,7 @@ class LockstepTrial:
                 precision=chosen,
                 workers=self.workers,
                 by_speaker=by_speaker,
+                alone=alone,
             )
             for fold in range(data.folds.count)
         ]

@@ -49,25 +49,54 @@ def run_trial(config: dict[str, Any]) -> None:
     if context["runner"] == "train":
         _run_trainer(spec)
         return
-    task = train_trial.options(
-        name=f"{spec['trial']} {describe(spec['plan'])}",
-        num_cpus=context["cpus_per_trial"] - ACTOR_CPUS,
-        num_gpus=context["gpus_per_trial"],
-        # No more than the next rung is begun before this one was judged.
-        _generator_backpressure_num_objects=1,
-        scheduling_strategy="DEFAULT",
-    )
-    for attempt in range(1, ATTEMPTS + 1):
-        rungs = task.remote(spec)
+    deaths = 0
+    while deaths < ATTEMPTS:
+        rungs = train_trial.options(
+            name=f"{spec['trial']} {describe(spec['plan'])}",
+            num_cpus=context["cpus_per_trial"] - ACTOR_CPUS,
+            num_gpus=gpus_for(spec),
+            # No more than the next rung is begun before this one was judged.
+            _generator_backpressure_num_objects=1,
+            scheduling_strategy="DEFAULT",
+        ).remote(spec)
         try:
-            for rung in rungs:
-                tune.report(ray.get(rung))
-            return
+            if not _pass_on(rungs, spec):
+                return
         except ray.exceptions.RayError as error:
-            if attempt == ATTEMPTS:
+            deaths += 1
+            if deaths == ATTEMPTS:
                 tune.report(failed(f"its process died {ATTEMPTS} times: {type(error).__name__}"))
         finally:
             ray.cancel(rungs, force=False)
+
+
+def _pass_on(rungs: Any, spec: Spec) -> bool:
+    """Reports a trial's rungs to Tune; True if it is to be started again, with more of a GPU."""
+    for rung in rungs:
+        report = ray.get(rung)
+        if report.get("out_of_memory") and take_more(spec):
+            return True
+        tune.report(report)
+    return False
+
+
+def gpus_for(spec: Spec) -> float:
+    """What a trial takes of a GPU: a share where it shares one, one a worker, or 0 without."""
+    context = spec["context"]
+    if context["device"] == "cpu":
+        return 0.0
+    if context["workers_per_trial"] > 1:
+        return 1.0  # NCCL does not let workers share one
+    measured = context["gpu_share"].get(describe(spec["plan"]), 1.0)
+    return min(1.0, float(measured) * float(spec.get("times_the_share", 1)))
+
+
+def take_more(spec: Spec) -> bool:
+    """Twice the share of a GPU for a trial that had too little memory; False if it had all."""
+    if gpus_for(spec) in (0.0, 1.0):
+        return False
+    spec["times_the_share"] = 2 * spec.get("times_the_share", 1)
+    return True
 
 
 def kept_run(context: dict[str, Any]) -> KeptFolder:
@@ -86,26 +115,35 @@ def _train_storage(run: str) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(system))}
 
 
-def failed(why: str) -> dict[str, Any]:
+def failed(why: str, *, out_of_memory: bool = False) -> dict[str, Any]:
     """The report of a trial that came to nothing."""
-    return {"failed": why, "percent": 0, "score": float("nan")}
+    report = {"failed": why, "percent": 0, "score": float("nan")}
+    return {**report, "out_of_memory": True} if out_of_memory else report
 
 
 def _run_trainer(spec: Spec) -> None:
     """A trial as a Ray Train run, whose first worker's reports go to Tune."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    if failure := fit_trainer(spec, [TuneReportCallback()]):
-        tune.report(failed(failure))
+    class Rungs(TuneReportCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], _: Any) -> None:
+            if not metrics[0].get("failed"):  # told below, unless it is mended
+                super().after_report(run_context, metrics, _)
+
+    failure = fit_trainer(spec, [Rungs()])
+    while failure and failure.get("out_of_memory") and take_more(spec):
+        failure = fit_trainer(spec, [Rungs()])
+    if failure:
+        tune.report(failure)
 
 
-def fit_trainer(spec: Spec, callbacks: list[Any]) -> str | None:
-    """Trains one trial on Ray Train workers; returns why it failed, or None."""
+def fit_trainer(spec: Spec, callbacks: list[Any]) -> dict[str, Any] | None:
+    """Trains one trial on Ray Train workers; returns the report of its failure, or None."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     context = spec["context"]
-    gpus = float(context["gpus_per_trial"])
+    gpus = gpus_for(spec)
     resources = {"CPU": context["cpus_per_trial"] - ACTOR_CPUS, **({"GPU": gpus} if gpus else {})}
     trainer = TorchTrainer(
         train_on_worker,
@@ -126,35 +164,43 @@ def fit_trainer(spec: Spec, callbacks: list[Any]) -> str | None:
     )
     try:
         metrics = trainer.fit().metrics or {}
-        return str(metrics["failed"]) if metrics.get("failed") else None
+        return metrics if metrics.get("failed") else None
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", {})
         if failures:
-            return _reason(next(iter(failures.values())))
+            return failed(_reason(next(iter(failures.values()))))
         # What went wrong in the controller stands at the end of its traceback.
-        return [line.strip() for line in str(error).splitlines() if line.strip()][-1][:300]
+        return failed([line.strip() for line in str(error).splitlines() if line.strip()][-1][:300])
 
 
 def train_on_worker(spec: Spec) -> None:
     """`train_loop_per_worker`: trains this worker's part, in step with its fellows."""
     import ray.train
 
-    from search.train import NonFiniteLossError
+    from search.train import NonFiniteLossError, is_out_of_memory
     from search.workers import Workers
 
+    workers = Workers.here()
     try:
-        for report in _train(spec, TrialLog(spec), Workers.here()):
+        for report in _train(spec, TrialLog(spec), workers):
             # Ray waits here for every worker; the first one's report is the one that counts.
             ray.train.report(report)
     except NonFiniteLossError as error:  # on all workers alike; it would come again
         ray.train.report(failed(_reason(error)))
+    except Exception as error:
+        if not is_out_of_memory(error) or workers.count > 1:  # whose fellows wait for it
+            raise
+        ray.train.report(failed(_reason(error), out_of_memory=True))
 
 
 @ray.remote(num_cpus=0, num_returns="streaming", max_retries=0)
 def train_with_trainer(spec: Spec) -> Iterator[dict[str, Any]]:
     """As `train_trial`, on Ray Train workers, for trials outside of Tune."""
-    if failure := fit_trainer(spec, []):
-        yield failed(failure)
+    failure = fit_trainer(spec, [])
+    while failure and failure.get("out_of_memory") and take_more(spec):
+        failure = fit_trainer(spec, [])
+    if failure:
+        yield failure
 
 
 def enrolled_name(trial: str, clips: int) -> str:
@@ -192,8 +238,10 @@ def train(spec: Spec) -> Iterator[dict[str, Any]]:
 
         yield from _train(spec, log, Workers())
     except Exception as error:  # any trial may fail in its own way; the journal keeps the reason
+        from search.train import is_out_of_memory
+
         log.write(traceback.format_exc())
-        yield failed(_reason(error))
+        yield failed(_reason(error), out_of_memory=is_out_of_memory(error))
 
 
 def _reason(error: Exception) -> str:
@@ -218,6 +266,7 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
         precision=context["precision"],
         workers=workers,
         by_speaker="enrolment" in spec,
+        alone=gpus_for(spec) in (0.0, 1.0),
     )
     checkpoint = Checkpoint(kept_run(context), spec["trial"], _identity(spec))
     before = checkpoint.load()
@@ -302,8 +351,15 @@ class _Record:
             f"{rung.percent:3d} %, epoch {rung.epoch}: {metric} {score:.4f}, "
             f"training loss {rung.train_loss:.4f}, {report['seconds']:.1f} s"
             + (" (held-out speakers less the mean of all their clips)" if enrolling else "")
+            + self._in_parts()
         )
         return report
+
+    def _in_parts(self) -> str:
+        """What became of batches for which the memory did not suffice."""
+        parts = max(trainer.parts for trainer in self.trial.trainers)
+        size = self.trial.plan.training.batch_size
+        return f"; out of memory: batches of {size} in {parts} parts" if parts > 1 else ""
 
     def _write(self, title: str, rung: RungResult, logits: NDArray[np.float32]) -> None:
         from ensembles.bank import BankEntry
@@ -408,3 +464,17 @@ def _training_data(context: dict[str, Any], workers: Workers) -> Any:
         _OPEN.clear()
         _OPEN[identity] = TrainingData(cache, folds, index)
     return _OPEN[identity]
+
+
+@ray.remote(num_cpus=1, max_retries=1)
+def measure_there(
+    context: dict[str, Any], offer: dict[str, Any], precision: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What trials will cost on a cluster's hosts: seconds, and shares of a GPU."""
+    from search.cost import measure_cost
+    from search.space import Offer
+    from search.workers import Workers
+
+    data = _training_data(context, Workers())
+    cost = measure_cost(Offer.from_json(offer), data, context["device"], precision)
+    return cost.seconds, cost.gpu_share

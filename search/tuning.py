@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-# Read by Ray when it is imported.
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # the journal is the truth
-os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "60")
-os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's Train data
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # reports come on this poll
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray import tune
 
+from search.cluster import supply, wait_for
 from search.config import ConfigError
 from search.folder import RunFolder
 from search.interrupt import Interrupt
@@ -33,107 +18,66 @@ from search.trial import (
     ATTEMPTS,
     Spec,
     describe,
+    gpus_for,
     run_trial,
     train_trial,
     train_with_trainer,
 )
 
-_REACH_S = 10.0
-"""How long a cluster may take to accept a connection."""
-
-EXCLUDES = [
-    ".git",
-    ".venv",
-    "runs",
-    "shards",
-    ".mypy_cache",
-    ".ruff_cache",
-    ".pytest_cache",
-    "*.tar",
-]
-"""Never sent to a cluster with the code."""
-
-
-def start_ray(address: str | None, workers: int | None, *, dashboard: bool) -> str | None:
-    """Connects to a cluster (`address`, or RAY_ADDRESS), or starts Ray on this machine.
-
-    Returns:
-        The dashboard's URL, or None.
-
-    Raises:
-        ConfigError: If the cluster cannot be joined.
-    """
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address:
-        runtime = {
-            "working_dir": str(Path(__file__).parent.parent),
-            "excludes": EXCLUDES,
-            "worker_process_setup_hook": "search.network.use_cluster_interface",
-        }
-        _check_reachable(address)
-        try:
-            context = ray.init(address, runtime_env=runtime, **common)
-        except (ConnectionError, RuntimeError) as error:
-            raise ConfigError(
-                f"Cannot join the Ray cluster at '{address}': {error}. "
-                "It must run, with the same Ray version; with token authentication "
-                "RAY_AUTH_MODE=token must be set here and on its hosts."
-            ) from error
-    else:
-        cores = len(os.sched_getaffinity(0))
-        context = ray.init(
-            address="local",
-            num_cpus=max(cores, workers or 0),
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            # Trials exchange a few numbers; their data lies in the cache.
-            object_store_memory=100 * 2**20,
-            **common,
-        )
-    return f"http://{context.dashboard_url}" if context.dashboard_url else None
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself would go on trying for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host.removeprefix("ray://"), int(port)), _REACH_S).close()
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot join the Ray cluster at '{address}': {error.strerror or error}. "
-            "Is it up (ray status, on its head), and can this host reach it?"
-        ) from error
-
-
-def stop_ray() -> None:
-    """Ends what `start_ray` started, or leaves the cluster."""
-    ray.shutdown()
-
 
 def trials_at_once(
-    device: str, runner: str, workers_per_trial: int, asked: int | None = None
+    context: dict[str, Any],
+    asked: int | None,
+    *,
+    wait_seconds: float,
+    on_wait: Callable[[str], None],
 ) -> int:
-    """How many trials run at the same time: as many as fit, or as asked.
+    """How many trials run at the same time: as asked, or as many as fit.
+
+    On a cluster as many as fit when its autoscaler has started all that it may: a trial that
+    has no place yet is what it starts hosts for.
+
+    Args:
+        context: What every trial is told.
+        asked: By the user.
+        wait_seconds: How long to wait for what is not there; 0 on this machine alone.
+        on_wait: Told what is waited for.
 
     Raises:
-        ConfigError: If Ray Train workers are asked for that do not fit: they would wait for ever.
+        ConfigError: What was asked for is not there, and did not come.
     """
-    resources = ray.cluster_resources()
-    kinds = ("CPU", "GPU") if device == "cuda" else ("CPU",)
-    there = {kind: int(resources.get(kind, 0)) for kind in kinds}
-    scarce = min(there, key=lambda kind: there[kind])
-    fitting = there[scarce] // workers_per_trial
-    if runner == "train" and (asked or 1) > fitting:
-        trials = f"{asked or 1} trials of" if (asked or 1) > 1 else "A trial of"
+    kind = "GPU" if context["device"] == "cuda" else "CPU"
+    each = context["workers_per_trial"] * (smallest_share(context) if kind == "GPU" else 1.0)
+    must = (asked or 1) * each
+    if context["runner"] == "actor" and kind == "CPU":
+        must = 1.0  # on cores trials take turns, if the user wants more than there are
+    found = wait_for(kind, must, wait_seconds, on_wait=on_wait)
+    if found.there < must:
+        trials = f"{asked} trials of" if (asked or 1) > 1 else "A trial of"
+        waited = f", also after {wait_seconds / 60:g} min" if wait_seconds else ""
         raise ConfigError(
-            f"{trials} {workers_per_trial} workers would take "
-            f"{(asked or 1) * workers_per_trial} {scarce}s, Ray has {there[scarce]} here. Take fewer "
+            f"{trials} {context['workers_per_trial']} workers would take {must:g} {kind}s, Ray has "
+            f"{found.there:g} on {_hosts()}{waited}: {must - found.there:g} are missing. Take fewer "
             "--workers-per-trial or --workers, or join a larger cluster (--address)."
         )
-    return asked or max(1, fitting)
+    if asked:
+        return asked
+    fitting = int(found.possible / each)
+    if kind == "GPU":  # the rest of a trial's work is a core's
+        fitting = min(fitting, int(supply("CPU").possible / context["workers_per_trial"]))
+    return max(1, fitting)
+
+
+def _hosts() -> str:
+    count = sum(bool(node["Alive"]) for node in ray.nodes())
+    return "1 host" if count == 1 else f"{count} hosts"
+
+
+def smallest_share(context: dict[str, Any]) -> float:
+    """Of a GPU, that any trial takes; with several workers each has one of its own."""
+    if context["workers_per_trial"] > 1:
+        return 1.0
+    return min(context["gpu_share"].values(), default=1.0)
 
 
 def run_search(
@@ -251,7 +195,7 @@ def _start(spec: Spec) -> Any:
     return train_trial.options(
         name=name,
         num_cpus=context["cpus_per_trial"] - ACTOR_CPUS,
-        num_gpus=context["gpus_per_trial"],
+        num_gpus=gpus_for(spec),
     ).remote(spec)
 
 

@@ -26,8 +26,15 @@ class Workers:
         return Workers()
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """A module whose gradients are averaged over the workers."""
-        return DistributedDataParallel(module) if self.count > 1 else module
+        """A module whose gradients are averaged over the workers.
+
+        On GPUs so are the statistics of its batch normalisation; torch has that for them alone.
+        """
+        if self.count == 1:
+            return module
+        if distributed.get_backend() == "nccl":
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return DistributedDataParallel(module)
 
     def sum(self, values: Tensor) -> Tensor:
         """Adds up (…) values of every worker."""

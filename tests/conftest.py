@@ -219,7 +219,7 @@ def small_run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     data = load_corpus(config, console)
-    facts = _find_out(config, data, console)
+    facts = _find_out(config, data, console, None)
     run = new_run(config, "joint")
     bank = PosteriorBank.create(run.path / "bank", clip_table(data))
     for name, (architecture, settings) in EXPERTS.items():
@@ -228,7 +228,7 @@ def small_run(
             "trial": name,
             "modality": name.partition("-")[0],
             "plan": plan.to_json(),
-            "context": _context(run, data, facts, "actor", 1),
+            "context": _context(run, data, facts, "actor"),
         }
         assert list(train(spec))[-1]["percent"] == 100
     experts = bank.experts(entry for entry in bank.read() if entry.percent == 100)

@@ -62,7 +62,7 @@ def context(three_folds: TrainingData, cache_folder: Path, tmp_path: Path) -> di
         "protocol": three_folds.folds.protocol, "folds": three_folds.folds.fingerprint,
         "test_speakers": ["speaker_03"], "metric": "accuracy", "seed": 0, "device": "cpu",
         "precision": "auto", "cache_folder": str(cache_folder), "cache_gb": 16.0,
-        "skip_corrupt": False, "cpus_per_trial": 1, "gpus_per_trial": 0.0,
+        "skip_corrupt": False, "cpus_per_trial": 1, "gpu_share": {},
         "workers": 1, "workers_per_trial": 2, "runner": "train",
     }  # fmt: skip
 
@@ -350,6 +350,7 @@ class Here:
     def __call__(
         self,
         specs: list[dict[str, Any]],
+        run: RunFolder,
         *,
         workers: int,
         on_done: Callable[[str, str | None], None],

@@ -16,6 +16,7 @@ from search.train import (
     TrainSettings,
     TrialPlan,
     choose_precision,
+    is_out_of_memory,
     learning_rate_share,
 )
 
@@ -167,3 +168,85 @@ def test_a_plan_survives_json() -> None:
 def test_precision_is_what_was_asked_for_or_follows_the_architecture() -> None:
     assert choose_precision("functionals", {}, "cpu", "bfloat16") == "bfloat16"
     assert choose_precision("functionals", {}, "cpu") == "float32"
+
+
+class LittleMemory:
+    """Lets a network compute so many clips at a time; more is out of memory."""
+
+    def __init__(self, trainer: FoldTrainer, clips: int) -> None:
+        self.trainer, self.clips, self.seen = trainer, clips, []  # type: ignore[var-annotated]
+        self.classify = trainer.expert.classify
+        trainer.expert.classify = self  # type: ignore[method-assign, assignment]
+
+    def __call__(self, fixed: dict[str, torch.Tensor]) -> torch.Tensor:
+        clips = len(next(iter(fixed.values())))
+        self.seen.append(clips)
+        if clips > self.clips:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return self.classify(fixed)
+
+
+def one_step(data: TrainingData, clips: int | None, **options: Any) -> FoldTrainer:
+    settings = {"batch_size": 12, "dropout": 0.0, "learning_rate": 0.01}
+    trainer = FoldTrainer(plan("functionals", **settings), data, 0, seed=0, **options)
+    if clips:
+        LittleMemory(trainer, clips)
+    trainer.step_epoch()
+    return trainer
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_data: TrainingData) -> None:
+    settings = {"batch_size": 12, "dropout": 0.0}
+    gradients = []
+    for clips, parts in ((None, 1), (6, 2), (3, 4)):
+        trainer = FoldTrainer(plan("functionals", **settings), tiny_data, 0, seed=0)
+        if clips:
+            LittleMemory(trainer, clips)
+        while trainer._gradient(trainer.rows[:12]) is None:
+            pass
+        assert trainer.parts == parts
+        gradients.append([p.grad for p in trainer.expert.parameters()])
+    whole, *others = gradients
+    for other in others:
+        torch.testing.assert_close(other, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_trial_that_shares_a_gpu_asks_for_more_of_it_before_it_halves(
+    tiny_data: TrainingData,
+) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        one_step(tiny_data, 6, alone=False)
+
+
+def test_what_does_not_fit_in_the_smallest_parts_is_an_error(tiny_data: TrainingData) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        one_step(tiny_data, 1)
+
+
+def test_prediction_takes_as_many_clips_as_fit(tiny_data: TrainingData) -> None:
+    trainer = FoldTrainer(plan("functionals"), tiny_data, 0, seed=0)
+    rows = np.arange(24)
+    expected = trainer.predict(rows)
+    memory = LittleMemory(trainer, 7)
+    np.testing.assert_allclose(trainer.predict(rows), expected, atol=1e-5)
+    assert memory.seen == [24, 12, 6, 6, 6, 6]
+
+
+def test_a_trial_goes_on_in_as_many_parts(tiny_data: TrainingData) -> None:
+    trainer = one_step(tiny_data, 6)
+    again = FoldTrainer(trainer.plan, tiny_data, 0, seed=0)
+    again.load_state_dict(trainer.state_dict())
+    assert again.parts == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "yes"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)  # fmt: skip
+def test_what_is_out_of_memory(error: Exception, yes: bool) -> None:
+    assert is_out_of_memory(error) is yes

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from ensembles.bank import PosteriorBank
 from search.corpus import clip_table
 from search.train import FoldTrainer, TrainingData, TrialPlan
-from search.trial import ATTEMPTS, describe, train
+from search.trial import ATTEMPTS, describe, gpus_for, take_more, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +37,7 @@ def spec(tiny_data: TrainingData, cache_folder: Path, tmp_path: Path) -> dict[st
             "protocol": tiny_data.folds.protocol, "folds": tiny_data.folds.fingerprint,
             "test_speakers": [], "metric": "accuracy", "seed": 0, "device": "cpu", "precision": "auto",
             "cache_folder": str(cache_folder), "cache_gb": 16.0, "skip_corrupt": False,
-            "cpus_per_trial": 1, "gpus_per_trial": 0.0,
+            "cpus_per_trial": 1, "gpu_share": {},
         },
     }  # fmt: skip
 
@@ -62,8 +63,6 @@ def test_every_rung_is_in_the_bank_before_it_is_reported(spec: dict[str, Any]) -
 def test_a_diverging_trial_reports_its_failure_instead_of_raising(
     spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     monkeypatch.setattr(
         torch.nn.functional, "cross_entropy", lambda logits, targets: logits.sum() * float("nan")
     )
@@ -210,3 +209,50 @@ def test_a_stopped_trial_ends_though_its_shell_ignores_interrupts(spec: dict[str
     assert done.stdout.split("\n")[:2] == ["25", "free"], done.stderr
     bank = PosteriorBank.open(Path(spec["context"]["run"]) / "bank")
     assert [entry.percent for entry in bank.read()] == [25]
+
+
+def on_a_gpu(spec: dict[str, Any], share: float, **more: Any) -> dict[str, Any]:
+    context = {"device": "cuda", "gpu_share": {"action_units": share}, "workers_per_trial": 1}
+    return {**spec, "context": {**spec["context"], **context, **more}}
+
+
+def test_a_trial_takes_its_share_of_a_gpu_and_more_when_it_had_too_little(
+    spec: dict[str, Any],
+) -> None:
+    there = on_a_gpu(spec, 0.25)
+    shares = [gpus_for(there)]
+    while take_more(there):
+        shares.append(gpus_for(there))
+    assert shares == [0.25, 0.5, 1.0]
+    assert gpus_for(on_a_gpu(spec, 0.25, workers_per_trial=2)) == 1.0
+    assert not take_more(on_a_gpu(spec, 0.25, workers_per_trial=2))
+    assert gpus_for(spec) == 0.0 and not take_more(spec)
+
+
+def test_a_trial_without_enough_memory_says_so(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("search.train.FoldTrainer._loss", full)
+    (report,) = train(spec)
+    assert report["out_of_memory"] is True
+    assert report["failed"].startswith("OutOfMemoryError: CUDA out of memory.")
+
+
+def test_batches_in_parts_stand_in_the_log(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = FoldTrainer._loss
+
+    def little(self: FoldTrainer, inputs: dict[str, Any], wanted: Any) -> Any:
+        if len(wanted) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(self, inputs, wanted)
+
+    monkeypatch.setattr(FoldTrainer, "_loss", little)
+    *_, last = train(spec)
+    assert last["percent"] == 100
+    log = (Path(spec["context"]["run"]) / "logs" / "video-0000.log").read_text()
+    assert "out of memory: batches of 32 in 2 parts" in log

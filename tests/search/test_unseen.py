@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from datasets.splits import make_folds
+from datasets.storage import KeptFolder
 from ensembles import EnsembleError
 from ensembles.bank import PosteriorBank
 from ensembles.export import export, read_run
@@ -40,7 +41,7 @@ def one_thread() -> Iterator[None]:
 def copied(small_run: Any, folder: Path, name: str = "small") -> RunFolder:
     """A copy of the small run in a folder of runs of its own."""
     shutil.copytree(small_run.path, folder / name)
-    return replace(small_run.folder, path=folder / name)
+    return replace(small_run.folder, kept=KeptFolder(folder / name))
 
 
 def look(run: RunFolder, small_run: Any, **changes: Any) -> UnseenScore:
@@ -174,7 +175,8 @@ def of_no_use(run: RunFolder) -> None:
     """Networks of a fourth expert, which nothing chose, and of a trial that was killed."""
     folder = run.path / "weights"
     shutil.copytree(folder / "audio-0000", folder / "audio-0001")
-    shutil.copytree(folder / "audio-0000", folder / "audio-0002.123.partial")
+    shutil.copytree(folder / "audio-0000", folder / "audio-0002")
+    (folder / "audio-0002" / "plan.json").unlink()  # it comes last
 
 
 def names(run: RunFolder) -> list[str]:

@@ -1,0 +1,118 @@
+"""Where a search runs: this machine or a cluster, CPU or GPU, and what trials cost there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from datasets.storage import is_url
+from search.config import ConfigError, SearchConfig, parse_duration
+from search.cost import Cost, measure_cost
+from search.space import Offer
+from search.train import TrainingData
+
+
+def join_cluster(config: SearchConfig, console: Console) -> str | None:
+    """Joins the cluster that is meant, if one is; returns its address.
+
+    Raises:
+        ConfigError: It cannot be joined, or what this process knows lies nowhere else.
+    """
+    from search import cluster
+
+    address = cluster.find_cluster(config.address)
+    if address is None:
+        return None
+    if not config.address:
+        console.print(f"joining the cluster at {address} (--address local: this machine alone)")
+    for name in ("data", "runs_dir"):
+        place = getattr(config, name)
+        if cluster.in_job() and place and not is_url(place) and not Path(place).is_absolute():
+            raise ConfigError(
+                f"{name} '{place}' would lie in the job's own copy of the code, which is removed. "
+                f"Give a URL, or a folder that all hosts share"
+                + (", or set EMOTION_RUNS on them." if name == "runs_dir" else ".")
+            )
+    cluster.start_ray(address, None, dashboard=config.dashboard)
+    return address
+
+
+def choose_device(config: SearchConfig, address: str | None, console: Console) -> str:
+    """Where trials train: cuda or cpu; raises ConfigError for a GPU that is not there.
+
+    On a cluster its hosts decide, also those that its autoscaler has not started yet.
+    """
+    if address:
+        return _device_of_cluster(config, console)
+    import torch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch finds no GPU here. Take --device cpu or auto.")
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def _device_of_cluster(config: SearchConfig, console: Console) -> str:
+    from search.cluster import supply, wait_for
+
+    if config.device == "cpu" or (config.device == "auto" and not supply("GPU").possible):
+        return "cpu"
+    seconds = parse_duration(config.wait)
+    found = wait_for("GPU", 1, seconds, on_wait=lambda text: console.print(text, highlight=False))
+    if found.there:
+        return "cuda"
+    raise ConfigError(
+        f"No GPU, also after {seconds / 60:g} min: the cluster has {supply('CPU').there:g} CPUs and "
+        f"0 GPUs, its autoscaler might start {found.possible:g}. Look at `ray status` on the head, or "
+        "take --device cpu."
+    )
+
+
+def find_cost(
+    offer: Offer,
+    data: TrainingData,
+    device: str,
+    config: SearchConfig,
+    address: str | None,
+    console: Console,
+) -> Cost:
+    """What trials will cost: measured here, or on one of the cluster's hosts."""
+    with console.status("timing one training step of each architecture"):
+        if address is None:
+            return measure_cost(offer, data, device, config.precision)
+        import ray
+
+        from search.trial import measure_there
+
+        remote = measure_there.options(name="timing a step", num_gpus=float(device == "cuda"))
+        context = data_context(config, data, device)
+        try:
+            return Cost(*ray.get(remote.remote(context, offer.to_json(), config.precision)))
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            raise ConfigError(f"A host of the cluster cannot train: {_line(cause)}") from error
+
+
+def _line(error: BaseException) -> str:
+    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {text[-1] if text else ''}"[:300]
+
+
+def data_context(config: SearchConfig, data: TrainingData, device: str) -> dict[str, Any]:
+    """What it takes to open the corpus, wherever it is."""
+    index = data.cache.index
+    return {
+        "data": index.root if "://" in index.root else str(Path(index.root).resolve()),
+        "checksum": index.checksum,
+        "classes": list(config.class_names),
+        "protocol": data.folds.protocol,
+        "test_speakers": list(data.folds.test_speakers),
+        "folds": data.folds.fingerprint,
+        "device": device,
+        "cache_folder": str(Path(config.cache_dir).resolve()) if config.cache_dir else None,
+        "cache_gb": config.cache_gb,
+        "skip_corrupt": config.skip_corrupt,
+    }
