@@ -123,16 +123,11 @@ def failed(why: str, *, out_of_memory: bool = False) -> dict[str, Any]:
 
 def _run_trainer(spec: Spec) -> None:
     """A trial as a Ray Train run, whose first worker's reports go to Tune."""
-    from ray.tune.integration.ray_train import TuneReportCallback
+    from search.trainer import ReportToTune
 
-    class Rungs(TuneReportCallback):
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], _: Any) -> None:
-            if not metrics[0].get("failed"):  # told below, unless it is mended
-                super().after_report(run_context, metrics, _)
-
-    failure = fit_trainer(spec, [Rungs()])
+    failure = fit_trainer(spec, [ReportToTune()])
     while failure and failure.get("out_of_memory") and take_more(spec):
-        failure = fit_trainer(spec, [Rungs()])
+        failure = fit_trainer(spec, [ReportToTune()])
     if failure:
         tune.report(failure)
 
@@ -140,12 +135,14 @@ def _run_trainer(spec: Spec) -> None:
 def fit_trainer(spec: Spec, callbacks: list[Any]) -> dict[str, Any] | None:
     """Trains one trial on Ray Train workers; returns the report of its failure, or None."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from search.trainer import TrialTrainer
 
     context = spec["context"]
     gpus = gpus_for(spec)
     resources = {"CPU": context["cpus_per_trial"] - ACTOR_CPUS, **({"GPU": gpus} if gpus else {})}
-    trainer = TorchTrainer(
+    trainer = TrialTrainer(
         train_on_worker,
         train_loop_config=spec,
         torch_config=TorchConfig(timeout_s=_STALLED_SECONDS),
