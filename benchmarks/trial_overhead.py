@@ -65,7 +65,7 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
         started = time.perf_counter()
         tuning.run_search(search, context, folder_of_run, seconds=600)
         total = time.perf_counter() - started
-        training = sum(t.user_attrs["seconds"] or 0.0 for t in search.parts["audio"].asked())
+        training = sum(t.user_attrs["seconds"] for t in search.parts["audio"].asked())
     finally:
         cluster.stop_ray()
     return total / trials, training / trials

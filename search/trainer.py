@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import AbortedState
 
@@ -48,7 +48,9 @@ def _abort(controller: TrainController) -> None:
 class ReportToTune(UserCallback):
     """Passes the first worker's rungs on; failures are told by who called `fit`."""
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], _: Any) -> None:
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
         """Waits for Tune's answer; ends the process's trial here if it is to be stopped."""
         if not metrics[0].get("failed"):
             tune.report(dict(metrics[0]))
