@@ -20,7 +20,14 @@ from filelock import FileLock, Timeout
 
 from datasets.storage import KeptFolder, default_cache_folder, is_url
 from ensembles.bank import write_atomically
-from search.config import RESUME_KEYS, ConfigError, SearchConfig, from_document, to_document
+from search.config import (
+    RESUME_KEYS,
+    ConfigError,
+    SearchConfig,
+    default_runs_dir,
+    from_document,
+    to_document,
+)
 from search.kept import JOURNAL, Mirror, bring_together, mend_journal
 
 FORMAT_VERSION = 1
@@ -53,6 +60,20 @@ class RunFolder:
         """The folder that holds this run and others."""
         url = self.kept.url
         return KeptFolder(self.path.parent, url.rpartition("/")[0] if url else None)
+
+    @property
+    def resume_command(self) -> str:
+        """What continues the run, from where it is run now."""
+        runs_dir = self.config.runs_dir
+        where = "" if runs_dir == default_runs_dir() else f" --runs-dir {runs_dir}"
+        return f"python -m search.run --resume {self.path.name}{where}"
+
+    def interrupted_by(self, why: str) -> str:
+        """What to say when the storage takes nothing more."""
+        return (
+            f"{why}. What was finished is kept. When that is mended, continue with: "
+            f"{self.resume_command}"
+        )
 
     @cached_property
     def mirror(self) -> Mirror:

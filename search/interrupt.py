@@ -1,4 +1,7 @@
-"""Ctrl-C: once asks the run to stop training and report, twice leaves at once."""
+"""Ctrl-C: once asks the run to stop training and report, twice leaves at once.
+
+Storage that takes nothing more ends a run too: what cannot be written is not a trial's failure.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,20 @@ from types import FrameType
 
 
 class Interrupt:
-    """Whether the user, or a host that is being taken away (SIGTERM), asked to stop.
+    """Whether the run is to end early.
 
     Attributes:
-        asked: True from the first signal on.
+        asked: By the user, or a host that is being taken away (SIGTERM).
+        broken: Why the storage takes nothing more; empty while it does.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.broken = False, ""
+
+    @property
+    def now(self) -> bool:
+        """For whatever reason."""
+        return self.asked or bool(self.broken)
 
     @contextmanager
     def watched(self, on_first: Callable[[], None]) -> Iterator[None]:

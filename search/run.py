@@ -22,7 +22,6 @@ from search import weights
 from search.config import (
     ConfigError,
     SearchConfig,
-    default_runs_dir,
     parse_arguments,
     parse_duration,
 )
@@ -72,6 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
             return _search_and_report(run, data, facts, address, console)
     except (ConfigError, DataError, ModelError, EnsembleError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if run is None:
+            raise
+        why = f"{error.strerror or error}" + (f" ('{error.filename}')" if error.filename else "")
+        print(f"error: {run.interrupted_by(why)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{_continue_with(run) if run else 'Interrupted.'}", file=sys.stderr)
@@ -237,13 +242,7 @@ _STOPPING = "Stopping: what runs is kept, what has finished is reported. Ctrl-C 
 
 
 def _continue_with(run: RunFolder) -> str:
-    return f"Interrupted. Continue with: python -m search.run --resume {run.path.name}{_at(run)}"
-
-
-def _at(run: RunFolder) -> str:
-    """The option that finds the run again."""
-    runs_dir = run.config.runs_dir
-    return "" if runs_dir == default_runs_dir() else f" --runs-dir {runs_dir}"
+    return f"Interrupted. Continue with: {run.resume_command}"
 
 
 def _report(
@@ -357,13 +356,14 @@ def _tune_and_fuse(session: Session) -> Findings:
                 seconds=run.config.plan.minutes * 60,
                 interrupt=session.interrupt,
             )
+    session.stop_if_broken()
     finished = search.finished()
     if not finished and session.interrupt.asked:
         raise KeyboardInterrupt
     if not finished:
         raise EnsembleError(_nothing_finished(run, search.failures()))
     searched = time.monotonic() - started
-    ended = {name: entry for name, entry in session.entries().items() if name in finished}
+    ended = session.entries_of(finished)
     experts = session.bank.experts(ended.values())
     assessment = _assess(experts, run.config.metric, screen)
     return Findings(experts, assessment, searched, search.counts(), search.failures())
@@ -399,7 +399,7 @@ def _nothing_finished(run: RunFolder, failures: dict[str, str]) -> str:
         why = "the time was over before"
     return (
         f"No trial finished: {why}. Everything so far is kept; continue with "
-        f"--resume {run.path.name}{_at(run)} --time-budget 30m."
+        f"{run.resume_command} --time-budget 30m"
     )
 
 

@@ -330,9 +330,10 @@ class DealtSearch(Searcher):
 
 
 def _ended_by_itself(result: dict[str, Any] | None) -> bool:
-    return bool(result) and (
-        bool((result or {}).get("failed")) or int((result or {}).get("percent", 0)) >= 100
-    )
+    """A trial that could not write is not at its end, nor at fault."""
+    found = result or {}
+    failed = bool(found.get("failed")) and not found.get("storage")
+    return failed or int(found.get("percent", 0)) >= 100
 
 
 class HalvingScheduler(TrialScheduler):

@@ -10,6 +10,7 @@ from rich.console import Console
 from ensembles.bank import BankEntry, PosteriorBank
 from ensembles.honesty import Assessment
 from search import tuning, weights
+from search.config import ConfigError
 from search.folder import RunFolder
 from search.interrupt import Interrupt
 from search.sampler import DealtSearch
@@ -45,6 +46,27 @@ class Session:
         self.run.kept.pull(["bank"])
         return {entry.trial: entry for entry in self.bank.read() if entry.percent == 100}
 
+    def entries_of(self, finished: set[str]) -> dict[str, BankEntry]:
+        """Name → bank entry of finished trials; what was lost or damaged is trained again."""
+        found = {name: entry for name, entry in self.entries().items() if name in finished}
+        if (missing := sorted(finished - found.keys())) and not self.interrupt.now:
+            self.screen.print(
+                f"training {', '.join(missing)} again: their bank entries are lost or damaged",
+                highlight=False,
+            )
+            self.train([self.retraining(name, name, keep_weights=True) for name in missing])
+            found = {name: entry for name, entry in self.entries().items() if name in finished}
+        return found
+
+    def stop_if_broken(self) -> None:
+        """Ends a run whose folder takes nothing more.
+
+        Raises:
+            ConfigError: Says why, and how to continue.
+        """
+        if self.interrupt.broken:
+            raise ConfigError(self.run.interrupted_by(self.interrupt.broken))
+
     def retraining(self, name: str, title: str, **changes: Any) -> Spec:
         """A trial's configuration, to be trained again under another name.
 
@@ -79,6 +101,7 @@ class Session:
             on_done=done,
             interrupt=self.interrupt,
         )
+        self.stop_if_broken()
 
 
 def restore_weights(session: Session, assessment: Assessment) -> None:

@@ -14,6 +14,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,10 +116,35 @@ def _train_storage(run: str) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(system))}
 
 
-def failed(why: str, *, out_of_memory: bool = False) -> dict[str, Any]:
+def failed(why: str) -> dict[str, Any]:
     """The report of a trial that came to nothing."""
-    report = {"failed": why, "percent": 0, "score": float("nan")}
-    return {**report, "out_of_memory": True} if out_of_memory else report
+    return {"failed": why, "percent": 0, "score": float("nan")}
+
+
+def failed_by(error: Exception) -> dict[str, Any]:
+    """The same, marked where it is not the trial's own fault: too little memory, or storage."""
+    from search.train import is_out_of_memory
+
+    report = failed(_reason(error))
+    if is_out_of_memory(error):
+        report["out_of_memory"] = True
+    if isinstance(error, StorageError):
+        report["storage"] = True
+    return report
+
+
+class StorageError(OSError):
+    """The run's folder takes nothing more."""
+
+
+@contextmanager
+def _writing(run: KeptFolder) -> Iterator[None]:
+    """Tells what the storage refuses from other mistakes."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StorageError(f"the run's folder '{run.url or run.path}': {why}") from error
 
 
 def _run_trainer(spec: Spec) -> None:
@@ -185,9 +211,10 @@ def train_on_worker(spec: Spec) -> None:
     except NonFiniteLossError as error:  # on all workers alike; it would come again
         ray.train.report(failed(_reason(error)))
     except Exception as error:
-        if not is_out_of_memory(error) or workers.count > 1:  # whose fellows wait for it
+        known = is_out_of_memory(error) or isinstance(error, StorageError)
+        if not known or workers.count > 1:  # whose fellows wait for it
             raise
-        ray.train.report(failed(_reason(error), out_of_memory=True))
+        ray.train.report(failed_by(error))
 
 
 @ray.remote(num_cpus=0, num_returns="streaming", max_retries=0)
@@ -235,10 +262,9 @@ def train(spec: Spec) -> Iterator[dict[str, Any]]:
 
         yield from _train(spec, log, Workers())
     except Exception as error:  # any trial may fail in its own way; the journal keeps the reason
-        from search.train import is_out_of_memory
-
-        log.write(traceback.format_exc())
-        yield failed(_reason(error), out_of_memory=is_out_of_memory(error))
+        if not isinstance(error, StorageError):
+            log.write(traceback.format_exc())
+        yield failed_by(error)
 
 
 def _reason(error: Exception) -> str:
@@ -290,7 +316,8 @@ def _train(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, An
     def save() -> None:
         if checkpoint.due:
             seconds = time.monotonic() - started
-            checkpoint.save(Progress(trial.state_dict(), reports, seconds))
+            with _writing(record.run):
+                checkpoint.save(Progress(trial.state_dict(), reports, seconds))
 
     for rung in trial.run(save):
         reports.append(record.rung(rung))
@@ -326,6 +353,11 @@ class _Record:
 
     def rung(self, rung: RungResult) -> dict[str, Any]:
         """Writes what there is, and returns the report: it is sent when all is on disk."""
+        with _writing(self.run):
+            self._leave(rung)
+        return self._report(rung)
+
+    def _leave(self, rung: RungResult) -> None:
         enrolling = "enrolment" in self.spec
         if not enrolling:
             self._write(self.spec["trial"], rung, rung.logits)
@@ -335,6 +367,9 @@ class _Record:
                 self._write(title, rung, self.trial.out_of_fold(enrolled=count))
         if rung.percent == 100 and self.spec.get("keep_weights", True):
             self._write_weights()
+
+    def _report(self, rung: RungResult) -> dict[str, Any]:
+        enrolling = "enrolment" in self.spec
         metric, score = self.spec["context"]["metric"], self._score(rung.logits)
         report = {
             "percent": rung.percent,
@@ -412,15 +447,17 @@ class TrialLog:
     def __init__(self, spec: Spec) -> None:
         self.run, self.name = kept_run(spec["context"]), f"logs/{spec['trial']}.log"
         self.path = self.run.path / self.name
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.run.fetch(self.name)  # of the host where the trial was before
+        with _writing(self.run):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.run.fetch(self.name)  # of the host where the trial was before
 
     def write(self, text: str) -> None:
         """Appends."""
         print(text, flush=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
-        self.run.send(self.name)
+        with _writing(self.run):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+            self.run.send(self.name)
 
 
 _OPEN: dict[str, Any] = {}

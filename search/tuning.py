@@ -18,6 +18,7 @@ from search.trial import (
     ATTEMPTS,
     Spec,
     describe,
+    failed,
     gpus_for,
     run_trial,
     train_trial,
@@ -125,12 +126,14 @@ class _AskedTo(tune.Stopper):
         self.interrupt = interrupt
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Single trials are stopped by the scheduler."""
+        """Single trials are stopped by the scheduler; one that could not write ends the run."""
+        if result.get("storage"):
+            self.interrupt.broken = str(result["failed"])
         return False
 
     def stop_all(self) -> bool:
         """Asked at every step of the experiment."""
-        return self.interrupt.asked
+        return self.interrupt.now
 
 
 class _WithContext(tune.search.ConcurrencyLimiter):
@@ -169,7 +172,7 @@ def run_seeds(
     """
     waiting = [(spec, 1) for spec in specs]
     running: dict[Any, tuple[Spec, int, Any]] = {}
-    while (waiting or running) and not interrupt.asked:
+    while (waiting or running) and not interrupt.now:
         while waiting and len(running) < workers:
             spec, attempt = waiting.pop(0)
             stream = _start(spec)
@@ -177,9 +180,13 @@ def run_seeds(
         done, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
         for reference in done:
             spec, attempt, stream = running.pop(reference)
-            why, died = _failure(stream)
+            report, died = _failure(stream)
             if died and attempt < ATTEMPTS:
                 waiting.insert(0, (spec, attempt + 1))
+                continue
+            why = str(report["failed"]) if report else None
+            if report and report.get("storage"):
+                interrupt.broken = str(why)
                 continue
             run.mirror.forget_checkpoint(spec["trial"])
             on_done(spec["trial"], why)
@@ -199,10 +206,10 @@ def _start(spec: Spec) -> Any:
     ).remote(spec)
 
 
-def _failure(stream: Any) -> tuple[str | None, bool]:
-    """Why a training came to nothing, and whether because its process died."""
+def _failure(stream: Any) -> tuple[dict[str, Any] | None, bool]:
+    """The report of a training that came to nothing, and whether because its process died."""
     try:
         reports = [ray.get(reference) for reference in stream]
     except ray.exceptions.RayError as error:
-        return f"its process died {ATTEMPTS} times: {type(error).__name__}", True
-    return next((str(report["failed"]) for report in reports if report.get("failed")), None), False
+        return failed(f"its process died {ATTEMPTS} times: {type(error).__name__}"), True
+    return next((report for report in reports if report.get("failed")), None), False
