@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-cluster lint bench clean-venv
+.PHONY: run test test-cluster test-faults lint bench clean-venv
 
 run: $(VENV)/.ready  ## search the embedded synthetic corpus (no data, no GPU, no cluster)
 	$(BIN)/python -m search.run
@@ -13,6 +13,9 @@ test: lint  ## everything that must hold
 
 test-cluster: $(VENV)/.ready  ## three hosts, made of network namespaces
 	$(BIN)/python -m pytest -m cluster -rs
+
+test-faults: $(VENV)/.ready  ## a campaign of faults, each followed by --resume (half an hour)
+	$(BIN)/python -m tests.faults.campaign --out docs/faults.md
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -36,6 +36,7 @@ from search.run import _context, _find_out
 from search.train import TrainingData, TrialPlan
 from search.trial import train
 from search.unseen import score_unseen
+from tests.tiny import make_tiny_shards
 
 
 @pytest.fixture(scope="session")
@@ -56,29 +57,8 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="session")
 def tiny_shards(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_corpus` in four shards, with invented clip-level features beside sound and pictures."""
-    generator = np.random.default_rng(0)
-    means = generator.normal(size=(6, 5))
-    clips = [
-        ClipRecord(
-            clip=record.clip,
-            speaker=record.speaker,
-            label=record.label,
-            audio=record.audio,
-            video=record.video,
-            features=(
-                means[tiny_corpus.labels.index(record.label)] + generator.normal(size=5)
-            ).astype(np.float32),
-        )
-        for record in tiny_corpus.clips
-    ]
-    corpus = Corpus(
-        name="tiny",
-        labels=tiny_corpus.labels,
-        clips=tuple(clips),
-        feature_names=("AU1", "AU2", "AU4", "AU6", "AU12"),
-    )
     out = tmp_path_factory.mktemp("shards") / "tiny"
-    prepare(corpus, out, ShardSettings(clips_per_shard=6))
+    make_tiny_shards(tiny_corpus, out)
     return out
 
 
