@@ -1,12 +1,13 @@
-"""Several hosts on one machine: network namespaces with their own address and their own sshd.
+"""Several hosts on one machine: network namespaces with an address, a home folder and an sshd.
 
-They share the file system and the home folder, as hosts with shared storage do; only the
-network differs. Needs root, and Debian's iproute2, openssh-server and rsync.
+They share the file system, as hosts with shared storage do; network and home folder are each
+host's own. Needs root, and Debian's iproute2, openssh-server, rsync and make.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,19 +18,17 @@ from contextlib import suppress
 from pathlib import Path
 
 SUBNET = "10.99.7"
-_RAY = Path("/usr/local/bin/ray")
-"""Where a login shell finds it; `ray down` calls it by its name."""
+_FIRST = 4
+"""The first host's number: EC2 keeps those below for itself."""
 
 
 def why_not() -> str | None:
     """Why no hosts can be made here; None if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    missing = [name for name in ("ip", "sshd", "rsync", "ssh-keygen") if not shutil.which(name)]
+    missing = [name for name in ("ip", "sshd", "rsync", "make") if not shutil.which(name)]
     if missing:
-        return f"no {missing[0]} here (Debian: iproute2 openssh-server rsync)"
-    if _RAY.exists() and not _RAY.is_symlink():
-        return f"{_RAY} is in the way"
+        return f"no {missing[0]} here (Debian: iproute2 openssh-server rsync make)"
     name = f"probe{os.getpid()}"
     if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode:
         return "network namespaces are not allowed here"
@@ -41,7 +40,7 @@ class Hosts:
     """Hosts on a bridge of their own.
 
     Attributes:
-        folder: Keys, pid files and the hosts' temporary files.
+        folder: Keys, pid files, and the hosts' homes and temporary files.
         outside: The bridge's address, by which the hosts reach this process.
         addresses: One a host.
     """
@@ -49,7 +48,7 @@ class Hosts:
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
         self.outside = f"{SUBNET}.1"
-        self.addresses = [f"{SUBNET}.{number}" for number in range(2, count + 2)]
+        self.addresses = [f"{SUBNET}.{number}" for number in range(_FIRST, count + _FIRST)]
         self._bridge = f"es{os.getpid() % 100_000}"
 
     @property
@@ -61,7 +60,7 @@ class Hosts:
         return f"{self._bridge}-{host}"
 
     def __enter__(self) -> Hosts:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.home(None).mkdir(parents=True)
         Path("/run/sshd").mkdir(exist_ok=True)
         _do("ssh-keygen", "-A")
         _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
@@ -69,7 +68,7 @@ class Hosts:
             _do("ip", "link", "add", self._bridge, "type", "bridge")
             _do("ip", "address", "add", f"{self.outside}/24", "dev", self._bridge)
             _do("ip", "link", "set", self._bridge, "up")
-            self._install_ray()
+            self._write_ray()
             for host in range(self.count):
                 self._make(host)
         except BaseException:
@@ -80,6 +79,7 @@ class Hosts:
     def _make(self, host: int) -> None:
         name, cable = self._name(host), f"{self._bridge}v{host}"
         _do("ip", "netns", "add", name)
+        self._furnish(host)
         _do("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
         _do("ip", "link", "set", cable, "master", self._bridge, "up")
         inside = ("ip", "netns", "exec", name)
@@ -96,22 +96,71 @@ class Hosts:
         flags = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
         _do(*inside, shutil.which("sshd") or "sshd", *flags)
 
-    def _install_ray(self) -> None:
-        """On the hosts' path, a `ray` whose `stop` spares the other hosts' processes."""
-        script = self.folder / "bin" / "ray"
-        script.parent.mkdir(exist_ok=True)
-        real = Path(sys.executable).parent / "ray"
-        script.write_text(
-            "#!/bin/sh\n"
-            f'[ "$1" = stop ] || exec {real} "$@"\n'
-            "for pid in $(ip netns pids $(ip netns identify $$)); do\n"
-            "  tr '\\0' ' ' < /proc/$pid/cmdline | grep -qE 'ray::|/ray/|ray\\.util' && kill -9 $pid\n"
-            "done\n"
-            "true\n"
+    def home(self, host: int | None) -> Path:
+        """A host's home folder; without a host, that of the user outside."""
+        return self.folder / ("outside" if host is None else f"home-{host}")
+
+    def _furnish(self, host: int) -> None:
+        """A home with an environment that is up to date: this one, but for `ray stop`."""
+        home = self.home(host)
+        environment = home / "emotion-search" / ".venv"
+        (environment / "bin").mkdir(parents=True)
+        (environment / "bin" / "ray").symlink_to(self.folder / "ray")
+        (environment / "bin" / "python").symlink_to(self.folder / "python")
+        (environment / ".ready").touch()  # newer than what the setup command compares it to
+        (home / ".profile").write_text(". ~/.bashrc\n")  # as Debian and Ubuntu have it
+        self.set(host, RAY_TMPDIR=f"{self.folder}/{host}", RAY_OVERRIDE_RESOURCES='{"CPU": 1}')
+        # `ip netns exec` lays what is here over /etc.
+        passwd = self._etc(host) / "passwd"
+        passwd.parent.mkdir(parents=True, exist_ok=True)
+        passwd.write_text(f"root:x:0:0:root:{home}:/bin/bash\n" + _others())
+
+    def _etc(self, host: int) -> Path:
+        return Path("/etc/netns") / self._name(host)
+
+    def set(self, host: int, **settings: str) -> None:
+        """Settings that every shell of the host has."""
+        with (self.home(host) / ".bashrc").open("a") as file:
+            file.writelines(f"export {key}={shlex.quote(v)}\n" for key, v in settings.items())
+
+    def _write_ray(self) -> None:
+        """A `ray` whose `stop` spares the other hosts' processes, and a `python`."""
+        real = Path(sys.executable).parent
+        scripts = {
+            "ray": (
+                f'[ "$1" = stop ] || exec {real}/ray "$@"\n'
+                "for pid in $(ip netns pids $(ip netns identify $$)); do\n"
+                "  tr '\\0' ' ' < /proc/$pid/cmdline | grep -qE 'ray::|/ray/|ray\\.util'"
+                " && kill -9 $pid\n"
+                "done\n"
+                "true\n"
+            ),
+            "python": f'exec {sys.executable} "$@"\n',
+        }
+        for name, script in scripts.items():
+            (self.folder / name).write_text(f"#!/bin/sh\n{script}")
+            (self.folder / name).chmod(0o755)
+
+    def environment(self, host: int | None = None, **more: str) -> dict[str, str]:
+        """The environment of a program on a host; without a host, of the user outside."""
+        own = {"HOME": str(self.home(host))}
+        if host is None:
+            own |= {"TMPDIR": own["HOME"], "RAY_TMPDIR": own["HOME"]}
+        return {**os.environ, "RAY_AUTH_MODE": "token", "COLUMNS": "160", **own, **more}
+
+    def ray(self, *arguments: object, **settings: str) -> str:
+        """The `ray` command of the user outside, in the repository; returns its output."""
+        done = subprocess.run(
+            [Path(sys.executable).parent / "ray", *map(str, arguments)],
+            cwd=Path(__file__).parents[2],
+            env=self.environment(**settings),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
         )
-        script.chmod(0o755)
-        _RAY.unlink(missing_ok=True)  # left by a test that was killed
-        _RAY.symlink_to(script)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def command(self, host: int, *arguments: object) -> list[str]:
         """The command line that runs a program on a host."""
@@ -147,7 +196,7 @@ class Hosts:
             subprocess.run(
                 ["ip", "netns", "delete", self._name(host)], capture_output=True, check=False
             )
-        _RAY.unlink(missing_ok=True)
+            shutil.rmtree(self._etc(host), ignore_errors=True)
         subprocess.run(["ip", "link", "delete", self._bridge], capture_output=True, check=False)
 
 
@@ -162,6 +211,12 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
 def _do(*arguments: object) -> None:
     done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(map(str, arguments))}: {done.stderr}"
+
+
+def _others() -> str:
+    """The users of this machine, but for root; sshd needs its own."""
+    lines = Path("/etc/passwd").read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("root:"))
 
 
 def _title(pid: int) -> str:

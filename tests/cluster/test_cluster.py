@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pwd
+import stat
 import subprocess
 import sys
 import tempfile
@@ -12,17 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import optuna
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
 
 from ensembles.bank import PosteriorBank
 from search.sampler import open_journal
+from tests.cluster.cloud import Cloud
 from tests.cluster.hosts import Hosts, wait_until, why_not
+from tests.cluster.variants import FILE, own_hosts
 
-ROOT = Path(__file__).parents[2]
 reason = why_not()
 pytestmark = [
     pytest.mark.cluster,
@@ -45,83 +43,35 @@ def hosts() -> Iterator[Hosts]:
 @pytest.fixture(scope="module")
 def store(hosts: Hosts, tiny_shards: Path) -> Iterator[dict[str, str]]:
     """An object store that the hosts reach, with the shards; yields the settings to use it."""
-    server = ThreadedMotoServer(ip_address=hosts.outside, port=0, verbose=False)
-    server.start()
-    address, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{address}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    client = boto3.client(
-        "s3",
-        endpoint_url=settings["AWS_ENDPOINT_URL"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket="corpora")
-    for path in tiny_shards.iterdir():
-        client.upload_file(str(path), "corpora", f"tiny/{path.name}")
-    yield settings
-    server.stop()
+    with Cloud({}, hosts.outside) as cloud:
+        client = cloud.client("s3")
+        client.create_bucket(Bucket="corpora")
+        for path in tiny_shards.iterdir():
+            client.upload_file(str(path), "corpora", f"tiny/{path.name}")
+        for host in range(hosts.count):
+            hosts.set(host, **cloud.settings)
+        yield cloud.settings
 
 
 @pytest.fixture(scope="module")
-def cluster_file(hosts: Hosts, store: dict[str, str]) -> Path:
-    """`cluster.yaml` for these hosts: its own commands, told what differs here."""
-    document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+def cluster_file(hosts: Hosts) -> Path:
+    """`cluster.yaml` for hosts that are there: its own commands, to the letter."""
     head, *workers = hosts.addresses
-    document["provider"] |= {"head_ip": head, "worker_ips": workers}
+    document = own_hosts(yaml.safe_load(FILE.read_text()), head, workers)
     document["auth"] = {"ssh_user": "root", "ssh_private_key": str(hosts.key)}
-    document["min_workers"] = document["max_workers"] = len(workers)
-    settings = " ".join(f"{key}={value}" for key, value in store.items())
-    # Each host asks its own network which it is: they share everything else.
-    me = "$(ip -4 -o address show dev eth0 | sed 's/.* inet \\([0-9.]*\\).*/\\1/')"
-    options = f"--num-cpus=1 --node-ip-address={me} --temp-dir={hosts.folder}/ray-{me}"
-    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        document[key] = [
-            command.replace("ray start", f"export {settings}; ray start {options}")
-            for command in document[key]
-        ]
     path = hosts.folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return path
 
 
 @pytest.fixture(scope="module")
-def cluster(hosts: Hosts, cluster_file: Path) -> Iterator[str]:
+def cluster(hosts: Hosts, store: dict[str, str], cluster_file: Path) -> Iterator[str]:
     """A cluster that `ray up` made; yields its address."""
-    call_ray("get-auth-token", "--generate")  # or the one that is there
-    ray(cluster_file, "up", "-y", "--no-config-cache")
+    hosts.ray("get-auth-token", "--generate")
+    hosts.ray("up", "-y", "--no-config-cache", cluster_file)
     address = f"{hosts.addresses[0]}:6379"
-    wait_until(lambda: len(alive(hosts, address)) == 3, 90, "three hosts have joined")
+    wait_until(lambda: len(alive(hosts, address)) == 3, 180, "three hosts have joined")
     yield address
-
-
-def ray(cluster_file: Path, verb: str, *options: str) -> None:
-    """`ray up` and `ray down`, from outside of the cluster."""
-    call_ray(verb, *options, str(cluster_file))
-
-
-def call_ray(*arguments: str) -> None:
-    """The `ray` command."""
-    done = subprocess.run(
-        [Path(sys.executable).parent / "ray", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def environment(**more: str) -> dict[str, str]:
-    """The environment of every command: the token is in the home folder that ssh finds too."""
-    home = pwd.getpwuid(os.geteuid()).pw_dir
-    return {**os.environ, "HOME": home, "RAY_AUTH_MODE": "token", "COLUMNS": "160", **more}
 
 
 NODES = """
@@ -137,8 +87,8 @@ def on_head(
     """Starts a Python program on the head."""
     return subprocess.Popen(
         hosts.command(0, sys.executable, *arguments),
-        cwd=ROOT,
-        env=environment(**(env or {})),
+        cwd=FILE.parent,
+        env=hosts.environment(0, **(env or {})),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -177,6 +127,30 @@ def test_the_doctor_finds_all_hosts_well(
     assert out.count("shards in 's3://corpora/tiny' can be read") == 3
 
 
+def test_a_shell_on_the_head_joins_the_cluster_by_itself(hosts: Hosts, cluster: str) -> None:
+    process = subprocess.run(
+        hosts.command(0, "bash", "--login", "-i", "-c", "ray status && echo $EMOTION_RUNS"),
+        env=hosts.environment(0),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "3.0 CPU" in process.stdout, process.stdout
+    assert "s3://BUCKET/runs" in process.stdout
+
+
+def test_every_host_has_the_code_and_the_token_for_its_owner_alone(
+    hosts: Hosts, cluster: str
+) -> None:
+    for host in range(hosts.count):
+        token = hosts.home(host) / ".ray" / "auth_token"
+        assert token.read_text() == (hosts.home(None) / ".ray" / "auth_token").read_text()
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        assert (hosts.home(host) / "emotion-search" / "search" / "run.py").exists()
+
+
 def test_a_wrong_token_is_one_line(
     hosts: Hosts, cluster: str, store: dict[str, str], tmp_path: Path
 ) -> None:
@@ -207,9 +181,9 @@ def test_a_host_that_goes_down_and_comes_back_costs_no_trial(
     hosts.lose(2)
     wait_until(lambda: finished() >= 6, 240, "the others go on")
     document = yaml.safe_load(cluster_file.read_text())
-    start = f"export RAY_HEAD_IP={hosts.addresses[0]}; "
+    start = f". ~/.bashrc; export RAY_HEAD_IP={hosts.addresses[0]}; "
     start += document["worker_start_ray_commands"][-1]
-    subprocess.run(hosts.command(2, "bash", "-c", start), check=True)
+    subprocess.run(hosts.command(2, "bash", "-c", start), env=hosts.environment(2), check=True)
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
 
@@ -258,7 +232,7 @@ def test_the_dashboard_lists_the_trials_by_name_and_asks_for_the_token(
 
 
 def test_ray_down_leaves_nothing(hosts: Hosts, cluster: str, cluster_file: Path) -> None:
-    ray(cluster_file, "down", "-y")
+    hosts.ray("down", "-y", cluster_file)
     wait_until(
         lambda: not any(hosts.processes(host) for host in range(hosts.count)),
         120,
