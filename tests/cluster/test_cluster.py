@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +45,8 @@ def hosts() -> Iterator[Hosts]:
 
 
 @pytest.fixture(scope="module")
-def store(hosts: Hosts, tiny_shards: Path) -> Iterator[dict[str, str]]:
-    """An object store that the hosts reach, with the shards; yields the settings to use it."""
+def store(hosts: Hosts, tiny_shards: Path) -> Iterator[Cloud]:
+    """An object store that the hosts reach, with the shards."""
     with Cloud({}, hosts.outside) as cloud:
         client = cloud.client("s3")
         client.create_bucket(Bucket="corpora")
@@ -50,14 +54,15 @@ def store(hosts: Hosts, tiny_shards: Path) -> Iterator[dict[str, str]]:
             client.upload_file(str(path), "corpora", f"tiny/{path.name}")
         for host in range(hosts.count):
             hosts.set(host, **cloud.settings)
-        yield cloud.settings
+        yield cloud
 
 
 @pytest.fixture(scope="module")
 def cluster_file(hosts: Hosts) -> Path:
     """`cluster.yaml` for hosts that are there: its own commands, to the letter."""
     head, *workers = hosts.addresses
-    document = own_hosts(yaml.safe_load(FILE.read_text()), head, workers)
+    text = FILE.read_text().replace("BUCKET", "corpora")
+    document = own_hosts(yaml.safe_load(text), head, workers)
     document["auth"] = {"ssh_user": "root", "ssh_private_key": str(hosts.key)}
     path = hosts.folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -65,7 +70,7 @@ def cluster_file(hosts: Hosts) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(hosts: Hosts, store: dict[str, str], cluster_file: Path) -> Iterator[str]:
+def cluster(hosts: Hosts, store: Cloud, cluster_file: Path) -> Iterator[str]:
     """A cluster that `ray up` made; yields its address."""
     hosts.ray("get-auth-token", "--generate")
     hosts.ray("up", "-y", "--no-config-cache", cluster_file)
@@ -115,11 +120,11 @@ def trials(run: Path) -> list[dict[str, Any]]:
 
 
 def test_the_doctor_finds_all_hosts_well(
-    hosts: Hosts, cluster: str, store: dict[str, str], tmp_path: Path
+    hosts: Hosts, cluster: str, store: Cloud, tmp_path: Path
 ) -> None:
     arguments = ["--address", cluster, "--data", "s3://corpora/tiny", "--no-steps"]
     arguments += ["--runs-dir", str(tmp_path / "runs")]
-    process = on_head(hosts, "-m", "search.doctor", *arguments, env=store)
+    process = on_head(hosts, "-m", "search.doctor", *arguments, env=store.settings)
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, out + err
     assert "the same versions on 3 hosts" in out
@@ -138,7 +143,7 @@ def test_a_shell_on_the_head_joins_the_cluster_by_itself(hosts: Hosts, cluster: 
     )
     assert process.returncode == 0, process.stderr
     assert "3.0 CPU" in process.stdout, process.stdout
-    assert "s3://BUCKET/runs" in process.stdout
+    assert "s3://corpora/runs" in process.stdout
 
 
 def test_every_host_has_the_code_and_the_token_for_its_owner_alone(
@@ -152,11 +157,11 @@ def test_every_host_has_the_code_and_the_token_for_its_owner_alone(
 
 
 def test_a_wrong_token_is_one_line(
-    hosts: Hosts, cluster: str, store: dict[str, str], tmp_path: Path
+    hosts: Hosts, cluster: str, store: Cloud, tmp_path: Path
 ) -> None:
     arguments = ["--address", cluster, "--data", "s3://corpora/tiny"]
     arguments += ["--protocol", "speaker-kfold:2", "--runs-dir", str(tmp_path / "runs")]
-    env = {**store, "RAY_AUTH_TOKEN": "0" * 64}
+    env = {**store.settings, "RAY_AUTH_TOKEN": "0" * 64}
     process = on_head(hosts, "-m", "search.run", *arguments, env=env)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2, err
@@ -164,14 +169,14 @@ def test_a_wrong_token_is_one_line(
 
 
 def test_a_host_that_goes_down_and_comes_back_costs_no_trial(
-    hosts: Hosts, cluster: str, cluster_file: Path, store: dict[str, str], tmp_path: Path
+    hosts: Hosts, cluster: str, cluster_file: Path, store: Cloud, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "night"
     arguments = ["--address", cluster, "--data", "s3://corpora/tiny", "--trials", "15"]
     arguments += ["--protocol", "speaker-kfold:2", "--runs-dir", str(tmp_path / "runs")]
     arguments += ["--only", "functionals,action_units,frame_cnn,logmel_resnet,concatenation"]
     arguments += ["--cache-dir", str(tmp_path / "cache"), "--name", "night", "--seed", "3"]
-    process = on_head(hosts, "-m", "search.run", *arguments, env=store)
+    process = on_head(hosts, "-m", "search.run", *arguments, env=store.settings)
 
     def finished() -> int:
         assert process.poll() is None, process.communicate()
@@ -196,6 +201,55 @@ def test_a_host_that_goes_down_and_comes_back_costs_no_trial(
     assert bank.damaged == []
     assert "15 trials finished" in out or "stopped early, 0 failed" in out
     assert trained_on(run) >= set(hosts.addresses[:2]), "more than one host trained"
+
+
+@pytest.fixture()
+def tunnel(hosts: Hosts, cluster: str, cluster_file: Path) -> Iterator[str]:
+    """`ray dashboard`, as it runs beside the user; yields the dashboard's address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).parent / "ray", "dashboard", "-p", str(port), cluster_file]
+    process = subprocess.Popen(
+        command,
+        env=hosts.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def listens() -> bool:
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return True
+        return False
+
+    wait_until(listens, 60, "the dashboard's port is here")
+    yield f"http://localhost:{port}"
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(30)
+
+
+def test_a_search_is_submitted_from_outside_and_kept_in_the_bucket(
+    hosts: Hosts, tunnel: str, store: Cloud
+) -> None:
+    arguments = ["--address", tunnel, "--data", "s3://corpora/tiny", "--name", "submitted"]
+    arguments += ["--protocol", "speaker-kfold:2", "--only", "functionals", "--trials", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "search.run", *arguments],
+        cwd=FILE.parent,
+        env=hosts.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 trials finished" in done.stdout
+    kept = store.client("s3").list_objects_v2(Bucket="corpora", Prefix="runs/submitted/")[
+        "Contents"
+    ]
+    assert "runs/submitted/summary.json" in {entry["Key"] for entry in kept}
 
 
 def trained_on(run: Path) -> set[str]:

@@ -29,7 +29,7 @@ from ray.autoscaler._private.util import ConcurrentCounter, prepare_config, vali
 
 from search.capacity import score_node_type
 from tests.cluster.cloud import Cloud
-from tests.cluster.variants import FILE, images, own_hosts
+from tests.cluster.variants import FILE, images, own_hosts, policy
 
 TEXT = FILE.read_text()
 
@@ -104,6 +104,41 @@ def test_what_is_sent_is_there_and_holds_no_large_folder(document: dict[str, Any
     assert {path.name for path in sent} >= code - {"benchmarks"}
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_the_setup_installs_only_where_the_packages_are_not_there(
+    document: dict[str, Any], tmp_path: Path, ready: bool
+) -> None:
+    log = tmp_path / "log"
+    for name in ("make", "sudo", "cloud-init"):
+        stub = tmp_path / "bin" / name
+        stub.parent.mkdir(exist_ok=True)
+        stub.write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\n[ "$1" != --question ]\n')
+        if ready:
+            stub.write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\n')
+        stub.chmod(0o755)
+    (tmp_path / "emotion-search").mkdir()
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").touch(0o644)
+    env = {"HOME": str(tmp_path), "PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
+    for _ in range(2):  # as when the file was changed
+        for command in document["setup_commands"] + document["head_setup_commands"]:
+            subprocess.run(["bash", "-c", f"({command})"], env=env, check=True)
+    asked = ["make --question .venv/.ready"]
+    install = [
+        "cloud-init status --wait",
+        "sudo apt-get -qq update",
+        "sudo apt-get -qq --yes -o DPkg::Lock::Timeout=600 install make python3-venv",
+        "make .venv/.ready",
+    ]
+    assert log.read_text().splitlines() == (asked if ready else asked + install) * 2
+    assert (tmp_path / ".bashrc").read_text() == ". ~/.emotion-search.sh\n"
+    shown = 'echo "$PATH $RAY_AUTH_MODE $EMOTION_RUNS $RAY_ADDRESS"'
+    shell = ["bash", "-c", f". ~/.bashrc; {shown}"]
+    out = subprocess.run(shell, env=env, check=True, capture_output=True, text=True).stdout
+    path = f"{tmp_path}/emotion-search/.venv/bin:{env['PATH']}"
+    assert out == f"{path} token s3://BUCKET/runs auto\n"
+
+
 # What EC2 is asked for.
 
 
@@ -138,12 +173,21 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
             patch.setenv(key, value)
         patch.setattr(tempfile, "tempdir", str(folder))  # Ray keeps there what it found out
         patch.chdir(FILE.parent)
-        cloud.client("iam").create_instance_profile(InstanceProfileName="emotion-search")
+        make_profile(cloud.client("iam"))
         forget_clients()
         done = ray("up", file)
         assert "wait_ready timeout exceeded" in done.stdout + done.stderr
         yield Launched(cloud, file, document, _bootstrap_config(document))
         forget_clients()
+
+
+def make_profile(iam: Any) -> None:
+    """As the guide says; its policy is checked on the way."""
+    name = "emotion-search"
+    iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
+    iam.put_role_policy(RoleName=name, PolicyName=name, PolicyDocument=policy())
+    iam.create_instance_profile(InstanceProfileName=name)
+    iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
 
 
 def forget_clients() -> None:
@@ -198,6 +242,7 @@ def test_the_head_is_a_node_on_demand_without_a_gpu(launched: Launched) -> None:
     assert head["ImageId"] == launched.image("head")
     assert head["IamInstanceProfile"]["Arn"].endswith("/emotion-search")
     assert head["MetadataOptions"]["HttpTokens"] == "required"
+    assert {"Key": "ray-cluster-name", "Value": "emotion-search"} in head["Tags"]
     assert disk(launched.cloud, head) == (80, "gp3", True, True)
     resources = launched.config["available_node_types"]["head"]["resources"]
     assert (resources["CPU"], resources.get("GPU")) == (4, None)

@@ -29,6 +29,12 @@ def own_hosts(document: dict[str, Any], head: str, workers: Sequence[str]) -> di
     return found
 
 
+def policy() -> str:
+    """What the guide lets the nodes do."""
+    (block,) = re.findall(r"```json\n(.*?)```", GUIDE.read_text(), re.S)
+    return str(block)
+
+
 def images(document: dict[str, Any]) -> dict[str, str]:
     """An image for every public parameter that the file names."""
     configs = [node_type["node_config"] for node_type in document["available_node_types"].values()]
