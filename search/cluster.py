@@ -218,8 +218,12 @@ def wait_for(kind: str, amount: float, seconds: float, *, on_wait: Callable[[str
 
 def on_every_node(
     function: Callable[..., Answer], *arguments: Any
-) -> Iterator[tuple[Answer, float]]:
-    """Calls a function on every live host; yields what it returned and how long ago it began."""
+) -> Iterator[tuple[str, Answer | Exception, float]]:
+    """Calls a function on every live host.
+
+    Yields:
+        The host, what the function returned there or why it did not, and how long ago it began.
+    """
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
     started = time.time()
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -230,6 +234,10 @@ def on_every_node(
         ).remote(*arguments)
         for node in nodes
     ]
-    for reference in references:
-        answer = ray.get(reference)
-        yield answer, time.time() - started
+    for node, reference in zip(nodes, references, strict=True):
+        answer: Answer | Exception
+        try:
+            answer = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            answer = error
+        yield str(node["NodeManagerHostname"]), answer, time.time() - started

@@ -364,11 +364,15 @@ def _check_nodes(
     data = index.root if index else None
     data = data if not data or "://" in data else str(Path(data).absolute())
     nodes: list[NodeFacts] = []
-    for number, (facts, seconds) in enumerate(
+    for number, (host, facts, seconds) in enumerate(
         on_every_node(node_facts, data, place, config.cache_dir, probe)
     ):
+        section = f"host {host}" + (f" ({number + 1})" if number else "")
+        if isinstance(facts, Exception):
+            why = f"{type(facts).__name__}: {' '.join(str(facts).split())[:200]}"
+            yield section, Finding("error", f"nothing runs there: {why}", "look at its Ray logs")
+            continue
         nodes.append(facts)
-        section = f"host {facts.host}" + (f" ({number + 1})" if number else "")
         for finding in (*check_node(facts), *check_reach(facts, index, place)):
             yield section, finding
         skew = abs(facts.clock - time.time()) - seconds
@@ -377,7 +381,7 @@ def _check_nodes(
                 section,
                 Finding("error", f"its clock is {skew:.0f} s off", "set the time by NTP (chrony)"),
             )
-    for finding in check_same(nodes):
+    for finding in check_same(nodes) if nodes else ():
         yield "hosts", finding
     seen = _clean(runs, probe, existed)
     if len(nodes) > 1:

@@ -125,7 +125,7 @@ def failed_by(error: Exception) -> dict[str, Any]:
     """The same, marked where it is not the trial's own fault: too little memory, or storage."""
     from search.train import is_out_of_memory
 
-    report = failed(_reason(error))
+    report = failed(str(error) if isinstance(error, StorageError) else _reason(error))
     if is_out_of_memory(error):
         report["out_of_memory"] = True
     if isinstance(error, StorageError):
