@@ -29,6 +29,7 @@ bench: $(VENV)/.ready  ## the measurements behind docs/performance.md
 	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.trial_overhead
 	$(BIN)/python -m benchmarks.profile_trial
+	$(BIN)/python -m benchmarks.watching
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'

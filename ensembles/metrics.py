@@ -45,16 +45,19 @@ def utility(metric: str, labels: Labels, log_posteriors: Array) -> float:
     return score(metric, labels, log_posteriors) * (-1.0 if metric == "log_loss" else 1.0)
 
 
+def fold_scores(
+    metric: str, labels: Labels, log_posteriors: Array, folds: Labels
+) -> dict[int, float]:
+    """Fold → its score."""
+    return {
+        int(k): score(metric, labels[folds == k], log_posteriors[folds == k])
+        for k in np.unique(folds)
+    }
+
+
 def fold_mean(metric: str, labels: Labels, log_posteriors: Array, folds: Labels) -> float:
     """Unweighted mean of the folds' scores."""
-    return float(
-        np.mean(
-            [
-                score(metric, labels[folds == k], log_posteriors[folds == k])
-                for k in np.unique(folds)
-            ]
-        )
-    )
+    return float(np.mean(list(fold_scores(metric, labels, log_posteriors, folds).values())))
 
 
 def confusion_matrix(labels: Labels, predictions: Labels, num_classes: int) -> Labels:

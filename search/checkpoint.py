@@ -20,7 +20,7 @@ SECONDS_BETWEEN = 5.0
 """An epoch that ends sooner after the last checkpoint leaves none: small networks do many a second."""
 
 _DIGEST = hashlib.sha256().digest_size
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)

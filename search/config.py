@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ PRESETS = {
     "standard": Preset(90, 50, 20, 1.0, 0.25, 3),
     "thorough": Preset(300, 330, 60, 1.0, 0.35, 3),
 }
+
+
+LOGGERS = ("mlflow", "wandb")
 
 
 def default_runs_dir() -> str:
@@ -97,6 +101,8 @@ class SearchConfig:
         cache_dir: Where decoded clips are cached on this machine (default: EMOTION_CACHE or the user's cache folder).
         cache_gb: Bound on the cache folder, in GiB.
         dashboard: Start the Ray dashboard (on this machine only).
+        log_to: mlflow, wandb or both, separated by commas: also tell them of every trial
+            (TensorBoard's event files are always written).
     """
 
     data: str | None = None
@@ -129,6 +135,7 @@ class SearchConfig:
     cache_dir: str | None = None
     cache_gb: float = 16.0
     dashboard: bool = True
+    log_to: str | None = None
 
     def __post_init__(self) -> None:
         """Every setting is checked once, here."""
@@ -165,6 +172,15 @@ class SearchConfig:
         parse_duration(self.wait, "wait")
         _ = self.gpu_packing
         _ = self.enrolment_counts
+        for name in self.loggers:
+            _known("log_to", name, LOGGERS)
+            if find_spec(name) is None:
+                raise ConfigError(
+                    f"log_to {name}: {name} is not installed. "
+                    f"Install it with: pip install -c constraints.txt '.[{name}]'"
+                )
+        if "wandb" in self.loggers:
+            _check_wandb_login()
 
     @property
     def plan(self) -> Preset:
@@ -205,6 +221,11 @@ class SearchConfig:
         return tuple(sorted({int(part) for part in parts}))
 
     @property
+    def loggers(self) -> tuple[str, ...]:
+        """`log_to`, split."""
+        return _split(self.log_to)
+
+    @property
     def test_speaker_names(self) -> tuple[str, ...]:
         """`test_speakers`, split."""
         return _split(self.test_speakers)
@@ -227,6 +248,7 @@ RESUME_KEYS = (
     "address",
     "wait",
     "keep_weights",
+    "log_to",
     "runs_dir",
     "dry_run",
 )
@@ -308,6 +330,18 @@ def _explain(text: str, known: list[str]) -> str:
 def _known(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"Unknown {name} '{value}'. Known: {', '.join(choices)}.")
+
+
+def _check_wandb_login() -> None:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in {"offline", "disabled"}:
+        return
+    import wandb
+
+    if not wandb.login(prompt=False):
+        raise ConfigError(
+            "log_to wandb needs a login: set WANDB_API_KEY or run `wandb login`; "
+            "WANDB_MODE=offline keeps everything here."
+        )
 
 
 def _split(text: str | None) -> tuple[str, ...]:

@@ -19,19 +19,14 @@ from ensembles.bank import Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, assess
 from models.registry import ModelError
 from search import weights
-from search.config import (
-    ConfigError,
-    SearchConfig,
-    parse_arguments,
-    parse_duration,
-)
+from search.chatter import chatter_to
+from search.config import ConfigError, SearchConfig, parse_arguments, parse_duration
 from search.corpus import clip_table, load_corpus
 from search.cost import drop_expensive
 from search.doctor import quick_findings
 from search.folder import RunFolder, new_run, provenance, resumed_run
 from search.interrupt import Interrupt
 from search.machine import choose_device, data_context, find_cost, join_cluster
-from search.progress import ProgressLine, chatter_to
 from search.report import print_report, write_predictions, write_reports
 from search.space import Offer, offer_for
 from search.submit import is_dashboard, submit
@@ -320,7 +315,7 @@ def _search(
             search.trials = search.asked() + plan.trials
         facts["trials_in_all"] = search.trials
         run.record(facts)
-        session = Session(run, data, bank, search, context, screen, interrupt)
+        session = Session(run, data, bank, search, context, screen, interrupt, dashboard)
         found = _tune_and_fuse(session)
         if not (run.path / "summary.json").exists():
             save(found)  # what follows may be interrupted; a resumed run keeps its fuller report
@@ -342,19 +337,24 @@ def _trials_in_all(run: RunFolder, facts: dict[str, Any]) -> int:
 def _tune_and_fuse(session: Session) -> Findings:
     """Runs the trials that are left, and scores every fusion of what has finished."""
     from search import tuning
+    from search.loggers import loggers_for
+    from search.metrics import search_gauges, show_search
+    from search.progress import ProgressTable
 
     run, search, screen = session.run, session.search, session.screen
     started = time.monotonic()
-    line = ProgressLine(screen, search.state_line)
-    search.on_change = line.changed
+    metric, facts = run.config.metric, _for_header(session)
+    table = ProgressTable(screen, search, run.path.name, metric=metric, facts=facts)
+    search.on_change = table.changed
     if search.left():
-        with line.showing():
+        with search_gauges(run.path.name) as gauges, table.showing(show_search(gauges, search)):
             tuning.run_search(
                 search,
                 session.context,
                 run,
                 seconds=run.config.plan.minutes * 60,
                 interrupt=session.interrupt,
+                callbacks=[table, *loggers_for(run.config, run.path)],
             )
     session.stop_if_broken()
     finished = search.finished()
@@ -367,6 +367,12 @@ def _tune_and_fuse(session: Session) -> Findings:
     experts = session.bank.experts(ended.values())
     assessment = _assess(experts, run.config.metric, screen)
     return Findings(experts, assessment, searched, search.counts(), search.failures())
+
+
+def _for_header(session: Session) -> tuple[str, ...]:
+    """For the table's header: how many run at once, and where to see more."""
+    at_once = session.context["workers"]
+    return (f"{at_once} at a time", *([session.dashboard] if session.dashboard else []))
 
 
 def _assess(experts: Experts, metric: str, screen: Console) -> Assessment:

@@ -16,7 +16,7 @@ from search.interrupt import Interrupt
 from search.sampler import DealtSearch
 from search.space import plan_of
 from search.train import TrainingData
-from search.trial import Spec
+from search.training import Spec
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Session:
         context: What every trial is told.
         screen: Shows what goes on.
         interrupt: Whether it is to end.
+        dashboard: Ray's, as a URL.
     """
 
     run: RunFolder
@@ -40,6 +41,7 @@ class Session:
     context: dict[str, Any]
     screen: Console
     interrupt: Interrupt
+    dashboard: str | None = None
 
     def entries(self) -> dict[str, BankEntry]:
         """Name → bank entry of every training that came to its end."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -379,8 +380,8 @@ class FoldTrainer:
         self._evaluation_clips = _EVALUATION_CLIPS
         self.network = self.workers.wrap(_Logits(self.expert))
         # As many on every worker, however its part of the shards turned out.
-        total = int(self.workers.sum(torch.tensor(len(self.rows))))
-        self.steps = -(-total // settings.batch_size)
+        self.clips = int(self.workers.sum(torch.tensor(len(self.rows))))
+        self.steps = -(-self.clips // settings.batch_size)
         self._lengths = data.lengths(self.expert)
 
     def step_epoch(self) -> float:
@@ -640,8 +641,31 @@ class RungResult:
     train_loss: float
 
 
+@dataclass(frozen=True)
+class FoldEpoch:
+    """One epoch of one fold.
+
+    Attributes:
+        fold: Whose clips are held out.
+        epoch: Epochs done, this one too.
+        loss: Mean over the training clips.
+        clips: That were trained on, on all workers.
+        seconds: It took.
+    """
+
+    fold: int
+    epoch: int
+    loss: float
+    clips: int
+    seconds: float
+
+
 class LockstepTrial:
-    """All folds of one trial, advanced epoch by epoch, so that every score is over all folds."""
+    """All folds of one trial, advanced epoch by epoch, so that every score is over all folds.
+
+    Attributes:
+        losses: Of every epoch so far, its folds' mean training losses.
+    """
 
     def __init__(
         self,
@@ -658,6 +682,7 @@ class LockstepTrial:
         self.plan, self.data = plan, data
         self.workers = workers or Workers()
         self.epoch = 0
+        self.losses: list[list[float]] = []
         chosen = choose_precision(plan.architecture, plan.settings, device, precision)
         self.precision = chosen
         self.trainers = [
@@ -675,19 +700,30 @@ class LockstepTrial:
             for fold in range(data.folds.count)
         ]
 
-    def run(self, on_epoch: Callable[[], None] = lambda: None) -> Iterator[RungResult]:
+    def run(
+        self,
+        on_epoch: Callable[[], None] = lambda: None,
+        on_fold: Callable[[FoldEpoch], None] = lambda done: None,
+    ) -> Iterator[RungResult]:
         """Trains to the end, yielding at every rung; closing the iterator stops the trial.
 
         Args:
             on_epoch: Called after every epoch but the last, when its rung was dealt with.
+            on_fold: Called after every epoch of every fold.
         """
         epochs = self.plan.training.epochs
         due: dict[int, int] = {}
         for percent in RUNGS:
             due[max(1, math.ceil(epochs * percent / 100))] = percent
         while self.epoch < epochs:
-            losses = [trainer.step_epoch() for trainer in self.trainers]
+            losses = []
+            for trainer in self.trainers:
+                started = time.perf_counter()
+                losses.append(trainer.step_epoch())
+                took = time.perf_counter() - started
+                on_fold(FoldEpoch(trainer.fold, trainer.epoch, losses[-1], trainer.clips, took))
             self.epoch += 1
+            self.losses.append(losses)
             if self.epoch in due:
                 logits, loss = self.out_of_fold(), float(np.mean(losses))
                 yield RungResult(due[self.epoch], self.epoch, logits, loss)
@@ -696,13 +732,15 @@ class LockstepTrial:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that continues the trial elsewhere."""
-        return {"epoch": self.epoch, "folds": [t.state_dict() for t in self.trainers]}
+        folds = [trainer.state_dict() for trainer in self.trainers]
+        return {"epoch": self.epoch, "losses": self.losses, "folds": folds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict`."""
         for trainer, of_fold in zip(self.trainers, state["folds"], strict=True):
             trainer.load_state_dict(of_fold)
         self.epoch = int(state["epoch"])
+        self.losses = [list(epoch) for epoch in state["losses"]]
 
     def out_of_fold(self, enrolled: int | None = None) -> NDArray[np.float32]:
         """(N, K) logits: each clip by the network that did not train on its speaker."""

@@ -1,26 +1,163 @@
-"""Ray Train's trainer, with its controller in the process that calls it.
+"""A trial on Ray Train workers, with the trainer's controller in the process that asks for it.
 
 By itself a `TorchTrainer` inside of Tune starts four processes a trial beside its workers (a
 queue, a controller, a cleaner and a watcher), and one that Tune stops costs the actor that
-waits for it too. A trial of seconds is mostly that. Here the controller runs where `fit` is
-called, in an actor that Tune reuses, and reports go straight to Tune.
+waits for it too. A trial of seconds is mostly that. Here the controller runs in the trial's
+task, whose process Ray reuses.
 """
 
 from __future__ import annotations
 
 import asyncio
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from queue import Queue
+from threading import Thread
 from typing import Any
 
-from ray import tune
+import ray.train
 from ray.train import UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import AbortedState
 
+from datasets.storage import is_url
+from search.training import (
+    Spec,
+    StorageError,
+    TrialLog,
+    describe,
+    failed,
+    failed_by,
+    gpus_for,
+    train_part,
+)
+from search.trial import ACTOR_CPUS, ATTEMPTS, title
+
+_STALLED_SECONDS = 1800
+"""After so long without its fellows a worker gives up; one may still be filling its cache."""
+
+
+def train_on_workers(spec: Spec) -> Iterator[dict[str, Any]]:
+    """Trains one trial on Ray Train workers; yields the first one's reports, or a failure's."""
+    told: Queue[dict[str, Any] | None] = Queue(maxsize=1)
+    trainer = _trainer(spec, told)
+
+    def fit() -> None:
+        if failure := _fit(trainer):
+            told.put(failure)
+        told.put(None)
+
+    thread = Thread(target=fit, name="trainer", daemon=True)
+    thread.start()
+    try:
+        while (report := told.get()) is not None:
+            print(f"{title(spec)}: {report}", flush=True)
+            yield report
+    finally:
+        trainer.abort()  # Tune needs no more of it, or it has ended
+    thread.join(timeout=10)
+
+
+def _fit(trainer: TrialTrainer) -> dict[str, Any] | None:
+    try:
+        # Not from its metrics: those are of the last checkpoint, and there is none.
+        failure: dict[str, Any] | None = trainer.fit().return_value
+        return failure
+    except ray.train.TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {})
+        if failures:
+            return failed_by(next(iter(failures.values())))
+        # What went wrong in the controller stands at the end of its traceback.
+        return failed([line.strip() for line in str(error).splitlines() if line.strip()][-1][:300])
+    except Exception as error:
+        if trainer.aborted:
+            return None
+        traceback.print_exc()
+        return failed_by(error)
+
+
+def _trainer(spec: Spec, told: Queue[dict[str, Any] | None]) -> TrialTrainer:
+    context, gpus = spec["context"], gpus_for(spec)
+    resources = {"CPU": context["cpus_per_trial"] - ACTOR_CPUS, **({"GPU": gpus} if gpus else {})}
+    return TrialTrainer(
+        train_on_worker,
+        train_loop_config=spec,
+        torch_config=TorchConfig(timeout_s=_STALLED_SECONDS),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=context["workers_per_trial"],
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{spec['trial']} {describe(spec['plan'])}",
+            **_storage(context["run"]),
+            callbacks=[_PassOn(told)],
+            # A worker that is preempted is replaced, and all go on from the checkpoint.
+            failure_config=ray.train.FailureConfig(max_failures=ATTEMPTS - 1),
+        ),
+    )
+
+
+def _storage(run: str) -> dict[str, Any]:
+    """Where Ray Train keeps its own records: where every worker may write."""
+    if not is_url(run):
+        return {"storage_path": f"{run}/ray/train"}
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    system, path = fsspec.core.url_to_fs(f"{run}/ray/train")
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(system))}
+
+
+def train_on_worker(spec: Spec) -> dict[str, Any] | None:
+    """`train_loop_per_worker`: trains this worker's part, in step with its fellows.
+
+    Returns:
+        The report of a failure that would come again, or None.
+    """
+    from search.train import NonFiniteLossError, is_out_of_memory
+    from search.workers import Workers
+
+    workers = Workers.here()
+    log = TrialLog(spec)
+    try:
+        for report in train_part(spec, log, workers):
+            # Ray waits here for every worker; the first one's report is the one that counts.
+            ray.train.report(report)
+    except Exception as error:
+        # A diverged network has diverged on all workers. Else the fellows of one wait for it.
+        alone = workers.count == 1 and (is_out_of_memory(error) or isinstance(error, StorageError))
+        if not alone and not isinstance(error, NonFiniteLossError):
+            raise
+        if not isinstance(error, StorageError):
+            log.write(traceback.format_exc())
+        return failed_by(error)
+    return None
+
 
 class TrialTrainer(TorchTrainer):
-    """A `TorchTrainer` that trains one trial, as cheaply as it can."""
+    """A `TorchTrainer` that trains one trial, as cheaply as it can.
+
+    Attributes:
+        aborted: Whether it was asked to end.
+    """
+
+    aborted = False
+    _controller: TrainController | None = None
+
+    def abort(self) -> None:
+        """Ends the workers, if they have not ended."""
+        controller = self._controller
+        if controller is None or controller.get_state().is_terminal():
+            return
+        self.aborted = True
+        controller._set_state(AbortedState())
+        with suppress(Exception):  # they are about to end by themselves
+            if group := controller.get_worker_group():
+                group.abort()
 
     def _create_default_callbacks(self) -> list[Any]:
         # The cleaner frees what a controller leaves that dies. What this one leaves, Ray frees
@@ -29,28 +166,19 @@ class TrialTrainer(TorchTrainer):
         return [each for each in found if not isinstance(each, PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        controller = TrainController(**parts)
-        try:
-            asyncio.run(controller.run())
-        finally:
-            if not controller.get_state().is_terminal():
-                _abort(controller)
-        return controller.get_result()
+        self._controller = TrainController(**parts)
+        asyncio.run(self._controller.run())
+        return self._controller.get_result()
 
 
-def _abort(controller: TrainController) -> None:
-    """Ends the workers of a trial that was stopped."""
-    if group := controller.get_worker_group():
-        group.abort()
-    controller._set_state(AbortedState())
+class _PassOn(UserCallback):
+    """Hands the first worker's reports on, and waits until the one before was taken."""
 
-
-class ReportToTune(UserCallback):
-    """Passes the first worker's rungs on; failures are told by who called `fit`."""
+    def __init__(self, told: Queue[dict[str, Any] | None]) -> None:
+        self.told = told
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Waits for Tune's answer; ends the process's trial here if it is to be stopped."""
-        if not metrics[0].get("failed"):
-            tune.report(dict(metrics[0]))
+        """Of all workers, at the same rung."""
+        self.told.put(dict(metrics[0]))

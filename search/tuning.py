@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -13,17 +13,8 @@ from search.config import ConfigError
 from search.folder import RunFolder
 from search.interrupt import Interrupt
 from search.sampler import DealtSearch, HalvingScheduler
-from search.trial import (
-    ACTOR_CPUS,
-    ATTEMPTS,
-    Spec,
-    describe,
-    failed,
-    gpus_for,
-    run_trial,
-    train_trial,
-    train_with_trainer,
-)
+from search.training import Spec, failed, take_more
+from search.trial import ACTOR_CPUS, ATTEMPTS, run_trial, start
 
 
 def trials_at_once(
@@ -88,10 +79,11 @@ def run_search(
     *,
     seconds: float,
     interrupt: Interrupt | None = None,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Runs trials until the search has no more, the time is over, or the user asks to stop.
 
-    What runs then stays in the journal to be resumed.
+    What runs then stays in the journal to be resumed. The callbacks are told of every trial.
     """
     search.on_end = run.mirror.forget_checkpoint
     tuner = tune.Tuner(
@@ -112,6 +104,7 @@ def run_search(
             storage_path=str(run.path.resolve() / "ray"),
             verbose=0,
             stop=_AskedTo(interrupt or Interrupt()),
+            callbacks=list(callbacks),
             # The actor that waits for a trial died with its host: another one takes the trial on.
             failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
         ),
@@ -175,7 +168,7 @@ def run_seeds(
     while (waiting or running) and not interrupt.now:
         while waiting and len(running) < workers:
             spec, attempt = waiting.pop(0)
-            stream = _start(spec)
+            stream = start(spec)
             running[stream.completed()] = (spec, attempt, stream)  # dropping it would cancel it
         done, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
         for reference in done:
@@ -183,6 +176,9 @@ def run_seeds(
             report, died = _failure(stream)
             if died and attempt < ATTEMPTS:
                 waiting.insert(0, (spec, attempt + 1))
+                continue
+            if report and report.get("out_of_memory") and take_more(spec):
+                waiting.insert(0, (spec, attempt))
                 continue
             why = str(report["failed"]) if report else None
             if report and report.get("storage"):
@@ -194,22 +190,13 @@ def run_seeds(
         ray.cancel(stream, force=False)
 
 
-def _start(spec: Spec) -> Any:
-    """A trial outside of Tune, as its runner would run it."""
-    context, name = spec["context"], f"{spec['trial']} {describe(spec['plan'])}"
-    if context["runner"] == "train":
-        return train_with_trainer.options(name=name).remote(spec)
-    return train_trial.options(
-        name=name,
-        num_cpus=context["cpus_per_trial"] - ACTOR_CPUS,
-        num_gpus=gpus_for(spec),
-    ).remote(spec)
-
-
 def _failure(stream: Any) -> tuple[dict[str, Any] | None, bool]:
     """The report of a training that came to nothing, and whether because its process died."""
+    reports: list[dict[str, Any]] = []
     try:
-        reports = [ray.get(reference) for reference in stream]
+        for reference in stream:
+            reports.append(ray.get(reference))
     except ray.exceptions.RayError as error:
-        return failed(f"its process died {ATTEMPTS} times: {type(error).__name__}"), True
+        if not (reports and reports[-1].get("failed")):  # else it told, and ended by its own error
+            return failed(f"its process died {ATTEMPTS} times: {type(error).__name__}"), True
     return next((report for report in reports if report.get("failed")), None), False

@@ -31,7 +31,7 @@ from search.sampler import DealtSearch, open_journal
 from search.session import Session
 from search.space import offer_for
 from search.train import FoldTrainer, LockstepTrial, TrainingData, TrialPlan, enrolment_order
-from search.trial import train
+from search.training import train
 
 NOBODY_MISSING = np.zeros(24, bool)
 

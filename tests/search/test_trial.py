@@ -16,7 +16,8 @@ import torch
 from ensembles.bank import PosteriorBank
 from search.corpus import clip_table
 from search.train import FoldTrainer, TrainingData, TrialPlan
-from search.trial import ATTEMPTS, describe, gpus_for, take_more, train
+from search.training import describe, gpus_for, take_more, train
+from search.trial import ATTEMPTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -256,3 +257,126 @@ def test_batches_in_parts_stand_in_the_log(
     assert last["percent"] == 100
     log = (Path(spec["context"]["run"]) / "logs" / "video-0000.log").read_text()
     assert "out of memory: batches of 32 in 2 parts" in log
+
+
+SEEN = """
+import json, sys, time, urllib.request
+import ray
+from ray.util.state import list_tasks
+from search.trial import train_trial
+here = ray.init(address="local", num_cpus=1, dashboard_host="127.0.0.1", logging_level="ERROR",
+         log_to_driver=False, _system_config={"metrics_report_interval_ms": 1000})
+node = ray.nodes()[0]
+page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+def shown(name):
+    text = urllib.request.urlopen(page).read().decode()
+    return [line for line in text.splitlines() if f'trial="{name}"' in line]
+
+def wait(what):
+    deadline = time.monotonic() + 30
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return bool(what())
+
+good = json.loads(sys.stdin.readline())
+reports = [ray.get(ref) for ref in train_trial.options(name="good one").remote(good)]
+assert wait(lambda: any("ray_emotion_trial_fold_score" in x and 'fold="1"' in x for x in shown("good")))
+bad = {**good, "trial": "bad"}
+bad["plan"]["training"]["learning_rate"] = 1e30
+rungs, ended = train_trial.options(name="bad one").remote(bad), ""
+try:
+    for rung in rungs:
+        reports.append(ray.get(rung))
+except ray.exceptions.RayTaskError as error:
+    ended = str(error.cause)
+assert wait(lambda: not shown("good")), "a trial that ended is shown for ever"
+tasks = {}
+
+def both_ended():
+    tasks.update({t.name: t for t in list_tasks("http://" + here.dashboard_url, detail=True)})
+    return "bad one" in tasks and tasks["bad one"].state in ("FAILED", "FINISHED")
+
+assert wait(both_ended)
+logs = ray._private.worker._global_node.get_logs_dir_path()
+import pathlib
+print(json.dumps({
+    "percents": [r["percent"] for r in reports], "ended": ended,
+    "pids": len({t.worker_pid for t in tasks.values()}),
+    "states": {name: t.state for name, t in tasks.items()},
+    "error": tasks["bad one"].error_message,
+    "logs": {p.name: p.read_text() for p in pathlib.Path(logs).glob("trial-*")},
+}))
+"""
+
+
+@pytest.mark.slow()
+def test_the_dashboard_has_a_trials_name_state_log_and_failure(spec: dict[str, Any]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SEEN],
+        input=json.dumps({**spec, "trial": "good"}),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["percents"] == [25, 50, 75, 100, 0]
+    assert seen["pids"] == 1, "both in one process, whose metrics of the first are gone"
+    assert seen["states"] == {"good one": "FINISHED", "bad one": "FAILED"}
+    assert "NonFiniteLossError: The loss of fold" in seen["error"]
+    assert "NonFiniteLossError" in seen["ended"]
+    run = Path(spec["context"]["run"])
+    assert set(seen["logs"]) == {f"trial-{run.name}-good.log", f"trial-{run.name}-bad.log"}
+    log = (run / "logs" / "good.log").read_text()
+    assert seen["logs"][f"trial-{run.name}-good.log"] == log
+    rung = next(line for line in log.splitlines() if line.startswith("100 %"))
+    folds = rung.split("(folds ")[1].split(")")[0].split()
+    assert len(folds) == 2
+    assert rung.count("(folds ") == 2, "scores and losses"
+
+
+SEEN_TRAIN = """
+import json, sys, time
+import ray
+from ray.util.state import list_actors
+from search.trial import fit_trainer
+here = ray.init(address="local", num_cpus=2, dashboard_host="127.0.0.1", logging_level="ERROR",
+                log_to_driver=False)
+spec = json.load(sys.stdin)
+why = fit_trainer(spec, [])
+name = "video-0000 action_units"
+deadline, found = time.monotonic() + 30, {}
+while found.get(name) != "DEAD" and time.monotonic() < deadline:
+    time.sleep(0.5)
+    found = {a.name: a.state for a in list_actors("http://" + here.dashboard_url, detail=True)}
+import pathlib
+logs = pathlib.Path(ray._private.worker._global_node.get_logs_dir_path())
+print(json.dumps({"why": why, "state": found.get(name), "logs": [
+    text for p in logs.glob("worker-*.err") if ":actor_name:TrialOnActorsPage" in (text := p.read_text())
+]}))
+"""
+
+
+@pytest.mark.slow()
+def test_a_trial_of_ray_train_has_its_name_and_log_on_the_actors_page(spec: dict[str, Any]) -> None:
+    spec["context"] |= {"runner": "train", "workers_per_trial": 1}
+    spec["plan"]["training"]["learning_rate"] = 1e30
+    done = subprocess.run(
+        [sys.executable, "-c", SEEN_TRAIN],
+        input=json.dumps(spec),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["why"].startswith("NonFiniteLossError"), seen
+    assert seen["state"] == "DEAD", "it ends with the trial"
+    (log,) = seen["logs"]
+    assert "action_units" in log
+    assert "NonFiniteLossError: The loss of fold" in log

@@ -1,0 +1,72 @@
+"""What it costs to watch a search: gauges, counting, drawing. `python -m benchmarks.watching`."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from optuna.trial import create_trial
+from rich.console import Console
+
+from benchmarks.common import scratch
+from models import ClipShape
+from search import cluster
+from search.metrics import show_epoch, show_rung, trial_gauges
+from search.progress import ProgressTable, tally
+from search.sampler import DealtSearch, open_journal
+from search.space import offer_for
+from search.train import FoldEpoch
+
+_SHAPE = ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5)
+
+
+def _mean_us(call: Callable[[], object], times: int) -> float:
+    call()
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - started) / times * 1e6
+
+
+def _gauges() -> None:
+    spec = {"trial": "audio-0001", "modality": "audio", "context": {"run": "/runs/watched"}}
+    done = FoldEpoch(fold=0, epoch=1, loss=1.0, clips=100, seconds=0.1)
+    report = {"score": 0.5, "fold_scores": {str(fold): 0.5 for fold in range(5)}}
+    with trial_gauges(spec, "functionals") as gauges:
+        print(
+            f"an epoch of a fold: {_mean_us(lambda: show_epoch(gauges, done, 10, 0), 5000):.0f} µs"
+        )
+        print(f"a rung of 5 folds: {_mean_us(lambda: show_rung(gauges, report), 2000):.0f} µs")
+
+
+def _table(trials: int, journal: Path) -> None:
+    offer = offer_for(_SHAPE, ("functionals", "action_units", "concatenation"))
+    deadline = time.monotonic() + 600
+    search = DealtSearch(offer, open_journal(journal), seed=0, trials=trials, deadline=deadline)
+    for part in search.parts.values():
+        part.study.add_trials(
+            [create_trial(value=0.5, params={}, distributions={}) for _ in range(trials // 3)]
+        )
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
+    table = ProgressTable(console, search, "watched")
+    count = _mean_us(lambda: tally(search), 20)
+    draw = _mean_us(lambda: console.print(table.render()), 50)
+    print(f"{trials} trials: counted in {count / 1e3:.1f} ms, drawn in {draw / 1e3:.1f} ms")
+
+
+def main() -> None:
+    """Prints milliseconds and microseconds."""
+    cluster.start_ray(None, 1, dashboard=False)
+    try:
+        _gauges()
+        with scratch() as folder:
+            for trials in (300, 5000):
+                _table(trials, Path(folder) / f"journal-{trials}")
+    finally:
+        cluster.stop_ray()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Who else is told of every trial: TensorBoard's event files always; MLflow and W&B when asked for.
+
+All of them are Tune's callbacks and run in the driver alone. The journal stays the only truth.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.tune.logger import LoggerCallback
+from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
+
+from search.config import SearchConfig
+
+_PROJECT = "emotion-search"
+_NOT_TOLD = ("epoch_losses", "config")
+"""What a report holds for TensorBoard alone."""
+
+
+class TensorBoardCallback(LoggerCallback):
+    """One folder of event files a trial, `tensorboard/TRIAL`, named as the trial is.
+
+    Tune's own names its folders by trial id and knows no epochs between two reports. A trial
+    that is continued tells all its rungs again, so its folder is written anew.
+
+    Args:
+        run: The run's folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / "tensorboard"
+        self._writers: dict[str, SummaryWriter] = {}
+        self._ends: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune's own snapshot is never restored."""
+        return {}
+
+    def log_trial_start(self, trial: Any) -> None:
+        """Writes what the trial is."""
+        name = str(trial)
+        self._close(name)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        writer = SummaryWriter(str(self.folder / name), flush_secs=10)
+        settings = {"modality": trial.config["modality"], **flatten(trial.config["plan"])}
+        what, start, self._ends[name] = hparams(settings, {"score/mean": 0.0, "loss/mean": 0.0})
+        writer.file_writer.add_summary(what)
+        writer.file_writer.add_summary(start)
+        self._writers[name] = writer
+
+    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+        """Writes a rung, and the epochs since the last one; steps are epochs."""
+        writer, epoch = self._writers.get(str(trial)), int(result.get("epoch", 0))
+        if writer is None or result.get("failed"):
+            return
+        losses = result["epoch_losses"]
+        for step, folds in enumerate(losses, start=epoch - len(losses) + 1):
+            writer.add_scalar("loss/mean", sum(folds) / len(folds), step)
+            for fold, loss in enumerate(folds):
+                writer.add_scalar(f"loss/fold-{fold}", loss, step)
+        writer.add_scalar("score/mean", result["score"], epoch)
+        for fold, score in result["fold_scores"].items():
+            writer.add_scalar(f"score/fold-{fold}", score, epoch)
+        for name in ("percent", "clips_per_second", "gpu_memory_mib"):
+            writer.add_scalar(name, result[name], epoch)
+        writer.flush()
+
+    def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+        """Closes the trial's file."""
+        self._close(str(trial))
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Closes those that the end of the time cut off."""
+        for name in list(self._writers):
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        if writer := self._writers.pop(name, None):
+            writer.file_writer.add_summary(self._ends.pop(name))
+            writer.close()
+
+
+def flatten(settings: Mapping[str, Any], before: str = "") -> dict[str, str | float | bool]:
+    """`{"training": {"epochs": 20}}` → `{"training.epochs": 20}`; lists and None become text."""
+    flat: dict[str, str | float | bool] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{before}{key}.")
+        else:
+            flat[before + key] = value if isinstance(value, str | float | int) else str(value)
+    return flat
+
+
+def loggers_for(config: SearchConfig, run: Path) -> list[LoggerCallback]:
+    """TensorBoard's, and those that `log_to` names."""
+    makers = {"mlflow": _mlflow, "wandb": _wandb}
+    return [TensorBoardCallback(run), *(makers[name](run) for name in config.loggers)]
+
+
+def _mlflow(run: Path) -> LoggerCallback:
+    """Tune's own callback, to MLFLOW_TRACKING_URI or a file of the run."""
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    class Plain(MLflowLoggerCallback):
+        def log_trial_start(self, trial: Any) -> None:
+            whole, trial.config = trial.config, _without_context(trial.config)
+            super().log_trial_start(trial)
+            trial.config = whole
+
+        def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+            super().log_trial_result(iteration, trial, _told(result))
+
+    return Plain(
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{(run / 'mlflow.db').resolve()}",
+        experiment_name=run.name,
+    )
+
+
+def _wandb(run: Path) -> LoggerCallback:
+    """Tune's own callback, to the project WANDB_PROJECT; the run's name is the group."""
+    from ray.air.integrations.wandb import WandbLoggerCallback
+
+    class Plain(WandbLoggerCallback):
+        def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+            super().log_trial_result(iteration, trial, _told(result))
+
+    folder = run.resolve() / "wandb"
+    folder.mkdir(exist_ok=True)
+    return Plain(
+        project=os.environ.get("WANDB_PROJECT", _PROJECT),
+        group=run.name,
+        dir=str(folder),
+        excludes=["context"],
+    )
+
+
+def _without_context(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the trial is, without where the run's files are."""
+    return {key: value for key, value in config.items() if key != "context"}
+
+
+def _told(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key not in _NOT_TOLD}
