@@ -17,9 +17,11 @@ from threading import Thread
 from typing import Any
 
 import ray.train
+from ray.runtime_context import RuntimeContext
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import AbortedState
 
@@ -71,6 +73,7 @@ def _fit(trainer: TrialTrainer) -> dict[str, Any] | None:
         if failures:
             return failed_by(next(iter(failures.values())))
         # What went wrong in the controller stands at the end of its traceback.
+        traceback.print_exc()
         return failed([line.strip() for line in str(error).splitlines() if line.strip()][-1][:300])
     except Exception as error:
         if trainer.aborted:
@@ -160,12 +163,17 @@ class TrialTrainer(TorchTrainer):
                 group.abort()
 
     def _create_default_callbacks(self) -> list[Any]:
-        # The cleaner frees what a controller leaves that dies. What this one leaves, Ray frees
-        # with the process that made it.
+        # The cleaner frees what a controller leaves that dies; what this one leaves, Ray frees
+        # with the process that made it. The state is for a page that Ray's own dashboard lacks,
+        # and wants the controller to be an actor.
         found = super()._create_default_callbacks()
-        return [each for each in found if not isinstance(each, PlacementGroupCleanerCallback)]
+        left_out = (PlacementGroupCleanerCallback, StateManagerCallback)
+        return [each for each in found if not isinstance(each, left_out)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        # Workers are told which actor their controller is, to ask it for checkpoints that were
+        # reported to it. Here it is none, and has none: `search/checkpoint.py` keeps them.
+        RuntimeContext.current_actor = property(lambda self: None)
         self._controller = TrainController(**parts)
         asyncio.run(self._controller.run())
         return self._controller.get_result()
@@ -176,6 +184,10 @@ class _PassOn(UserCallback):
 
     def __init__(self, told: Queue[dict[str, Any] | None]) -> None:
         self.told = told
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: workers get a copy with the run's settings, which is told nothing."""
+        return {}
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any

@@ -341,29 +341,36 @@ def test_the_dashboard_has_a_trials_name_state_log_and_failure(spec: dict[str, A
 SEEN_TRAIN = """
 import json, sys, time
 import ray
-from ray.util.state import list_actors
-from search.trial import fit_trainer
+from ray.util.state import list_tasks
+from search.trial import start
 here = ray.init(address="local", num_cpus=2, dashboard_host="127.0.0.1", logging_level="ERROR",
                 log_to_driver=False)
-spec = json.load(sys.stdin)
-why = fit_trainer(spec, [])
-name = "video-0000 action_units"
+good = json.load(sys.stdin)
+bad = {**good, "trial": "video-0001", "plan": json.loads(json.dumps(good["plan"]))}
+bad["plan"]["training"]["learning_rate"] = 1e30
+reports = [ray.get(rung) for rung in start(good)]
+try:
+    for rung in start(bad):
+        reports.append(ray.get(rung))
+except ray.exceptions.RayTaskError as error:
+    ended = str(error.cause)
+rungs = start({**good, "trial": "video-0002"}, _generator_backpressure_num_objects=1)
+reports.append(ray.get(next(rungs)))
+ray.cancel(rungs, force=False)  # as one that Tune stops
 deadline, found = time.monotonic() + 30, {}
-while found.get(name) != "DEAD" and time.monotonic() < deadline:
+while time.monotonic() < deadline and ray.available_resources().get("CPU") != 2:
+    time.sleep(0.2)
+while time.monotonic() < deadline and found.get("video-0001 action_units") != "FAILED":
     time.sleep(0.5)
-    found = {a.name: a.state for a in list_actors("http://" + here.dashboard_url, detail=True)}
-import pathlib
-logs = pathlib.Path(ray._private.worker._global_node.get_logs_dir_path())
-print(json.dumps({"why": why, "state": found.get(name), "logs": [
-    text for p in logs.glob("worker-*.err") if ":actor_name:TrialOnActorsPage" in (text := p.read_text())
-]}))
+    found = {t.name: t.state for t in list_tasks("http://" + here.dashboard_url)}
+print(json.dumps({"percents": [r["percent"] for r in reports], "ended": ended, "found": found,
+                  "left": ray.available_resources().get("CPU")}))
 """
 
 
 @pytest.mark.slow()
-def test_a_trial_of_ray_train_has_its_name_and_log_on_the_actors_page(spec: dict[str, Any]) -> None:
+def test_a_trial_of_ray_train_is_a_task_by_its_name_too(spec: dict[str, Any]) -> None:
     spec["context"] |= {"runner": "train", "workers_per_trial": 1}
-    spec["plan"]["training"]["learning_rate"] = 1e30
     done = subprocess.run(
         [sys.executable, "-c", SEEN_TRAIN],
         input=json.dumps(spec),
@@ -375,8 +382,10 @@ def test_a_trial_of_ray_train_has_its_name_and_log_on_the_actors_page(spec: dict
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["why"].startswith("NonFiniteLossError"), seen
-    assert seen["state"] == "DEAD", "it ends with the trial"
-    (log,) = seen["logs"]
-    assert "action_units" in log
-    assert "NonFiniteLossError: The loss of fold" in log
+    assert seen["percents"] == [25, 50, 75, 100, 0, 25]
+    assert "NonFiniteLossError: The loss of fold" in seen["ended"]
+    assert seen["found"]["video-0000 action_units"] == "FINISHED"
+    assert seen["found"]["video-0001 action_units"] == "FAILED"
+    assert seen["left"] == 2, "the workers' place is free again"
+    log = (Path(spec["context"]["run"]) / "logs" / "video-0001.log").read_text()
+    assert "NonFiniteLossError" in log
