@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from search.history import History
 from search.space import Offer, chosen_architecture, known_good, suggest_plan
 
 FIRST_STOP_PERCENT = 50
@@ -44,10 +45,12 @@ class ReseededSampler(BaseSampler):
     A sampler that was seeded once repeats its first proposals after a restart. This one is
     reseeded before every draw, so that an interrupted run proposes what the uninterrupted
     one would have, even when it died between two parameters of one trial.
+
+    TPE's cost grows with the trials it sees, so it is shown a bounded part of them.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, history: History) -> None:
+        self.seed, self.history = seed, history
         self._joint = self._seeded("")
 
     def _seeded(self, what: str) -> TPESampler:
@@ -61,20 +64,44 @@ class ReseededSampler(BaseSampler):
         )
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Any:
-        """As TPE; a trial's joint draw comes from a sampler of its own."""
+        """As TPE; a trial's joint draw comes from a sampler of its own.
+
+        It asks which sets of parameters there are: one trial of each says as much as all.
+        """
         self._joint = self._seeded(f"{trial.number}")
-        return self._joint.infer_relative_search_space(study, trial)
+        seen: Any = _Seen(study, self.history.first_alike())
+        return self._joint.infer_relative_search_space(seen, trial)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> Any:
         """As TPE."""
-        return self._joint.sample_relative(study, trial, search_space)
+        return self._joint.sample_relative(self._seen(study), trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
         """As TPE, seeded by trial and parameter."""
         sampler = self._seeded(f"{trial.number} {param_name}")
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+        return sampler.sample_independent(self._seen(study), trial, param_name, param_distribution)
+
+    def _seen(self, study: optuna.Study) -> Any:
+        return _Seen(study, self.history.shown())
+
+
+class _Seen:
+    """A study with some of its trials, as its sampler is shown it."""
+
+    def __init__(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
+        self._study, self._trials = study, trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(
+        self, deepcopy: bool, states: Container[TrialState], use_cache: bool
+    ) -> list[FrozenTrial]:
+        """What samplers ask a study for."""
+        assert not deepcopy, "copying them would cost more than all else"
+        return [trial for trial in self._trials if trial.state in states]
 
 
 class StudySearch(OptunaSearch):
@@ -87,6 +114,7 @@ class StudySearch(OptunaSearch):
 
     def __init__(self, modality: str, offer: Offer, storage: JournalStorage, seed: int) -> None:
         self.modality, self.offer = modality, offer
+        self.history = History()
 
         def space(trial: Any) -> dict[str, Any]:
             return {}  # asked in `suggest`, where the plan is built
@@ -95,14 +123,18 @@ class StudySearch(OptunaSearch):
             space=space,
             metric="score",
             mode="max",
-            sampler=ReseededSampler(seed),
+            sampler=ReseededSampler(seed, self.history),
             study_name=modality,
             storage=storage,
         )
+        for trial in self.study.get_trials(deepcopy=False):
+            self.history.take(trial)
         known = {chosen_architecture(params) for params in self._given()}
         for params in known_good(modality, offer):
             if chosen_architecture(params) not in known:
                 self._ot_study.enqueue_trial(params)
+        states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
+        self._waiting = states.count(TrialState.WAITING)
 
     def _given(self) -> Iterator[dict[str, Any]]:
         """Parameters of every trial so far, of those that are still waiting too."""
@@ -119,6 +151,10 @@ class StudySearch(OptunaSearch):
         """Trials that were handed out, in order."""
         return [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
 
+    def _note(self, trial: optuna.Trial) -> None:
+        """Tells the history what the journal now says of a trial."""
+        self.history.take(self._storage.get_trial(trial._trial_id))
+
     def adopt(self, trial_id: str, frozen: FrozenTrial) -> dict[str, Any]:
         """Takes a trial over that was running when an earlier process died."""
         self._ot_trials[trial_id] = optuna.trial.Trial(self.study, frozen._trial_id)
@@ -127,38 +163,38 @@ class StudySearch(OptunaSearch):
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """One configuration, as the trial's JSON."""
         if trial_id not in self._ot_trials:
-            self._ot_trials[trial_id] = self.study.ask()
+            self._ot_trials[trial_id] = self._ask()
         trial = self._ot_trials[trial_id]
         plan = suggest_plan(trial, self.modality, self.offer)
+        self._note(trial)
         return {
             "trial": f"{self.modality}-{trial.number:04d}",
             "modality": self.modality,
             "plan": plan.to_json(),
         }
 
+    def _ask(self) -> optuna.trial.Trial:
+        """A trial that waits, or a new one; `study.ask` goes through all trials to find none."""
+        if self._waiting:
+            self._waiting -= 1
+            return self.study.ask()
+        return optuna.trial.Trial(self.study, self._storage.create_new_trial(self.study._study_id))
+
     def report_rung(self, trial_id: str, percent: int, score: float) -> bool:
         """Writes a rung into the journal; True if the trial is to be stopped."""
         trial = self._ot_trials[trial_id]
-        trials = self.study.get_trials(deepcopy=False)
-        known = next(t.intermediate_values for t in trials if t.number == trial.number)
+        known = self.history.scores[trial.number]
         if any(later > percent for later in known):
             return False  # a trial that was interrupted, and went on after this rung then
         if percent not in known:
             trial.report(score, percent)
-            trials = self.study.get_trials(deepcopy=False)
+            self._note(trial)
         if percent < FIRST_STOP_PERCENT or percent >= 100:
             return False
-        if sum(t.state == TrialState.COMPLETE for t in trials) < MIN_FINISHED:
+        if self.history.counts[TrialState.COMPLETE] < MIN_FINISHED:
             return False
-        rivals = [
-            t.intermediate_values[percent]
-            for t in trials
-            if percent in t.intermediate_values
-            and t.number != trial.number
-            and t.state != TrialState.FAIL
-        ]
-        better = sum(rival > score for rival in rivals)
-        return better >= max(1, math.ceil((len(rivals) + 1) * KEEP_SHARE))
+        others, better = self.history.rivals(trial.number, percent, score)
+        return better >= max(1, math.ceil((others + 1) * KEEP_SHARE))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Rungs are reported by the scheduler, which also sees the last one of a stopped trial."""
@@ -175,13 +211,14 @@ class StudySearch(OptunaSearch):
         if reason or score is None or not math.isfinite(score):
             trial.set_user_attr("failed", reason or "no finite score")
             self.study.tell(trial, state=TrialState.FAIL)
-            return
-        for key in ("seconds", "architecture"):
-            trial.set_user_attr(key, (result or {}).get(key))
-        if int((result or {})["percent"]) >= 100:
-            self.study.tell(trial, score)
         else:
-            self.study.tell(trial, state=TrialState.PRUNED)
+            for key in ("seconds", "architecture"):
+                trial.set_user_attr(key, (result or {}).get(key))
+            if int((result or {})["percent"]) >= 100:
+                self.study.tell(trial, score)
+            else:
+                self.study.tell(trial, state=TrialState.PRUNED)
+        self._note(trial)
 
 
 class DealtSearch(Searcher):
@@ -229,7 +266,7 @@ class DealtSearch(Searcher):
 
     def asked(self) -> int:
         """Trials handed out so far."""
-        return sum(len(part.asked()) for part in self.parts.values())
+        return sum(part.history.asked for part in self.parts.values())
 
     def all_trials(self) -> dict[str, FrozenTrial]:
         """Name → trial, of everything handed out."""
@@ -253,22 +290,24 @@ class DealtSearch(Searcher):
 
     def counts(self) -> dict[str, int]:
         """How trials ended: complete, pruned, failed, unfinished."""
-        states = [trial.state for trial in self.all_trials().values()]
         names = {
             "complete": TrialState.COMPLETE,
             "pruned": TrialState.PRUNED,
             "failed": TrialState.FAIL,
             "unfinished": TrialState.RUNNING,
         }
-        return {name: states.count(state) for name, state in names.items()}
+        parts = self.parts.values()
+        return {
+            name: sum(part.history.counts[state] for part in parts) for name, state in names.items()
+        }
 
     def state_line(self) -> str:
         """Where the search is, for the live line."""
         counts = self.counts()
         best = []
         for modality, part in self.parts.items():
-            values = [t.value for t in part.asked() if t.value is not None]
-            best.append(f"{modality} {max(values):.3f}" if values else f"{modality} –")
+            value = part.history.best
+            best.append(f"{modality} –" if value is None else f"{modality} {value:.3f}")
         ended = counts["complete"] + counts["pruned"] + counts["failed"]
         running = ", ".join(sorted(self.running.values()))
         return (
@@ -289,7 +328,7 @@ class DealtSearch(Searcher):
         elif self.asked() >= self.trials or time.monotonic() > self.deadline:
             return str(Searcher.FINISHED)
         else:
-            part = min(self.parts.values(), key=lambda p: len(p.asked()))
+            part = min(self.parts.values(), key=lambda p: p.history.asked)
             self._owner[trial_id] = part
             config = part.suggest(trial_id)
         self.running[trial_id] = config["trial"]
@@ -366,10 +405,13 @@ class HalvingScheduler(TrialScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """First come, first served."""
-        for trial in tune_controller.get_trials():
-            if trial.status in {"PENDING", "PAUSED"}:
-                return trial
-        return None
+        # Of the live trials alone, in the order in which they were asked for.
+        waiting = {
+            trial.trial_id: trial
+            for trial in tune_controller.get_live_trials()
+            if trial.status in {"PENDING", "PAUSED"}
+        }
+        return next((waiting[name] for name in self.search.running if name in waiting), None)
 
     def debug_string(self) -> str:
         """For Tune's own output."""
