@@ -7,8 +7,10 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 import ray
@@ -23,6 +25,9 @@ Answer = TypeVar("Answer")
 
 _REACH_S = 10.0
 """How long a cluster may take to accept a connection."""
+
+_WATCH_S, _GONE_S = 3.0, 30.0
+"""How often it is looked whether Ray is there, and when it is given up; Ray itself waits for 60 s."""
 
 _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the head the cluster's file."""
@@ -138,6 +143,40 @@ def _reachable(address: str) -> str | None:
     except OSError as error:
         return str(error.strerror or error)
     return None
+
+
+@contextmanager
+def watched(on_lost: Callable[[str], None]) -> Iterator[None]:
+    """Tells when Ray has been gone for half a minute; its own driver ends itself without a word.
+
+    Args:
+        on_lost: Called once, on a thread of its own, with what happened.
+    """
+    over = Event()
+    thread = Thread(target=_watch, args=(over, on_lost), name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=_REACH_S)
+
+
+def _watch(over: Event, on_lost: Callable[[str], None]) -> None:
+    context = ray.get_runtime_context()
+    address, node = str(context.gcs_address), context.get_node_id()
+    well = time.monotonic()
+    while not over.wait(_WATCH_S):
+        why = _reachable(address)
+        if why is not None:
+            why = f"its head at {address} does not answer: {why}"
+        elif not any(each["NodeID"] == node and each["Alive"] for each in ray.nodes()):
+            why = "its process on this host (raylet) has died"
+        if why is None:
+            well = time.monotonic()
+        elif time.monotonic() - well >= _GONE_S:
+            on_lost(why)
+            return
 
 
 def stop_ray() -> None:

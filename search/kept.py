@@ -98,9 +98,16 @@ class Mirror:
         finally:
             self._over.set()
             thread.join()
-            self._finish()
+            self.finish()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Sends what is not yet there, and gives the run back.
+
+        Raises:
+            ConfigError: The storage does not take it.
+        """
+        if self.kept.url is None:
+            return
         try:
             self.send()
             self.kept.remove(_LEASE)

@@ -5,9 +5,11 @@ Reads top to bottom: parse → load → offer → search → confirm → fuse �
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -276,7 +278,7 @@ def _search(
 ) -> Findings:
     """On Ray: search, fuse, save, confirm. Imported here, so that mistakes are told at once."""
     from search import tuning
-    from search.cluster import start_ray, stop_ray
+    from search.cluster import start_ray, stop_ray, watched
     from search.confirm import confirm
     from search.enrolment import score_enrolment
     from search.sampler import DealtSearch, open_journal
@@ -316,16 +318,27 @@ def _search(
         facts["trials_in_all"] = search.trials
         run.record(facts)
         session = Session(run, data, bank, search, context, screen, interrupt, dashboard)
-        found = _tune_and_fuse(session)
-        if not (run.path / "summary.json").exists():
-            save(found)  # what follows may be interrupted; a resumed run keeps its fuller report
-        found.confirmed = confirm(session, found.assessment, plan.confirm_seeds)
-        if counts := config.enrolment_counts:
-            found.enrolled = score_enrolment(session, found.assessment, counts)
-        restore_weights(session, found.assessment)
+        with watched(lambda why: _leave(run, screen, f"Ray has gone: {why}")):
+            found = _tune_and_fuse(session)
+            if not (run.path / "summary.json").exists():
+                save(
+                    found
+                )  # what follows may be interrupted; a resumed run keeps its fuller report
+            found.confirmed = confirm(session, found.assessment, plan.confirm_seeds)
+            if counts := config.enrolment_counts:
+                found.enrolled = score_enrolment(session, found.assessment, counts)
+            restore_weights(session, found.assessment)
     finally:
         stop_ray()
     return found
+
+
+def _leave(run: RunFolder, screen: Console, why: str) -> None:
+    """Ends the process at once: what waits for Ray would wait for ever."""
+    screen.print(f"error: {run.interrupted_by(why)}", markup=False, highlight=False, soft_wrap=True)
+    with suppress(OSError, ConfigError):
+        run.mirror.finish()
+    os._exit(2)
 
 
 def _trials_in_all(run: RunFolder, facts: dict[str, Any]) -> int:
