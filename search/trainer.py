@@ -25,6 +25,7 @@ from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import AbortedState
 
+from datasets.clips import DataError
 from datasets.storage import is_url
 from search.training import (
     Spec,
@@ -132,7 +133,8 @@ def train_on_worker(spec: Spec) -> dict[str, Any] | None:
             ray.train.report(report)
     except Exception as error:
         # A diverged network has diverged on all workers. Else the fellows of one wait for it.
-        alone = workers.count == 1 and (is_out_of_memory(error) or isinstance(error, StorageError))
+        known = is_out_of_memory(error) or isinstance(error, StorageError | DataError)
+        alone = workers.count == 1 and known
         if not alone and not isinstance(error, NonFiniteLossError):
             raise
         if not isinstance(error, StorageError):

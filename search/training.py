@@ -16,6 +16,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from datasets.clips import DataError
 from datasets.storage import KeptFolder, default_cache_folder
 from search import metrics
 
@@ -334,13 +335,14 @@ def failed(why: str) -> dict[str, Any]:
 
 
 def failed_by(error: Exception) -> dict[str, Any]:
-    """The same, marked where it is not the trial's own fault: too little memory, or storage."""
+    """The same, marked where it is not the trial's own fault: too little memory, storage, shards."""
     from search.train import is_out_of_memory
 
-    report = failed(str(error) if isinstance(error, StorageError) else _reason(error))
+    not_its_own = isinstance(error, StorageError | DataError)
+    report = failed(str(error).removesuffix(".") if not_its_own else _reason(error))
     if is_out_of_memory(error):
         report["out_of_memory"] = True
-    if isinstance(error, StorageError):
+    if not_its_own:
         report["storage"] = True
     return report
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -228,6 +229,27 @@ def test_a_trial_takes_its_share_of_a_gpu_and_more_when_it_had_too_little(
     assert gpus_for(on_a_gpu(spec, 0.25, workers_per_trial=2)) == 1.0
     assert not take_more(on_a_gpu(spec, 0.25, workers_per_trial=2))
     assert gpus_for(spec) == 0.0 and not take_more(spec)
+
+
+def test_a_shard_that_is_gone_is_not_the_trials_fault(spec: dict[str, Any], tmp_path: Path) -> None:
+    away = tmp_path / "shards"
+    shutil.copytree(spec["context"]["data"], away)
+    gone = sorted(away.glob("*.tar"))[-1]
+    gone.unlink()
+    context = {**spec["context"], "data": str(away), "cache_folder": str(tmp_path / "cache")}
+    (report,) = train({**spec, "context": context})
+    assert report["storage"] is True
+    assert "tar" in report["failed"] and str(away) in report["failed"]
+
+
+def test_a_folder_that_takes_nothing_more_is_not_the_trials_fault(spec: dict[str, Any]) -> None:
+    bank = Path(spec["context"]["run"]) / "bank"
+    reports = train(spec)
+    assert next(reports)["percent"] == 25
+    shutil.rmtree(bank)  # a write that fails, whoever asks
+    report = next(reports)
+    assert report["storage"] is True
+    assert report["failed"].startswith(f"the run's folder '{bank.parent}': No such file")
 
 
 def test_a_trial_without_enough_memory_says_so(
