@@ -183,5 +183,5 @@ def test_a_time_budget_too_short_for_any_trial_says_how_to_go_on(
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "No trial finished: the time was over before." in err
-    assert "--resume hasty --time-budget" in err
+    assert "--resume hasty --runs-dir" in err and "--time-budget 30m" in err
     assert "Traceback" not in err
