@@ -444,4 +444,9 @@ def _context(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == 2:  # what libraries still want to write at exit would only complain again
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -26,11 +26,6 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def remount(folder: Path, options: str) -> None:
-    """Makes it read-only (`ro`), writable (`rw`), or larger (`size=64m`)."""
-    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
-
-
 class Trouble(ThreadingHTTPServer):
     """Passes requests on to an object store, not always well.
 
