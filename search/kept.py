@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
+
 from datasets.storage import KeptFolder
 from search.config import ConfigError
 
@@ -155,7 +157,8 @@ class Mirror:
     def _take_lease(self) -> None:
         lease = _read(self.kept, _LEASE)
         age = time.time() - float(lease.get("at", 0))
-        if lease.get("token") not in (None, self._token) and age < _LEASE_S:
+        gone = lease.get("boot") == _boot() and not psutil.pid_exists(int(lease.get("process", 0)))
+        if lease.get("token") not in (None, self._token) and age < _LEASE_S and not gone:
             raise ConfigError(
                 f"The run in '{self.kept.url}' is in use by {lease.get('owner')}, which was there "
                 f"{age:.0f} s ago. If it is gone, try again in a minute."
@@ -163,9 +166,21 @@ class Mirror:
         self._write_lease()
 
     def _write_lease(self) -> None:
-        lease = {"owner": self._owner, "token": self._token, "at": time.time()}
+        lease = {
+            "owner": self._owner,
+            "boot": _boot(),
+            "process": os.getpid(),
+            "token": self._token,
+            "at": time.time(),
+        }
         (self.kept.path / _LEASE).write_text(json.dumps(lease))
         self.kept.send(_LEASE)
+
+
+def _boot() -> str:
+    """This machine since it was switched on; of this name there may be others."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else uuid4().hex
 
 
 def _read(kept: KeptFolder, name: str) -> dict[str, Any]:

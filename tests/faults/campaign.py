@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -238,7 +239,7 @@ class Outcome:
 
 def examine(fault: Fault, seed: int, bench: Bench, stack: ExitStack) -> Outcome:
     """Disturbs a run, continues it, and counts what was lost."""
-    name = f"{fault.name.replace(' ', '-').replace(':', '')}-{seed}"
+    name = f"{'-'.join(re.findall(r'[a-z0-9]+', fault.name.lower()))}-{seed}"
     run = Run(bench, name, random.Random(f"{name} {seed}"), stack=stack)
     fault.disturb(run)
     note = run.note

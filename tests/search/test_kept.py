@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,18 @@ def test_a_second_machine_is_told_who_works_on_the_run(bucket: Any, tmp_path: Pa
     ):
         pass
     with other.working():  # the first has left
+        pass
+
+
+def test_the_lease_of_a_process_of_this_machine_ends_with_it(bucket: Any, tmp_path: Path) -> None:
+    one, other = Mirror(machine(tmp_path / "one")), Mirror(machine(tmp_path / "other"))
+    one._take_lease()
+    lease = one.kept.path / "lease.json"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    lease.write_text(json.dumps({**json.loads(lease.read_text()), "process": ended.pid}))
+    one.kept.send("lease.json")
+    with other.working():
         pass
 
 
