@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.air.execution._internal.tracked_actor import TrackedActor
 
-from search import training, trial
+from search import trial, trial_process
 from search.space import Offer
 
 RUNGS = (25, 50, 75, 100)
@@ -57,7 +57,7 @@ _CURVES = _recorded()
 
 def replayed(config: dict[str, Any], name: str) -> list[Report]:
     """A trial's reports: a recorded curve of its architecture, chosen by its name."""
-    architecture = config.get("architecture") or training.describe(config["plan"])
+    architecture = config.get("architecture") or trial_process.describe(config["plan"])
     seconds, scores = random.Random(zlib.crc32(name.encode())).choice(_CURVES[architecture])
     return [
         {
@@ -267,13 +267,13 @@ def replay_trial(config: dict[str, Any]) -> None:
 
 
 @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
-def sleep_through(spec: training.Spec) -> Iterator[Report]:
+def sleep_through(spec: trial_process.Spec) -> Iterator[Report]:
     """As `search.trial.train_trial`."""
     setattr(trial, "train", _sleep)  # noqa: B010
     yield from trial.train_trial._function(spec)
 
 
-def _sleep(spec: training.Spec) -> Iterator[Report]:
+def _sleep(spec: trial_process.Spec) -> Iterator[Report]:
     """Waits from rung to rung; leaves in a file when it began and when it reached the last one."""
     begin = time.time()
     file = Path(spec["context"]["run"]) / "slept" / spec["trial"]

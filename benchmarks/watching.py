@@ -49,6 +49,8 @@ def _table(trials: int, journal: Path) -> None:
         part.study.add_trials(
             [create_trial(value=0.5, params={}, distributions={}) for _ in range(trials // 3)]
         )
+    # As a new process finds it.
+    search = DealtSearch(offer, open_journal(journal), seed=0, trials=trials, deadline=deadline)
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
     table = ProgressTable(console, search, "watched")
     count = _mean_us(lambda: tally(search), 20)

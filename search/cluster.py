@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -91,8 +92,7 @@ def start_ray(address: str | None, workers: int | None, *, dashboard: bool) -> s
     """
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
-        context: Any = ray.get_runtime_context().worker.node
-        url = ray._private.worker.get_dashboard_url() if context is not None else None
+        url = ray._private.worker.get_dashboard_url()
         return f"http://{url}" if url else None
     if address:
         if why := _reachable(address):
@@ -167,16 +167,22 @@ def _watch(over: Event, on_lost: Callable[[str], None]) -> None:
     address, node = str(context.gcs_address), context.get_node_id()
     well = time.monotonic()
     while not over.wait(_WATCH_S):
-        why = _reachable(address)
-        if why is not None:
-            why = f"its head at {address} does not answer: {why}"
-        elif not any(each["NodeID"] == node and each["Alive"] for each in ray.nodes()):
-            why = "its process on this host (raylet) has died"
+        why = _why_gone(address, node)
         if why is None:
             well = time.monotonic()
         elif time.monotonic() - well >= _GONE_S:
             on_lost(why)
             return
+
+
+def _why_gone(address: str, node: str) -> str | None:
+    if why := _reachable(address):
+        return f"its head at {address} does not answer: {why}"
+    try:
+        alive = any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
+    except Exception as error:  # it went away just now
+        return f"its head at {address} does not answer: {error}"
+    return None if alive else "its process on this host (raylet) has died"
 
 
 def stop_ray() -> None:
@@ -245,7 +251,7 @@ def wait_for(kind: str, amount: float, seconds: float, *, on_wait: Callable[[str
         f"(at most {seconds / 60:g} min, --wait)"
     )
     deadline = time.monotonic() + seconds
-    request_resources(bundles=[{kind: 1}] * int(amount))
+    request_resources(bundles=[{kind: 1}] * math.ceil(amount))
     try:
         while found.there < amount and time.monotonic() < deadline:
             time.sleep(1.0)

@@ -15,7 +15,7 @@ from ensembles.bank import ClipTable, Experts
 from ensembles.honesty import Assessment, Scored, replay
 from search.session import Session
 from search.train import TrainingData, enrolment_order
-from search.training import enrolled_name
+from search.trial_process import enrolled_name
 
 
 def score_enrolment(

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.sampler import DealtSearch
-from search.training import describe
+from search.trial_process import describe
 
 _SECONDS_BETWEEN_PLAIN_LINES = 20.0
 _SECONDS_BETWEEN_COUNTS = 1.0
@@ -45,23 +45,17 @@ class Tally:
     best: float | None = None
 
 
-_STATES = {
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "stopped",
-    TrialState.FAIL: "failed",
-}
-
-
 def tally(search: DealtSearch) -> dict[str, Tally]:
     """Modality → its trials, from the journal; what runs, from this process."""
     tallies = {}
     for modality, part in search.parts.items():
-        counts = tallies[modality] = Tally()
-        for trial in part.asked():
-            if state := _STATES.get(trial.state):
-                setattr(counts, state, getattr(counts, state) + 1)
-            if trial.value is not None:
-                counts.best = trial.value if counts.best is None else max(counts.best, trial.value)
+        counts = part.history.counts
+        tallies[modality] = Tally(
+            finished=counts[TrialState.COMPLETE],
+            stopped=counts[TrialState.PRUNED],
+            failed=counts[TrialState.FAIL],
+            best=part.history.best,
+        )
     for name in list(search.running.values()):
         tallies[name.rpartition("-")[0]].running += 1
     return tallies

@@ -321,9 +321,8 @@ def _search(
         with watched(lambda why: _leave(run, screen, f"Ray has gone: {why}")):
             found = _tune_and_fuse(session)
             if not (run.path / "summary.json").exists():
-                save(
-                    found
-                )  # what follows may be interrupted; a resumed run keeps its fuller report
+                # What follows may be interrupted; a resumed run keeps its fuller report.
+                save(found)
             found.confirmed = confirm(session, found.assessment, plan.confirm_seeds)
             if counts := config.enrolment_counts:
                 found.enrolled = score_enrolment(session, found.assessment, counts)

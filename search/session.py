@@ -16,7 +16,7 @@ from search.interrupt import Interrupt
 from search.sampler import DealtSearch
 from search.space import plan_of
 from search.train import TrainingData
-from search.training import Spec
+from search.trial_process import Spec
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from search.training import Spec, describe, failed, gpus_for, open_data, take_more, train
+from search.trial_process import Spec, describe, failed, gpus_for, open_data, take_more, train
 
 ATTEMPTS = 3
 """How many processes a trial may take one after the other, where they or their hosts die."""
@@ -97,7 +97,7 @@ def train_trial(spec: Spec) -> Iterator[dict[str, Any]]:
 @ray.remote(num_cpus=0, num_returns="streaming", max_retries=0)
 def train_with_trainer(spec: Spec) -> Iterator[dict[str, Any]]:
     """Trains one trial on Ray Train workers."""
-    from search.trainer import train_on_workers
+    from search.ray_train import train_on_workers
 
     yield from _ending_as_told(train_on_workers(spec))
 

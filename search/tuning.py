@@ -8,13 +8,13 @@ from typing import Any
 import ray
 from ray import tune
 
-from search.cluster import supply, wait_for
+from search.cluster import wait_for
 from search.config import ConfigError
 from search.folder import RunFolder
 from search.interrupt import Interrupt
 from search.sampler import DealtSearch, HalvingScheduler
-from search.training import Spec, failed, take_more
 from search.trial import ACTOR_CPUS, ATTEMPTS, run_trial, start
+from search.trial_process import Spec, failed, take_more
 
 
 def trials_at_once(
@@ -38,38 +38,38 @@ def trials_at_once(
     Raises:
         ConfigError: What was asked for is not there, and did not come.
     """
-    kind = "GPU" if context["device"] == "cuda" else "CPU"
-    each = context["workers_per_trial"] * (smallest_share(context) if kind == "GPU" else 1.0)
-    must = (asked or 1) * each
-    if context["runner"] == "actor" and kind == "CPU":
-        must = 1.0  # on cores trials take turns, if the user wants more than there are
-    found = wait_for(kind, must, wait_seconds, on_wait=on_wait)
-    if found.there < must:
-        trials = f"{asked} trials of" if (asked or 1) > 1 else "A trial of"
-        waited = f", also after {wait_seconds / 60:g} min" if wait_seconds else ""
-        raise ConfigError(
-            f"{trials} {context['workers_per_trial']} workers would take {must:g} {kind}s, Ray has "
-            f"{found.there:g} on {_hosts()}{waited}: {must - found.there:g} are missing. Take fewer "
-            "--workers-per-trial or --workers, or join a larger cluster (--address)."
-        )
-    if asked:
-        return asked
-    fitting = int(found.possible / each)
-    if kind == "GPU":  # the rest of a trial's work is a core's
-        fitting = min(fitting, int(supply("CPU").possible / context["workers_per_trial"]))
-    return max(1, fitting)
+    per_trial = _per_trial(context)
+    # In processes of ours trials take turns, if the user wants more than there is room for.
+    at_once = (asked or 1) if context["runner"] == "train" else 1
+    fitting = []
+    for kind, each in per_trial.items():
+        must = at_once * each
+        found = wait_for(kind, must, wait_seconds, on_wait=on_wait)
+        if found.there < must:
+            trials = f"{at_once} trials of" if at_once > 1 else "A trial of"
+            waited = f", also after {wait_seconds / 60:g} min" if wait_seconds else ""
+            raise ConfigError(
+                f"{trials} {context['workers_per_trial']} workers would take {must:g} {kind}s, Ray has "
+                f"{found.there:g} on {_hosts()}{waited}: {must - found.there:g} are missing. Take fewer "
+                "--workers-per-trial or --workers, or join a larger cluster (--address)."
+            )
+        fitting.append(int(found.possible / each))
+    return asked or max(1, min(fitting))
+
+
+def _per_trial(context: dict[str, Any]) -> dict[str, float]:
+    """What the smallest trial takes of each kind: a core a worker, and of GPUs its share or one each."""
+    workers = context["workers_per_trial"]
+    needs = {"CPU": float(workers)}
+    if context["device"] == "cuda":
+        share = min(context["gpu_share"].values(), default=1.0) if workers == 1 else 1.0
+        needs["GPU"] = workers * share
+    return needs
 
 
 def _hosts() -> str:
     count = sum(bool(node["Alive"]) for node in ray.nodes())
     return "1 host" if count == 1 else f"{count} hosts"
-
-
-def smallest_share(context: dict[str, Any]) -> float:
-    """Of a GPU, that any trial takes; with several workers each has one of its own."""
-    if context["workers_per_trial"] > 1:
-        return 1.0
-    return min(context["gpu_share"].values(), default=1.0)
 
 
 def run_search(

@@ -34,7 +34,7 @@ from search.folder import RunFolder, new_run, provenance
 from search.report import write_predictions, write_reports
 from search.run import _context, _find_out
 from search.train import TrainingData, TrialPlan
-from search.training import train
+from search.trial_process import train
 from search.unseen import score_unseen
 from tests.tiny import make_tiny_shards
 

@@ -292,3 +292,4 @@ def test_ray_down_leaves_nothing(hosts: Hosts, cluster: str, cluster_file: Path)
         120,
         "nothing runs on the hosts",
     )
+    assert [hosts.processes(host) for host in range(hosts.count)] == [[]] * hosts.count

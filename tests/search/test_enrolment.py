@@ -31,7 +31,7 @@ from search.sampler import DealtSearch, open_journal
 from search.session import Session
 from search.space import offer_for
 from search.train import FoldTrainer, LockstepTrial, TrainingData, TrialPlan, enrolment_order
-from search.training import train
+from search.trial_process import train
 
 NOBODY_MISSING = np.zeros(24, bool)
 

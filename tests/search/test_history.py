@@ -127,6 +127,7 @@ def test_what_is_kept_equals_a_recount_of_the_journal(
                 search.on_trial_complete(name, {"score": score, "percent": min(percent, 100)})
                 del live[name]
         _recount(search)
+    assert search.asked() > 30, "much has happened"
 
 
 def _recount(search: DealtSearch) -> None:

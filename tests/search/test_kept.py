@@ -82,7 +82,7 @@ def test_the_lease_of_a_process_of_this_machine_ends_with_it(bucket: Any, tmp_pa
     lease.write_text(json.dumps({**json.loads(lease.read_text()), "process": ended.pid}))
     one.kept.send("lease.json")
     with other.working():
-        pass
+        assert json.loads((other.kept.path / "lease.json").read_text())["process"] == os.getpid()
 
 
 def test_the_lease_of_a_machine_that_is_gone_runs_out(
@@ -91,9 +91,12 @@ def test_the_lease_of_a_machine_that_is_gone_runs_out(
     one, other = Mirror(machine(tmp_path / "one")), Mirror(machine(tmp_path / "other"))
     one._take_lease()
     now = time.time()
+    monkeypatch.setattr("search.kept.time.time", lambda: now + 59)
+    with pytest.raises(ConfigError, match="in use by"), other.working():
+        pass
     monkeypatch.setattr("search.kept.time.time", lambda: now + 61)
     with other.working():
-        pass
+        assert json.loads((other.kept.path / "lease.json").read_text())["at"] == now + 61
 
 
 def test_the_longer_of_two_journals_goes_on(bucket: Any, tmp_path: Path) -> None:

@@ -178,8 +178,6 @@ def test_mlflow_knows_the_trial_and_not_where_it_ran(
 
 def test_optuna_dashboard_opens_the_journal(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("optuna-dashboard")
-    if not program.exists():
-        pytest.skip("optuna-dashboard is not installed")
     offer = offer_for(
         ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5),
         ("functionals", "action_units"),

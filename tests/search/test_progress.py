@@ -8,10 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from search import progress
+from search.history import History
 from search.progress import ProgressTable, Tally, tally
 
 
@@ -19,12 +20,14 @@ class Part:
     """A modality's study; counts how often it is asked."""
 
     def __init__(self, *trials: tuple[TrialState, float | None]) -> None:
-        self.trials = [SimpleNamespace(state=state, value=value) for state, value in trials]
-        self.times = 0
+        self.kept, self.times = History(), 0
+        for state, value in trials:
+            self.kept.take(create_trial(state=state, value=value))
 
-    def asked(self) -> list[Any]:
+    @property
+    def history(self) -> History:
         self.times += 1
-        return self.trials
+        return self.kept
 
 
 def a_search(**parts: Part) -> Any:
@@ -142,12 +145,12 @@ def test_drawing_again_does_not_count_again(search: Any, monkeypatch: pytest.Mon
     for _ in range(20):
         drawn(console, table)
         clock.now += 0.5
-    assert part.times == 1, "nothing has changed"
+    assert part.times == 2, "nothing has changed"
     for _ in range(21):
         table.changed()
         drawn(console, table)
         clock.now += 0.125
-    assert part.times == 4, "once a second, however much changes"
+    assert part.times == 8, "once a second, however much changes"
 
 
 def test_a_log_loss_is_shown_as_it_is_not_as_the_search_turns_it() -> None:

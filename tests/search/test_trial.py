@@ -17,8 +17,8 @@ import torch
 from ensembles.bank import PosteriorBank
 from search.corpus import clip_table
 from search.train import FoldTrainer, TrainingData, TrialPlan
-from search.training import describe, gpus_for, take_more, train
 from search.trial import ATTEMPTS
+from search.trial_process import describe, gpus_for, take_more, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -281,6 +281,21 @@ def test_batches_in_parts_stand_in_the_log(
     assert "out of memory: batches of 32 in 2 parts" in log
 
 
+def run_script(script: str, spec: dict[str, Any]) -> Any:
+    """What a program of its own says last, which is told a trial."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps(spec),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 SEEN = """
 import json, sys, time, urllib.request
 import ray
@@ -334,17 +349,7 @@ print(json.dumps({
 
 @pytest.mark.slow()
 def test_the_dashboard_has_a_trials_name_state_log_and_failure(spec: dict[str, Any]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SEEN],
-        input=json.dumps({**spec, "trial": "good"}),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    seen = run_script(SEEN, {**spec, "trial": "good"})
     assert seen["percents"] == [25, 50, 75, 100, 0]
     assert seen["pids"] == 1, "both in one process, whose metrics of the first are gone"
     assert seen["states"] == {"good one": "FINISHED", "bad one": "FAILED"}
@@ -393,17 +398,7 @@ print(json.dumps({"percents": [r["percent"] for r in reports], "ended": ended, "
 @pytest.mark.slow()
 def test_a_trial_of_ray_train_is_a_task_by_its_name_too(spec: dict[str, Any]) -> None:
     spec["context"] |= {"runner": "train", "workers_per_trial": 1}
-    done = subprocess.run(
-        [sys.executable, "-c", SEEN_TRAIN],
-        input=json.dumps(spec),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    seen = run_script(SEEN_TRAIN, spec)
     assert seen["percents"] == [25, 50, 75, 100, 0, 25]
     assert "NonFiniteLossError: The loss of fold" in seen["ended"]
     assert seen["found"]["video-0000 action_units"] == "FINISHED"

@@ -27,7 +27,8 @@ from ray.train.v2._internal.execution.controller.state import AbortedState
 
 from datasets.clips import DataError
 from datasets.storage import is_url
-from search.training import (
+from search.trial import ACTOR_CPUS, ATTEMPTS, title
+from search.trial_process import (
     Spec,
     StorageError,
     TrialLog,
@@ -37,7 +38,6 @@ from search.training import (
     gpus_for,
     train_part,
 )
-from search.trial import ACTOR_CPUS, ATTEMPTS, title
 
 _STALLED_SECONDS = 1800
 """After so long without its fellows a worker gives up; one may still be filling its cache."""

@@ -149,9 +149,11 @@ class _Record:
         metrics.show_epoch(self.gauges, done, epochs, self._gpu_memory_bytes())
 
     def _gpu_memory_bytes(self) -> int:
+        if not self.on_gpu:
+            return 0
         import torch
 
-        return torch.cuda.max_memory_allocated() if self.on_gpu else 0
+        return torch.cuda.max_memory_allocated()
 
     def rung(self, rung: RungResult) -> dict[str, Any]:
         """Writes what there is, and returns the report: it is sent when all is on disk."""
