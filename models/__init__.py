@@ -4,11 +4,12 @@ Importing this package registers every architecture.
 """
 
 from models import audio, fusion, video
-from models.expert import Encoder, Expert, build_expert
+from models.expert import BackboneEncoder, Encoder, Expert, build_expert
 from models.registry import Architecture, ClipShape, architectures, get_architecture
 
 __all__ = [
     "Architecture",
+    "BackboneEncoder",
     "ClipShape",
     "Encoder",
     "Expert",

@@ -79,7 +79,7 @@ def mixup(
     partner = torch.randperm(len(targets), device=targets.device)
     mixed = {
         name: torch.maximum(x, x[partner])
-        if name.endswith("_lengths")
+        if name.endswith(("_lengths", "_present"))
         else x.mul(share).add_(x[partner], alpha=1.0 - share)
         for name, x in inputs.items()
     }

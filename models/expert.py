@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.registry import ClipShape, ModelError, get_architecture
+from models.registry import Architecture, ClipShape, ModelError, get_architecture
 
 Batch = Mapping[str, Tensor]
 
 
 class FrontEnd(nn.Module):
-    """A parameter-free first stage: raw input → what the encoder reads.
+    """A first stage in which nothing is trained: raw input → what the encoder reads.
 
     Attributes:
         name: Kind and settings; what two front ends of the same name compute is the same,
             and is cached under it.
         worth_caching: Whether computing it costs more than reading its result.
         frames_per_second: Of a spectrogram (B, T, F); 0 for anything else.
+        storage: How its result is kept in the cache: float32 or float16.
     """
 
     name: str = "identity"
     worth_caching: bool = False
     frames_per_second: float = 0.0
+    storage: str = "float32"
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, n, …), (B,) → (B, m, …), (B,)."""
@@ -36,9 +40,9 @@ class Encoder(nn.Module):
     """One clip in, one vector out. Subclasses set the attributes and implement `forward`.
 
     Attributes:
-        kind: The input that it reads: audio, video or features.
+        kind: The input that it reads: audio, video, features or feature_sequence.
         embedding_dim: D.
-        frontend: Its first stage, without parameters.
+        frontend: Its first stage, in which nothing is trained.
     """
 
     kind: str
@@ -59,17 +63,108 @@ class Encoder(nn.Module):
         """The front end's output (B, n, …) and lengths (B,) → (B, D)."""
         raise AssertionError(f"{type(self).__name__} has no forward")
 
+    @property
+    def steps_dim(self) -> int:
+        """E, width of `steps`."""
+        return self.embedding_dim
+
+    def steps(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What it makes of a clip over time, for frame-level targets and fusion over time.
+
+        An encoder without a time axis has one step, its vector.
+
+        Returns:
+            (B, S, E), zero behind each clip's end, and (B,) steps.
+        """
+        return self(x, lengths)[:, None], torch.ones_like(lengths)
+
+
+class Backbone(nn.Module):
+    """The part of an encoder that a checkpoint may fill: the front end's output → maps over time."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, n, …), (B,) → (B, S, …), (B,); zero behind each clip's end."""
+        raise AssertionError(f"{type(self).__name__} has no forward")
+
+    def stages(self) -> list[nn.Module]:
+        """Its parts from input to output, which fine-tuning thaws last to first."""
+        return [self]
+
+    def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An original checkpoint's tensors under this module's own names.
+
+        Drops what belongs to the original's task (its output layer) and nothing else.
+        """
+        return dict(state)
+
+
+class BackboneEncoder(Encoder):
+    """An encoder in two parts: a backbone that may be pretrained, and a head on top of it."""
+
+    backbone: Backbone
+
+    def head(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The backbone's output → (B, D)."""
+        raise AssertionError(f"{type(self).__name__} has no head")
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The front end's output → (B, D)."""
+        return self.head(*self.backbone(x, lengths))
+
+    def steps(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Encoder`; what the head makes of the steps, by default of the whole clip."""
+        return self.head_steps(*self.backbone(x, lengths))
+
+    def head_steps(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The backbone's output → (B, S, E), (B,)."""
+        return self.head(x, lengths)[:, None], torch.ones_like(lengths)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What early fusion gets of one modality.
+
+    Attributes:
+        vector: (B, D); zeros where the clip has no such input. None for a fusion over time.
+        steps: (B, S, E), zero behind each clip's end; None for a fusion of vectors.
+        lengths: (B,) steps; 1 where the clip has no such input.
+        present: (B,) bool; False where the clip has no such input, or it was dropped.
+    """
+
+    vector: Tensor | None
+    steps: Tensor | None
+    lengths: Tensor
+    present: Tensor
+
+
+class Fusion(nn.Module):
+    """Joins the parts of early fusion: (B, D').
+
+    Attributes:
+        joined_dim: D'.
+        over_time: Whether it reads the parts' steps instead of their vectors.
+    """
+
+    joined_dim: int
+    over_time: bool = False
+
+    def forward(self, parts: Sequence[Part]) -> Tensor:
+        """One part a modality, audio first."""
+        raise AssertionError(f"{type(self).__name__} has no forward")
+
 
 class Expert(nn.Module):
     """One or several encoders, joined, and a classifier.
 
+    Early fusion answers also where a clip lacks one modality: that part is zeros (and, over
+    time, one silent step), and training with `modality_dropout` teaches it what to make of that.
+
     Args:
-        encoders: One a kind of input. With several (early fusion) their vectors are
-            concatenated and pass `join`.
-        join: (B, ΣD) → (B, D'), or None for one encoder.
+        encoders: One a kind of input.
         num_classes: K.
         dropout: In front of the last layer.
-        joined_dim: D'.
+        fusion: Joins several encoders (early fusion); None for one.
+        modality_dropout: Share of training clips that lose one of their modalities.
     """
 
     def __init__(
@@ -78,14 +173,18 @@ class Expert(nn.Module):
         num_classes: int,
         *,
         dropout: float = 0.0,
-        join: nn.Module | None = None,
-        joined_dim: int | None = None,
+        fusion: Fusion | None = None,
+        modality_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        assert (fusion is None) == (len(encoders) == 1), "several encoders need a fusion, one none"
+        if not 0 <= modality_dropout < 1:
+            raise ModelError(f"modality_dropout must be in [0, 1), got {modality_dropout}.")
         self.encoders = nn.ModuleDict(encoders)
-        self.join = join if join is not None else nn.Identity()
+        self.fusion, self.modality_dropout = fusion, modality_dropout
         self.dropout = nn.Dropout(dropout)
-        width = joined_dim or sum(encoder.embedding_dim for encoder in encoders.values())
+        (first, *_) = encoders.values()
+        width = fusion.joined_dim if fusion else first.embedding_dim
         self.classifier = nn.Linear(width, num_classes)
 
     def encoder(self, kind: str) -> Encoder:
@@ -100,37 +199,118 @@ class Expert(nn.Module):
         return list(self.encoders)
 
     def preprocess(self, batch: Batch) -> dict[str, Tensor]:
-        """Runs the front ends; no parameters, no gradient, the same in training and after."""
+        """Runs the front ends; no gradient, the same in training and after.
+
+        Of early fusion, one kind of input may be absent from the batch.
+        """
         fixed: dict[str, Tensor] = {}
         with torch.no_grad():
             for kind in self.kinds:
+                if kind not in batch and self.fusion is not None:
+                    continue
                 x = batch[kind]
                 lengths = batch.get(f"{kind}_lengths")
                 if lengths is None:
-                    lengths = x.new_ones(x.shape[0], dtype=torch.int64)
-                fixed[kind], fixed[f"{kind}_lengths"] = self.encoder(kind).frontend(x, lengths)
+                    lengths = torch.ones_like(x.flatten(1)[:, 0], dtype=torch.int64)
+                fixed[kind], fixed[f"{kind}_lengths"] = self.encoder(kind).frontend(
+                    x, lengths.clamp(min=1)
+                )
+                if self.fusion is not None:
+                    fixed[f"{kind}_present"] = lengths > 0
         return fixed
 
     def classify(self, fixed: Batch) -> Tensor:
         """What `preprocess` returned → (B, K) logits."""
-        vectors = [self.encoder(k)(fixed[k], fixed[f"{k}_lengths"]) for k in self.kinds]
-        joined = self.join(vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1))
-        logits: Tensor = self.classifier(self.dropout(joined))
+        logits: Tensor = self.classifier(self.dropout(self._embed(fixed)))
         return logits
+
+    def vector(self, fixed: Batch, kind: str) -> Tensor:
+        """One encoder's own (B, D) of what `preprocess` returned."""
+        vector: Tensor = self.encoder(kind)(fixed[kind], fixed[f"{kind}_lengths"])
+        return vector
+
+    def _embed(self, fixed: Batch) -> Tensor:
+        if self.fusion is None:
+            return self.vector(fixed, self.kinds[0])
+        given = [kind for kind in self.kinds if kind in fixed]
+        if not given:
+            raise ModelError(f"A clip needs one of {', '.join(self.kinds)}; it has none.")
+        clips = fixed[f"{given[0]}_lengths"]  # (B,), for its size and device
+        present = self._drop(
+            torch.stack(
+                [
+                    fixed[f"{kind}_present"]
+                    if f"{kind}_present" in fixed
+                    else torch.full_like(clips, kind in fixed, dtype=torch.bool)
+                    for kind in self.kinds
+                ],
+                dim=1,
+            )
+        )
+        joined: Tensor = self.fusion(
+            [self._part(fixed, kind, present[:, number]) for number, kind in enumerate(self.kinds)]
+        )
+        return joined
+
+    def _drop(self, present: Tensor) -> Tensor:
+        """In training, takes one modality from some of the clips that have all."""
+        if not (self.training and self.modality_dropout):
+            return present
+        lost = torch.rand(len(present), device=present.device) < self.modality_dropout
+        which = torch.randint(present.shape[1], (len(present),), device=present.device)
+        taken = nn.functional.one_hot(which, present.shape[1]).bool() & lost[:, None]
+        return present & ~(taken & present.all(dim=1, keepdim=True))
+
+    def _part(self, fixed: Batch, kind: str, present: Tensor) -> Part:
+        assert self.fusion is not None
+        encoder = self.encoder(kind)
+        lost, one = ~present[:, None], torch.ones_like(present, dtype=torch.int64)
+        nothing = self.classifier.weight.new_zeros(1).expand(present.shape[0])
+        if not self.fusion.over_time:
+            if kind not in fixed:
+                return Part(nothing[:, None].repeat(1, encoder.embedding_dim), None, one, present)
+            # Filled, not multiplied: what an encoder makes of nothing may be anything.
+            return Part(self.vector(fixed, kind).masked_fill(lost, 0.0), None, one, present)
+        if kind not in fixed:
+            return Part(None, nothing[:, None, None].repeat(1, 1, encoder.steps_dim), one, present)
+        steps, lengths = encoder.steps(fixed[kind], fixed[f"{kind}_lengths"])
+        lengths = torch.where(present, lengths, one)
+        return Part(None, steps.masked_fill(lost[:, None], 0.0), lengths, present)
 
     def forward(self, batch: Batch) -> Tensor:
         """Plain clips → (B, K) logits.
 
         Args:
             batch: `audio` (B, L) float32 in [-1, 1], `video` (B, V, H, W, 3) uint8,
-                `features` (B, F) float32, those that the encoders read; sequences with
-                `<name>_lengths` (B,) int64.
+                `features` (B, F) float32, `feature_sequence` (B, S, F) float32, those that the
+                encoders read; sequences with `<name>_lengths` (B,) int64. To early fusion, a
+                clip lacks a modality where its length is 0, or all do where it is absent.
         """
         return self.classify(self.preprocess(batch))
 
+    def frozen_state(self) -> dict[str, Tensor]:
+        """Tensors of frozen backbones: the same in every fold, and in every trial."""
+        return {k: x for k, x in self.state_dict().items() if ".frontend." in k}
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """Everything else."""
+        return {k: x for k, x in self.state_dict().items() if ".frontend." not in k}
+
+    def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
+        """Loads `learned_state`; raises RuntimeError if it is of another network."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        wrong = [k for k in missing if ".frontend." not in k] + unexpected
+        if wrong:
+            raise RuntimeError(f"the weights are of another network: {wrong[0]} does not fit")
+
 
 def build_expert(
-    architecture: str, settings: Mapping[str, Any], shape: ClipShape, *, dropout: float = 0.0
+    architecture: str,
+    settings: Mapping[str, Any],
+    shape: ClipShape,
+    *,
+    dropout: float = 0.0,
+    weights: Path | None = None,
 ) -> Expert:
     """Builds an expert from its name and settings.
 
@@ -140,17 +320,49 @@ def build_expert(
             Early fusion's hold `audio` and `video`, each `{"architecture": …, "settings": {…}}`.
         shape: The corpus's clips.
         dropout: In front of the last layer.
+        weights: Folder of pretrained weights; without it, backbones keep random weights until
+            a trained network is loaded.
 
     Raises:
-        ModelError: Unknown architecture or setting, or an input that the clips lack.
+        ModelError: Unknown architecture or setting, an input that the clips lack, or weights
+            that are missing or of another architecture.
     """
     entry = get_architecture(architecture)
     if entry.modality == "early":
-        entry.check(settings)
-        complete = {**entry.default, **settings}
-        return entry.build(shape=shape, dropout=dropout, **complete)  # type: ignore[return-value]
-    encoder = build_encoder(architecture, settings, shape)
+        return _build_early(entry, settings, shape, dropout, weights)
+    encoder = build_encoder(architecture, settings, shape, weights=weights)
     return Expert({encoder.kind: encoder}, shape.num_classes, dropout=dropout)
+
+
+def _build_early(
+    entry: Architecture,
+    settings: Mapping[str, Any],
+    shape: ClipShape,
+    dropout: float,
+    weights: Path | None,
+) -> Expert:
+    """Two encoders, and the registered fusion over them."""
+    entry.check(settings)
+    encoders: dict[str, Encoder] = {}
+    for modality in ("audio", "video"):
+        part = settings[modality]
+        name = part["architecture"]
+        if get_architecture(name).modality != modality:
+            raise ModelError(
+                f"Early fusion's {modality} part must be an architecture of {modality}, got '{name}'."
+            )
+        encoder = build_encoder(name, part.get("settings", {}), shape, weights=weights)
+        encoders[encoder.kind] = encoder
+    own = {k: v for k, v in settings.items() if k in entry.arguments}
+    fusion = entry.build(list(encoders.values()), **{**entry.default, **own})
+    assert isinstance(fusion, Fusion)
+    return Expert(
+        encoders,
+        shape.num_classes,
+        dropout=dropout,
+        fusion=fusion,
+        modality_dropout=float(settings.get("modality_dropout", 0.0)),
+    )
 
 
 def arrange_memory(expert: Expert) -> Expert:
@@ -166,16 +378,38 @@ def arrange_memory(expert: Expert) -> Expert:
     return expert
 
 
-def build_encoder(architecture: str, settings: Mapping[str, Any], shape: ClipShape) -> Encoder:
+def build_encoder(
+    architecture: str,
+    settings: Mapping[str, Any],
+    shape: ClipShape,
+    *,
+    weights: Path | None = None,
+) -> Encoder:
     """Builds the encoder of a single-modality architecture, as a part of early fusion too.
 
     Raises:
-        ModelError: Unknown architecture or setting, or an input that the clips lack.
+        ModelError: Unknown architecture or setting, an input that the clips lack, or weights
+            that are missing or of another architecture.
     """
+    from models.frontends import GatedNoise
+    from models.pretrained import Found, apply_transfer
+
     entry = get_architecture(architecture)
     entry.check(settings)
     assert entry.modality != "early", "early fusion is not a part of early fusion"
     for kind in entry.inputs:
         if not shape.has(kind):
             raise ModelError(f"'{architecture}' reads {kind}, which some or all clips lack.")
-    return entry.build(shape=shape, **{**entry.default, **settings})
+    own = {**entry.default, **settings}
+    further = {key: own.pop(key) for key in entry.further_settings if key in own}
+    found = Found.from_json(further["checkpoint"]) if further.get("checkpoint") else None
+    encoder = entry.build(shape=shape, **{**own, **(found.settings if found else {})})
+    assert isinstance(encoder, Encoder)
+    if strength := float(further.get("noise_removal", 0.0)):
+        encoder.frontend = GatedNoise(
+            encoder.frontend, sample_rate_hz=shape.sample_rate_hz, strength=strength
+        )
+    if transfer := further.get("transfer"):
+        assert isinstance(encoder, BackboneEncoder)
+        apply_transfer(encoder, transfer, found, weights)
+    return encoder

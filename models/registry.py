@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
-    from models.expert import Encoder
+    from models.expert import Encoder, Fusion
+    from models.pretrained import Checkpoint
 
 Modality = Literal["audio", "video", "early"]
 Settings = Mapping[str, Any]
@@ -28,7 +29,10 @@ class ClipShape:
         seconds: A typical clip's length, for cost estimates.
         frames: V, video frames a clip; 0 without video.
         frame_size: (H, W) in pixels.
-        num_features: F, clip-level features; 0 without any.
+        num_features: F, features of a clip; 0 without any.
+        feature_steps: S of a typical clip where features come frame by frame; 0 where there
+            are only means.
+        saliency_maps: Whether frames have a fourth channel, a precomputed saliency map.
     """
 
     num_classes: int
@@ -37,14 +41,18 @@ class ClipShape:
     frames: int = 0
     frame_size: tuple[int, int] = (60, 100)
     num_features: int = 0
+    feature_steps: int = 0
+    saliency_maps: bool = False
 
     def has(self, kind: str) -> bool:
-        """Whether clips have `audio`, `video` or `features`."""
-        return bool(
-            {"audio": self.sample_rate_hz, "video": self.frames, "features": self.num_features}[
-                kind
-            ]
-        )
+        """Whether clips have `audio`, `video`, `features` or a `feature_sequence`."""
+        size = {
+            "audio": self.sample_rate_hz,
+            "video": self.frames,
+            "features": self.num_features,
+            "feature_sequence": self.num_features * self.feature_steps,
+        }
+        return bool(size[kind])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +64,46 @@ class Architecture:
         modality: Which expert it makes; early fusion is both.
         inputs: What it reads of a clip: audio, video, features. Early fusion reads what
             its parts read.
-        build: (shape, **settings) → Encoder.
+        build: (shape, **settings) → Encoder; of early fusion, (encoders, **settings) → Fusion.
         default: Known-good settings, which every search tries first.
         training: Known-good training settings that differ from the trainer's own.
         cost: (settings, shape) → multiply-accumulates of one clip's forward pass.
         convolutional: Whether convolutions dominate, so that bfloat16 and channels-last pay.
+        paper: Authors and year, for lists.
+        checkpoints: Pretrained weights that its backbone can start from; not empty for every
+            encoder that has a backbone.
+        from_scratch: Whether it is worth training from random weights, unasked.
     """
 
     name: str
     modality: Modality
     inputs: tuple[str, ...]
-    build: Callable[..., Encoder]
+    build: Callable[..., Encoder | Fusion]
     default: Settings
     training: Settings
     cost: Callable[[Settings, ClipShape], float]
     convolutional: bool
+    paper: str
+    checkpoints: tuple[Checkpoint, ...]
+    from_scratch: bool
+
+    @property
+    def further_settings(self) -> tuple[str, ...]:
+        """Settings beside the constructor's, which `build_encoder` carries out."""
+        if self.modality == "early":
+            return ("audio", "video", "modality_dropout")
+        transfer = ("transfer", "checkpoint") if self.checkpoints else ()
+        return transfer + (("noise_removal",) if "audio" in self.inputs else ())
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Settings that its constructor takes."""
+        parameters = inspect.signature(self.build).parameters
+        return tuple(name for name in parameters if name not in ("shape", "encoders"))
 
     def check(self, settings: Settings) -> None:
         """Raises ModelError on a setting that the constructor does not take."""
-        known = [p for p in inspect.signature(self.build).parameters if p != "shape"]
+        known = [*self.arguments, *self.further_settings]
         for key in settings:
             if key not in known:
                 raise ModelError(
@@ -95,6 +124,9 @@ def register(
     default: Settings | None = None,
     training: Settings | None = None,
     convolutional: bool = False,
+    paper: str = "",
+    checkpoints: tuple[Checkpoint, ...] = (),
+    from_scratch: bool = True,
 ) -> Callable[[Builder], Builder]:
     """Class decorator: makes an encoder available to the search under a name."""
 
@@ -109,6 +141,9 @@ def register(
             training=training or {},
             cost=cost,
             convolutional=convolutional,
+            paper=paper,
+            checkpoints=checkpoints,
+            from_scratch=from_scratch,
         )
         return build
 

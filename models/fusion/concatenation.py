@@ -2,54 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from models.expert import Expert, build_encoder
-from models.registry import ClipShape, ModelError, Settings, get_architecture, register
-
-
-def _cost(settings: Settings, shape: ClipShape) -> float:
-    total = 0.0
-    for part in ("audio", "video"):
-        entry = get_architecture(settings[part]["architecture"])
-        total += entry.cost({**entry.default, **settings[part].get("settings", {})}, shape)
-    return total
+from models.expert import Encoder, Fusion, Part
+from models.fusion.parts import cost_of_parts
+from models.registry import register
 
 
 @register(
     "concatenation",
     modality="early",
     inputs=(),
-    cost=_cost,
+    cost=cost_of_parts,
     training={"learning_rate": 1e-3, "weight_decay": 0.05, "dropout": 0.3},
+    paper="Singh & Fang 2020",
 )
-def build_concatenation(
-    *, shape: ClipShape, dropout: float, audio: Mapping[str, Any], video: Mapping[str, Any]
-) -> Expert:
+class Concatenation(Fusion):
     """(CNN+RNN)+3DCNN, generalised to any two parts (Singh & Fang, 2020, arXiv:2006.08129).
 
     The parts' vectors are concatenated and pass 128 and 64 units. No deviations, with
-    `spectrogram_cnn_rnn` and `cnn3d` as parts; there the audio part hands over its 64 units
-    where the released code hands over the 256 in front of them.
+    `spectrogram_cnn_rnn` and `cnn3d` as parts. A missing modality's vector is zeros.
 
     Args:
-        shape: The corpus's clips.
-        dropout: In front of the last layer.
-        audio: `{"architecture": name, "settings": {…}}` of an audio architecture.
-        video: The same of a video architecture.
+        encoders: The parts.
     """
-    encoders = {}
-    for modality, part in (("audio", audio), ("video", video)):
-        name = part["architecture"]
-        if get_architecture(name).modality != modality:
-            raise ModelError(
-                f"Early fusion's {modality} part must be an architecture of {modality}, got '{name}'."
-            )
-        encoder = build_encoder(name, part.get("settings", {}), shape)
-        encoders[encoder.kind] = encoder
-    width = sum(encoder.embedding_dim for encoder in encoders.values())
-    join = nn.Sequential(nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
-    return Expert(encoders, shape.num_classes, dropout=dropout, join=join, joined_dim=64)
+
+    joined_dim = 64
+
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
+        super().__init__()
+        width = sum(encoder.embedding_dim for encoder in encoders)
+        self.layers = nn.Sequential(nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
+
+    def forward(self, parts: Sequence[Part]) -> Tensor:
+        """Vectors (B, D) each → (B, 64)."""
+        vectors = [part.vector for part in parts if part.vector is not None]
+        joined: Tensor = self.layers(torch.cat(vectors, dim=1))
+        return joined

@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
 FURTHER: list[tuple[str, dict[str, Any]]] = [
     ("functionals", {"hidden_units": 8}),
     ("logmel_resnet", {"recurrent_units": 0, "normalisation": "bin"}),
+    ("logmel_resnet", {"noise_removal": 0.8}),
     ("spectrogram_cnn_rnn", {"crop_seconds": 0.0, "num_bins": 24}),
     ("spectrogram_cnn_lstm", {"crop_seconds": 0.0, "num_bins": 24}),
     ("spectrogram_cnn_rnn", {"crop_seconds": 0.6, "num_bins": 24, "one_step": True}),
@@ -284,7 +285,7 @@ def test_a_longer_clip_does_not_cost_less(entry: Architecture, shape: ClipShape)
 def test_an_unknown_setting_is_refused_with_the_known_ones(
     entry: Architecture, shape: ClipShape
 ) -> None:
-    known = [p for p in inspect.signature(entry.build).parameters if p != "shape"]
+    known = [*entry.arguments, *entry.further_settings]
     message = f"Unknown setting 'colour' of '{entry.name}'. Known: {', '.join(known)}."
     with pytest.raises(ModelError, match=re.escape(message)):
         build_expert(entry.name, {"colour": 1}, shape)
