@@ -18,7 +18,9 @@ from datasets.cache import open_cache
 from datasets.splits import make_folds
 from datasets.stream import stream_clips
 from models import build_expert
-from search.train import FoldTrainer, TrainingData, TrialPlan
+from search.inputs import TrainingData
+from search.plan import TrialPlan
+from search.train import FoldTrainer
 
 BATCH = 32
 

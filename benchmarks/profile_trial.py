@@ -22,7 +22,9 @@ from benchmarks.common import corpus, scratch
 from datasets.cache import open_cache
 from datasets.splits import make_folds
 from models import get_architecture
-from search.train import FoldTrainer, TrainingData, TrialPlan, choose_precision
+from search.inputs import TrainingData
+from search.plan import TrialPlan
+from search.train import FoldTrainer, choose_precision
 
 STAGES = ("_examples", "_loss", "_backward", "_update")
 _EPOCHS = 3
@@ -35,7 +37,7 @@ def profile(name: str, data: TrainingData, *, plain: bool) -> dict[str, float]:
     if plain and name == "logmel_resnet":
         settings, training = {"trim_db": 0.0, "range_db": 0.0}, {"crop_seconds": 0.0}
     plan = TrialPlan.of(name, settings, training)
-    precision = choose_precision(plan.architecture, plan.settings, "cpu")
+    precision = choose_precision(plan, "cpu")
     trainer = FoldTrainer(plan, data, 0, seed=0, precision=precision)
     if plain:
         _make_plain(trainer)
@@ -67,13 +69,13 @@ def _timed(call: Callable[..., Any], stage: str, seconds: dict[str, float]) -> C
 
 
 def _make_plain(trainer: FoldTrainer) -> None:
-    old = trainer.optimizer
+    old = trainer.optimizer.optimizer
     groups = [{k: g[k] for k in ("params", "lr", "weight_decay")} for g in old.param_groups]
-    trainer.optimizer = torch.optim.AdamW(groups)
+    plain = torch.optim.AdamW(groups)
 
     def update() -> None:
         nn.utils.clip_grad_norm_(trainer.expert.parameters(), 5.0)
-        trainer.optimizer.step()
+        plain.step()
 
     trainer._update = update  # type: ignore[method-assign]
 

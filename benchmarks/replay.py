@@ -21,7 +21,7 @@ import ray
 from ray.air.execution._internal.tracked_actor import TrackedActor
 
 from search import trial, trial_process
-from search.space import Offer
+from search.offer import Offer
 
 RUNGS = (25, 50, 75, 100)
 HANDOVER_SECONDS = 0.12
@@ -29,9 +29,8 @@ HANDOVER_SECONDS = 0.12
 
 OFFER = Offer(
     single={"audio": ("functionals", "logmel_resnet"), "video": ("action_units",)},
-    pairs=("functionals+action_units", "logmel_resnet+action_units"),
-    epochs_scale=1.0,
-    why_not={},
+    fusions=("concatenation",),
+    parts={"audio": ("functionals", "logmel_resnet"), "video": ("action_units",)},
 )
 """What the recorded search was offered."""
 

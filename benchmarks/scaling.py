@@ -37,7 +37,7 @@ from search import cluster, tuning
 from search.config import SearchConfig
 from search.folder import RunFolder
 from search.sampler import DealtSearch, open_journal
-from search.space import SPACE
+from search.space import space_of
 from search.trial import ACTOR_CPUS
 
 RAY_REPLAYS = ((8, 1.0), (16, 1.0), (16, 4.0))
@@ -103,9 +103,8 @@ class _Unsaved(OptunaSearch):
 
 def _space(trial: Any) -> None:
     choices = [name for m in OFFER.modalities for name in OFFER.choices(m)]
-    choice = trial.suggest_categorical("architecture", choices)
-    name = "concatenation" if choice in OFFER.pairs else choice
-    for key, domain in SPACE[name].items():
+    name = trial.suggest_categorical("architecture", choices)
+    for key, domain in space_of(name, OFFER).items():
         domain.suggest(trial, f"{name}.{key}")
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import optuna
 
 from search import history
+from search.offer import Offer
 from search.sampler import StudySearch
-from search.space import Offer
 
 SEEDS, TRIALS, NOISE = 5, 1000, 0.01
-OFFER = Offer({"audio": ("functionals", "logmel_resnet")}, (), 1.0, {})
+OFFER = Offer(single={"audio": ("functionals", "logmel_resnet")})
 
 
 def score(params: Mapping[str, Any]) -> float:

@@ -29,9 +29,9 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
     from search.config import SearchConfig
     from search.corpus import clip_table
     from search.folder import RunFolder
+    from search.inputs import TrainingData, clip_shape
+    from search.offer import offer_for
     from search.sampler import DealtSearch, open_journal
-    from search.space import offer_for
-    from search.train import TrainingData, clip_shape
 
     index = corpus(None, folder)
     cache = open_cache(index, folder / "cache")

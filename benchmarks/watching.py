@@ -14,9 +14,9 @@ from benchmarks.common import scratch
 from models import ClipShape
 from search import cluster
 from search.metrics import show_epoch, show_rung, trial_gauges
+from search.offer import offer_for
 from search.progress import ProgressTable, tally
 from search.sampler import DealtSearch, open_journal
-from search.space import offer_for
 from search.train import FoldEpoch
 
 _SHAPE = ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5)

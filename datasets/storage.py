@@ -6,6 +6,7 @@ all: files are written here, and sent whole.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -162,3 +163,21 @@ class KeptFolder:
             return action(system)
 
         return patiently(attempt)
+
+
+def local_folder(place: str | Path, base: Path) -> Path:
+    """A folder of this machine with all that is in a folder or behind a URL.
+
+    Args:
+        place: A path, or a URL that is copied below `base`; what is there already stays.
+        base: For what a machine keeps for itself, such as the cache.
+
+    Raises:
+        OSError: There is no such folder, or the storage does not answer.
+    """
+    kept = KeptFolder.at(place, base)
+    names = kept.names()
+    if not names:
+        raise FileNotFoundError(errno.ENOENT, "no such folder, or nothing in it", str(place))
+    kept.pull(names)
+    return kept.path

@@ -1,11 +1,15 @@
-"""Augmentations of training batches: SpecAugment, speed perturbation, time crop, mixup."""
+"""Augmentations of training batches: of waveforms, of spectrograms, of frames, and mixup."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torchaudio
 from torch import Tensor
 from torch.nn import functional
 
+from models.frontends import frame_mask
 from models.layers import fit_length
 
 
@@ -84,3 +88,96 @@ def mixup(
         for name, x in inputs.items()
     }
     return mixed, share * targets + (1.0 - share) * targets[partner]
+
+
+def add_noise(x: Tensor, lengths: Tensor, share: float) -> Tensor:
+    """Adds white noise to some of the waveforms: (B, L) → (B, L).
+
+    Args:
+        x: Waveforms, zero behind each clip's end.
+        lengths: (B,) samples.
+        share: Of the clips that get noise, 10 to 30 dB below their own level.
+    """
+    own = (~frame_mask(lengths, x.shape[1])).to(x.dtype)
+    level = (x.square().sum(dim=1, keepdim=True) / own.sum(dim=1, keepdim=True)).sqrt()
+    drawn = torch.rand(2, len(x), 1, device=x.device)
+    below_db = 10.0 + 20.0 * drawn[0]
+    amount = level * 10.0 ** (-below_db / 20.0) * (drawn[1] < share)
+    return x + torch.randn_like(x) * amount * own
+
+
+def reverberate(x: Tensor, lengths: Tensor, sample_rate_hz: int, share: float) -> Tensor:
+    """Puts some of the waveforms into a room: (B, L) → (B, L), at their own level and length.
+
+    The room is exponentially decaying noise behind the direct sound (Moorer, 1979), drawn for
+    each batch: it decays by 60 dB in 0.1 to 0.6 s.
+    """
+    decay_seconds = 0.1 + 0.5 * float(torch.rand(()))
+    count = max(2, int(decay_seconds * sample_rate_hz))
+    time = torch.arange(count, device=x.device) / count
+    room = torch.randn(count, device=x.device) * torch.exp(-math.log(1000.0) * time)
+    room = 0.5 * room / room.norm()
+    room[0] = 1.0
+    size = x.shape[1] + count - 1
+    wet = torch.fft.irfft(torch.fft.rfft(x, size) * torch.fft.rfft(room, size), size)
+    wet = wet[:, : x.shape[1]].masked_fill(frame_mask(lengths, x.shape[1]), 0.0)
+    before, after = x.norm(dim=1, keepdim=True), wet.norm(dim=1, keepdim=True)
+    chosen = torch.rand(len(x), 1, device=x.device) < share
+    return torch.where(chosen, wet * before / (after + 1e-8), x)
+
+
+def pitch_perturb(x: Tensor, lengths: Tensor, semitones: float) -> Tensor:
+    """Shifts the pitch of waveforms and keeps their length: (B, L) → (B, L).
+
+    A phase vocoder stretches them, and playing that faster or slower takes the stretch back
+    (Flanagan & Golden, 1966). Formants move along; one shift a batch.
+    """
+    factor = 2.0 ** (semitones / 12.0)
+    size, hop = 512, 128
+    window = torch.hann_window(size, device=x.device)
+    spectrum = torch.stft(x, size, hop, window=window, pad_mode="constant", return_complex=True)
+    advance = torch.linspace(0, math.pi * hop, size // 2 + 1, device=x.device)[:, None]
+    stretched = torchaudio.functional.phase_vocoder(spectrum, 1.0 / factor, advance)
+    count = max(1, round(x.shape[1] * factor))
+    longer = torch.istft(stretched, size, hop, window=window, length=count)
+    shifted = functional.interpolate(longer[:, None], size=x.shape[1], mode="linear")[:, 0]
+    masked: Tensor = shifted.masked_fill(frame_mask(lengths, x.shape[1]), 0.0)
+    return masked
+
+
+def spatial_crop(frames: Tensor, share: float) -> Tensor:
+    """Cuts a random window out of a clip's frames and enlarges it: (B, V, C, H, W), same shape.
+
+    Args:
+        frames: One window for all frames of a clip, so that its motion stays as it was.
+        share: Most that is cut off height and width, such as 0.13 for 96 of 110 pixels.
+    """
+    drawn = torch.rand(3, len(frames), device=frames.device)
+    scale = 1.0 - share * drawn[0]
+    theta = torch.zeros(len(frames), 2, 3, device=frames.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, :, 2] = ((2.0 * drawn[1:] - 1.0) * (1.0 - scale)).T
+    flat = frames.flatten(1, 2)
+    grid = functional.affine_grid(theta, list(flat.shape), align_corners=False)
+    cut: Tensor = functional.grid_sample(flat, grid, padding_mode="border", align_corners=False)
+    back: Tensor = cut.unflatten(1, (frames.shape[1], frames.shape[2]))
+    return back
+
+
+def colour_jitter(frames: Tensor, strength: float) -> Tensor:
+    """Changes brightness, contrast and saturation of scaled frames: (B, V, C, H, W), same shape.
+
+    Args:
+        frames: One change for all frames of a clip; a fourth channel stays as it is.
+        strength: Contrast and saturation move by a factor of 1 ± strength, brightness by as many
+            deviations of the clip.
+    """
+    drawn = 2.0 * torch.rand(3, len(frames), 1, 1, 1, 1, device=frames.device) - 1.0
+    colours = frames[:, :, :3]
+    mean = colours.mean(dim=(1, 2, 3, 4), keepdim=True)
+    deviation = colours.std(dim=(1, 2, 3, 4), keepdim=True)
+    grey = colours.mean(dim=2, keepdim=True)
+    changed = grey + (colours - grey) * (1.0 + strength * drawn[0])
+    changed = mean + (changed - mean) * (1.0 + strength * drawn[1])
+    changed = changed + strength * drawn[2] * deviation
+    return torch.cat([changed, frames[:, :, 3:]], dim=2)

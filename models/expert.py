@@ -99,9 +99,15 @@ class Backbone(nn.Module):
 
 
 class BackboneEncoder(Encoder):
-    """An encoder in two parts: a backbone that may be pretrained, and a head on top of it."""
+    """An encoder in two parts: a backbone that may be pretrained, and a head on top of it.
+
+    Attributes:
+        backbone: The first part.
+        finetuned: Whether it started from pretrained weights and trains on.
+    """
 
     backbone: Backbone
+    finetuned: bool = False
 
     def head(self, x: Tensor, lengths: Tensor) -> Tensor:
         """The backbone's output → (B, D)."""

@@ -23,7 +23,7 @@ class AttentionPooling(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """A bidirectional recurrent network over a clip's own frames: (B, T, F) → (B, T, 2·hidden).
+    """A recurrent network over a clip's own frames: (B, T, F) → (B, T, 2·hidden).
 
     Args:
         kind: rnn, gru or lstm.
@@ -31,10 +31,18 @@ class Recurrence(nn.Module):
         hidden: Units a direction.
         layers: Stacked layers.
         dropout: Between layers.
+        bidirectional: Both directions; forward alone gives (B, T, hidden).
     """
 
     def __init__(
-        self, kind: str, input_dim: int, hidden: int, layers: int, dropout: float = 0.0
+        self,
+        kind: str,
+        input_dim: int,
+        hidden: int,
+        layers: int,
+        dropout: float = 0.0,
+        *,
+        bidirectional: bool = True,
     ) -> None:
         super().__init__()
         cells = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -43,10 +51,10 @@ class Recurrence(nn.Module):
             hidden,
             layers,
             batch_first=True,
-            bidirectional=True,
+            bidirectional=bidirectional,
             dropout=dropout if layers > 1 else 0.0,
         )
-        self.output_dim = 2 * hidden
+        self.output_dim = 2 * hidden if bidirectional else hidden
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Packed, so that the backward direction starts at each clip's own end.

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.expert import Backbone, BackboneEncoder, FrontEnd
+from models.expert import Backbone, BackboneEncoder, Expert, FrontEnd
 from models.registry import ModelError, Settings
 
 if TYPE_CHECKING:
@@ -179,11 +179,7 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
 
 
 class FrozenBackbone(FrontEnd):
-    """A pretrained backbone as part of the front end: computed once a clip, and cached.
-
-    Attributes:
-        device_matters: It is worth the GPU.
-    """
+    """A pretrained backbone as part of the front end: computed once a clip, and cached."""
 
     worth_caching = True
     storage = "float16"
@@ -249,10 +245,20 @@ def apply_transfer(
         if sha256(tensor_file(path)) != checkpoint.sha256:
             raise ModelError(f"'{path}' is not the file that this run began with.")
         load_backbone(encoder.backbone, path)
+    encoder.finetuned = transfer == "finetune"
     if transfer == "frozen":
         name = f"{type(encoder).__name__} {checkpoint.sha256[:24]}"
         encoder.frontend = FrozenBackbone(encoder.frontend, encoder.backbone, name)
         encoder.backbone = _Applied()
+
+
+def share_frozen(source: Expert, target: Expert) -> None:
+    """Lets a network use another one's frozen backbones, of the same plan, instead of its own."""
+    for kind in source.kinds:
+        frontend = source.encoder(kind).frontend
+        if isinstance(frontend, FrozenBackbone):
+            assert frontend.name == target.encoder(kind).frontend.name, "of another plan"
+            target.encoder(kind).frontend = frontend
 
 
 @cache

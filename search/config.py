@@ -31,6 +31,7 @@ class Preset:
         share: An architecture whose known-good default is predicted to take more than this
             share of the budget is left out, and the run says so.
         confirm_seeds: Fresh seeds that the headline's experts are trained again with.
+        all_recipes: Search everything about training, not only each architecture's core.
     """
 
     trials: int
@@ -39,12 +40,13 @@ class Preset:
     epochs_scale: float
     share: float
     confirm_seeds: int
+    all_recipes: bool = False
 
 
 PRESETS = {
     "quick": Preset(48, 9, 2.5, 0.6, 0.15, 0),
     "standard": Preset(90, 50, 20, 1.0, 0.25, 3),
-    "thorough": Preset(300, 330, 60, 1.0, 0.35, 3),
+    "thorough": Preset(300, 330, 60, 1.0, 0.35, 3, all_recipes=True),
 }
 
 
@@ -65,7 +67,11 @@ class SearchConfig:
         preset: quick, standard or thorough: how many trials, how long, how long each trains.
         trials: Configurations to try (default: the preset's).
         time_budget: Longest time for the search, such as 90s, 30m or 2h (default: the preset's).
-        only: Architectures to search, separated by commas (default: all that fit the data).
+        only: Architectures and early fusions to search, separated by commas (default: all that fit
+            the data); python -m models.list names them.
+        weights: Folder or URL of pretrained weights (default: EMOTION_WEIGHTS); without it, or
+            where an architecture's file is not there, backbones start from random weights.
+        epochs: Epochs of every trial (default: searched).
         classes: Classes to keep, separated by commas (default: all).
         protocol: How speakers are split: ravdess-luna5 or speaker-kfold:K (default: the corpus's own).
         test_speakers: Speakers to put in no fold, separated by commas; the averaged ensemble is
@@ -110,6 +116,8 @@ class SearchConfig:
     trials: int | None = None
     time_budget: str | None = None
     only: str | None = None
+    weights: str | None = field(default_factory=lambda: os.environ.get("EMOTION_WEIGHTS"))
+    epochs: int | None = None
     classes: str | None = None
     protocol: str | None = None
     test_speakers: str | None = None
@@ -147,6 +155,7 @@ class SearchConfig:
         _known("precision", self.precision, ("auto", "float32", "bfloat16"))
         for name, least in (
             ("trials", 1),
+            ("epochs", 1),
             ("workers", 1),
             ("workers_per_trial", 1),
             ("confirm_seeds", 0),
@@ -193,6 +202,11 @@ class SearchConfig:
             minutes=parse_duration(self.time_budget) / 60 if self.time_budget else minutes,
             confirm_seeds=base.confirm_seeds if self.confirm_seeds is None else self.confirm_seeds,
         )
+
+    @property
+    def longest_seconds(self) -> float:
+        """Of a trial that is still worth its share of the budget."""
+        return self.plan.share * self.plan.minutes * 60
 
     @property
     def gpu_packing(self) -> int | None:

@@ -14,11 +14,11 @@ from datasets.clips import DataError
 from datasets.index import FILE_NAME, read_index
 from datasets.prepare import prepare
 from datasets.splits import make_folds
-from datasets.storage import default_cache_folder
+from datasets.storage import default_cache_folder, local_folder
 from datasets.synthetic import load_synthetic
 from ensembles.bank import ClipTable
 from search.config import ConfigError, SearchConfig
-from search.train import TrainingData, enrolment_order
+from search.inputs import TrainingData, enrolment_order
 
 _SPEAKERS, _REPETITIONS, _SEED = 12, 3, 0
 
@@ -59,7 +59,17 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
             highlight=False,
         )
     _check_enrolment(config, cache)
-    return TrainingData(cache, folds)
+    return TrainingData(cache, folds, weights=_weights(config, cache_folder))
+
+
+def _weights(config: SearchConfig, cache_folder: Path) -> Path | None:
+    """Pretrained weights on this machine."""
+    if not config.weights:
+        return None
+    try:
+        return local_folder(config.weights, cache_folder)
+    except OSError as error:
+        raise ConfigError(f"weights '{config.weights}': {error.strerror or error}.") from error
 
 
 def _check_enrolment(config: SearchConfig, cache: ClipCache) -> None:

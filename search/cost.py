@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from models import ClipShape, build_expert, get_architecture
-from models.augmentation import time_crop
+from models import build_expert, get_architecture
 from models.expert import arrange_memory
-from search.space import Offer
-from search.train import TrainingData, TrialPlan, choose_precision, crop_seconds
+from models.pretrained import FrozenBackbone
+from search.inputs import TrainingData, augment
+from search.offer import SIDES, Offer, Transfer
+from search.plan import TrialPlan
+from search.train import choose_precision
 
 _PROBE_CLIPS = 16
 _CHEAP = 2e6  # multiply-accumulates; below, a step's fixed cost decides
+_HEAVY = 5e8  # from here on two clips tell enough
+_FASTEST = {"cpu": 2e12, "cuda": 1e15}
+"""Floating-point operations a second that no core, and no GPU, reaches in training."""
 _FIXED_SECONDS_A_STEP = 0.0012
 _EVALUATION_SHARE = 1.15
 
@@ -32,7 +38,10 @@ _USABLE, _LARGER, _MOST_ON_A_GPU = 0.9, 1.5, 8
 
 @dataclass(frozen=True)
 class Cost:
-    """Of known-good trials, each on one worker; an architecture or an `audio+video` pair each.
+    """Of known-good trials, each on one worker.
+
+    Keys are what is trained: an architecture, `ARCHITECTURE MODE` where its backbone may start
+    in several ways, or `AUDIO+VIDEO` parts of early fusion.
 
     Attributes:
         seconds: Of a whole trial.
@@ -43,30 +52,73 @@ class Cost:
     gpu_share: dict[str, float]
 
 
-def measure_cost(offer: Offer, data: TrainingData, device: str, precision: str) -> Cost:
-    """Trains a step of everything that is offered, here."""
-    parts = {name for modality in ("audio", "video") for name in offer.single.get(modality, ())}
-    parts |= {name for pair in offer.pairs for name in pair.split("+")}
-    steps = {name: _measure_step(name, data, device, precision) for name in sorted(parts)}
-    seconds, needed = {}, {}
-    for modality in ("audio", "video"):
-        for name in offer.single.get(modality, ()):
-            plan = TrialPlan.of(name, {}, {})
-            seconds[name] = _schedule(plan, steps[name].seconds, data, offer.epochs_scale)
-            needed[name] = _gpu_bytes(plan, [steps[name]], data.folds.count)
+def key_of(architecture: str, mode: str | None, offer: Offer) -> str:
+    """What a trial's cost is found by."""
+    modes = offer.transfers[architecture].modes if architecture in offer.transfers else ()
+    return f"{architecture} {mode}" if len(modes) > 1 else architecture
+
+
+def measure_cost(
+    offer: Offer, data: TrainingData, device: str, precision: str, longest: float | None = None
+) -> Cost:
+    """Trains a step of everything that is offered, here.
+
+    Args:
+        offer: What.
+        data: The corpus.
+        device: cpu or cuda.
+        precision: As a trial's.
+        longest: Seconds of a trial above which it is not offered: what would take more than that
+            at the fastest that any machine computes is not timed.
+    """
+    clips = sum(len(data.rows(fold, training=True)) for fold in range(data.folds.count))
+    names = {
+        name for group in (offer.single, offer.parts) for side in group.values() for name in side
+    }
+    seconds: dict[str, float] = {}
+    needed: dict[str, float] = {}
+    steps: dict[str, _Step] = {}
+    for name in sorted(names):
+        modes = offer.transfers[name].modes if name in offer.transfers else (None,)
+        for mode in modes:
+            key = key_of(name, mode, offer)
+            plan = TrialPlan.of(name, _start(name, mode, offer), {})
+            epochs = _epochs(plan, offer)
+            a_clip = 6 * _macs(plan, data) / _FASTEST[device]
+            least = a_clip * clips * epochs
+            if longest is not None and mode != "frozen" and least > longest:
+                seconds[key], needed[key] = least, 0.0
+                steps[key] = _Step(a_clip, 0.0, 0)
+                continue
+            steps[key] = _measure_step(plan, data, device, precision)
+            seconds[key] = _schedule(plan, [steps[key]], data, epochs)
+            needed[key] = _gpu_bytes(plan, [steps[key]], data.folds.count)
     for pair in offer.pairs:
-        audio, _, video = pair.partition("+")
-        settings = {"audio": {"architecture": audio}, "video": {"architecture": video}}
-        plan = TrialPlan.of("concatenation", settings, {})
-        both = [steps[audio], steps[video]]
-        seconds[pair] = _schedule(
-            plan, sum(step.seconds for step in both), data, offer.epochs_scale
-        )
-        needed[pair] = _gpu_bytes(plan, both, data.folds.count)
+        keys = [key_of(n, offer.start_of(n).get("transfer"), offer) for n in pair]
+        settings = {s: {"architecture": n} for s, n in zip(SIDES, pair, strict=True)}
+        plan = TrialPlan.of(offer.fusions[0], {str(k): v for k, v in settings.items()}, {})
+        both = [steps[key] for key in keys]
+        seconds["+".join(pair)] = _schedule(plan, both, data, _epochs(plan, offer))
+        needed["+".join(pair)] = _gpu_bytes(plan, both, data.folds.count)
     if device == "cpu":
         return Cost(seconds, {})
     whole = torch.cuda.get_device_properties(0).total_memory
     return Cost(seconds, {name: gpu_share(value, whole) for name, value in needed.items()})
+
+
+def _start(name: str, mode: str | None, offer: Offer) -> dict[str, Any]:
+    """Settings for a backbone that starts in this way."""
+    if mode is None or mode == "scratch":
+        return {"transfer": mode} if mode else {}
+    return {"transfer": mode, "checkpoint": offer.transfers[name].checkpoints[0].to_json()}
+
+
+def _epochs(plan: TrialPlan, offer: Offer) -> int:
+    return offer.epochs or max(4, round(plan.training.epochs * offer.epochs_scale))
+
+
+def _macs(plan: TrialPlan, data: TrainingData) -> float:
+    return get_architecture(plan.architecture).cost(plan.settings, data.shape)
 
 
 def gpu_share(needed: float, whole: float) -> float:
@@ -81,21 +133,43 @@ def gpu_share(needed: float, whole: float) -> float:
 def drop_expensive(offer: Offer, seconds: Mapping[str, float], longest: float) -> Offer:
     """Leaves out what is predicted to take longer than `longest`, unless nothing cheaper is there."""
     why_not = dict(offer.why_not)
-
-    def keep(names: Iterable[str]) -> tuple[str, ...]:
-        names = tuple(names)
-        kept = tuple(name for name in names if seconds[name] <= longest)
-        if names and not kept:
-            kept = (min(names, key=lambda name: seconds[name]),)
+    transfers: dict[str, Transfer] = {}
+    cheapest: dict[str, float] = {}
+    for names in [*offer.single.values(), *offer.parts.values()]:
         for name in names:
-            if name not in kept:
+            transfer = offer.transfers.get(name)
+            modes = transfer.modes if transfer else (None,)
+            cost = {mode: seconds[key_of(name, mode, offer)] for mode in modes}
+            cheapest[name] = min(cost.values())
+            kept = tuple(mode for mode in modes if mode and cost[mode] <= longest)
+            if transfer:
+                best = min(cost, key=lambda mode: cost[mode])
+                transfers[name] = replace(transfer, modes=kept or (str(best),))
+
+    def keep(names: tuple[str, ...], cost: Mapping[str, float]) -> tuple[str, ...]:
+        kept = tuple(name for name in names if cost[name] <= longest)
+        if names and not kept:
+            kept = (min(names, key=lambda name: cost[name]),)
+        return kept
+
+    single = {side: keep(names, cheapest) for side, names in offer.single.items()}
+    for side, names in offer.single.items():
+        for name in names:
+            if name not in single[side]:
                 why_not[name] = (
                     f"a trial would take more than its share of the time budget, {longest:.0f} s"
                 )
-        return kept
-
-    single = {modality: keep(names) for modality, names in offer.single.items()}
-    return replace(offer, single=single, pairs=keep(offer.pairs), why_not=why_not)
+    parts = {}
+    for number, (side, names) in enumerate(offer.parts.items()):
+        with_cheapest = {
+            name: min(
+                (seconds["+".join(p)] for p in offer.pairs if p[number] == name),
+                default=float("inf"),
+            )
+            for name in names
+        }
+        parts[side] = keep(names, with_cheapest)
+    return replace(offer, single=single, parts=parts, transfers=transfers, why_not=why_not)
 
 
 def _gpu_bytes(plan: TrialPlan, steps: list[_Step], folds: int) -> float:
@@ -106,52 +180,60 @@ def _gpu_bytes(plan: TrialPlan, steps: list[_Step], folds: int) -> float:
     )
 
 
-def _schedule(plan: TrialPlan, a_clip: float, data: TrainingData, epochs_scale: float) -> float:
-    epochs = max(4, round(plan.training.epochs * epochs_scale))
+def _schedule(plan: TrialPlan, steps: list[_Step], data: TrainingData, epochs: int) -> float:
+    """Seconds of a trial; what a frozen backbone makes of every clip is computed once."""
     clips = sum(len(data.rows(fold, training=True)) for fold in range(data.folds.count))
-    steps = clips / plan.training.batch_size
-    return epochs * (clips * a_clip + steps * _FIXED_SECONDS_A_STEP) * _EVALUATION_SHARE
+    batches = clips / plan.training.batch_size
+    a_clip = sum(step.seconds for step in steps)
+    once = sum(step.once for step in steps) * len(data.cache.index.clips)
+    trained = epochs * (clips * a_clip + batches * _FIXED_SECONDS_A_STEP) * _EVALUATION_SHARE
+    return trained + once
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A training step, for one clip, from a step of a few on one core or the GPU."""
+    """A training step, for one clip, from a step of a few on one core or the GPU.
+
+    Attributes:
+        seconds: Forward and backward.
+        bytes_a_clip: Activations on a GPU.
+        parameters: Of the network.
+        once: Seconds of a frozen backbone, which sees a clip once.
+    """
 
     seconds: float
     bytes_a_clip: float
     parameters: int
+    once: float = 0.0
 
 
-def _measure_step(name: str, data: TrainingData, device: str, precision: str) -> _Step:
-    entry = get_architecture(name)
-    if device == "cpu" and entry.cost(entry.default, data.shape) < _CHEAP:
+def _measure_step(plan: TrialPlan, data: TrainingData, device: str, precision: str) -> _Step:
+    cost = _macs(plan, data)
+    if device == "cpu" and cost < _CHEAP:
         return _Step(0.0, 0.0, 0)
     threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(1)
     try:
-        return _time_step(
-            name, data.shape, data, device, choose_precision(name, {}, device, precision)
-        )
+        chosen = choose_precision(plan, device, precision)
+        heavy = device == "cpu" and cost > _HEAVY
+        return _time_step(plan, data, device, chosen, clips=2 if heavy else _PROBE_CLIPS)
     finally:
         torch.set_num_threads(threads)
 
 
 def _time_step(
-    name: str, shape: ClipShape, data: TrainingData, device: str, precision: str
+    plan: TrialPlan, data: TrainingData, device: str, precision: str, clips: int
 ) -> _Step:
-    expert = arrange_memory(build_expert(name, {}, shape).to(device)).train()
-    rows = np.linspace(0, len(data.cache.index.clips) - 1, _PROBE_CLIPS).astype(np.int64)
+    expert = build_expert(plan.architecture, plan.settings, data.shape, weights=data.weights)
+    expert = arrange_memory(expert.to(device)).train()
+    rows = np.linspace(0, len(data.cache.index.clips) - 1, clips).astype(np.int64)
     batch = {k: x.to(device) for k, x in data.cache.batch(rows, expert.kinds).items()}
+    started = time.perf_counter()
     fixed = expert.preprocess(batch)
-    plan = TrialPlan.of(name, {}, {})
-    for kind in expert.kinds:
-        rate = expert.encoder(kind).frontend.frames_per_second
-        frames = round(crop_seconds(plan, kind) * rate)
-        if frames:
-            lengths = fixed[f"{kind}_lengths"]
-            fixed[kind], fixed[f"{kind}_lengths"] = time_crop(fixed[kind], lengths, frames)
-    targets = batch["target"]
+    preprocessed = time.perf_counter() - started
+    frozen = any(isinstance(expert.encoder(k).frontend, FrozenBackbone) for k in expert.kinds)
+    augment(fixed, expert, plan)
     before = _peak_bytes(device, reset=True)
     elapsed = float("inf")
     for _ in range(3):  # the first one warms up
@@ -160,13 +242,14 @@ def _time_step(
             torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
         ):
             logits = expert.classify(fixed)
-        nn.functional.cross_entropy(logits.float(), targets).backward()
+        nn.functional.cross_entropy(logits.float(), batch["target"]).backward()
         if device != "cpu":
             torch.cuda.synchronize()
         elapsed = min(elapsed, time.perf_counter() - started)
     activations = max(0, _peak_bytes(device) - before)
     parameters = sum(p.numel() for p in expert.parameters())
-    return _Step(elapsed / _PROBE_CLIPS, activations / _PROBE_CLIPS, parameters)
+    once = preprocessed / clips if frozen else 0.0
+    return _Step(elapsed / clips, activations / clips, parameters, once)
 
 
 def _peak_bytes(device: str, *, reset: bool = False) -> int:

@@ -247,13 +247,12 @@ def check_cost(config: SearchConfig, address: str | None) -> Iterator[Finding]:
         address: Of the cluster that was joined, or None.
     """
     from search.corpus import load_corpus
-    from search.machine import choose_device, find_cost
-    from search.space import offer_for
+    from search.machine import choose_device, find_cost, offer_as_asked
     from search.tuning import trials_at_once
 
     quiet = Console(quiet=True)
     data = load_corpus(config, quiet)
-    offer = offer_for(data.shape, config.architectures, config.plan.epochs_scale)
+    offer = offer_as_asked(config, data)
     device = choose_device(config, address, quiet)
     cost = find_cost(offer, data, device, config, address, quiet)
     seconds = cost.seconds
@@ -264,7 +263,7 @@ def check_cost(config: SearchConfig, address: str | None) -> Iterator[Finding]:
         "gpu_share": cost.gpu_share,
     }
     workers = trials_at_once(context, config.workers, wait_seconds=0.0, on_wait=lambda text: None)
-    limit = config.plan.share * config.plan.minutes * 60
+    limit = config.longest_seconds
     for name, value in sorted(seconds.items(), key=lambda item: item[1]):
         if value <= limit:
             yield Finding("ok", f"{name}: a step runs, a trial takes about {value:.0f} s")

@@ -13,8 +13,8 @@ import numpy as np
 
 from ensembles.bank import ClipTable, Experts
 from ensembles.honesty import Assessment, Scored, replay
+from search.inputs import TrainingData, enrolment_order
 from search.session import Session
-from search.train import TrainingData, enrolment_order
 from search.trial_process import enrolled_name
 
 

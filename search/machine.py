@@ -10,8 +10,8 @@ from rich.console import Console
 from datasets.storage import is_url
 from search.config import ConfigError, SearchConfig, parse_duration
 from search.cost import Cost, measure_cost
-from search.space import Offer
-from search.train import TrainingData
+from search.inputs import TrainingData
+from search.offer import Offer, offer_for
 
 
 def join_cluster(config: SearchConfig, console: Console) -> str | None:
@@ -71,6 +71,24 @@ def _device_of_cluster(config: SearchConfig, console: Console) -> str:
     )
 
 
+def offer_as_asked(config: SearchConfig, data: TrainingData, *further: str) -> Offer:
+    """What the corpus, the configuration and the weights at hand allow.
+
+    Args:
+        config: The search.
+        data: Its corpus.
+        further: Architectures besides those of `--only`.
+    """
+    return offer_for(
+        data.shape,
+        (*config.architectures, *further),
+        config.plan.epochs_scale,
+        epochs=config.epochs,
+        all_recipes=config.plan.all_recipes,
+        weights=data.weights,
+    )
+
+
 def find_cost(
     offer: Offer,
     data: TrainingData,
@@ -80,9 +98,10 @@ def find_cost(
     console: Console,
 ) -> Cost:
     """What trials will cost: measured here, or on one of the cluster's hosts."""
+    longest = None if config.architectures else config.longest_seconds
     with console.status("timing one training step of each architecture"):
         if address is None:
-            return measure_cost(offer, data, device, config.precision)
+            return measure_cost(offer, data, device, config.precision, longest)
         import ray
 
         from search.trial import measure_there
@@ -90,7 +109,9 @@ def find_cost(
         remote = measure_there.options(name="timing a step", num_gpus=float(device == "cuda"))
         context = data_context(config, data, device)
         try:
-            return Cost(*ray.get(remote.remote(context, offer.to_json(), config.precision)))
+            return Cost(
+                *ray.get(remote.remote(context, offer.to_json(), config.precision, longest))
+            )
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             raise ConfigError(f"A host of the cluster cannot train: {_line(cause)}") from error
@@ -99,6 +120,10 @@ def find_cost(
 def _line(error: BaseException) -> str:
     text = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {text[-1] if text else ''}"[:300]
+
+
+def _absolute(place: str | None) -> str | None:
+    return place if place is None or is_url(place) else str(Path(place).resolve())
 
 
 def data_context(config: SearchConfig, data: TrainingData, device: str) -> dict[str, Any]:
@@ -115,4 +140,5 @@ def data_context(config: SearchConfig, data: TrainingData, device: str) -> dict[
         "cache_folder": str(Path(config.cache_dir).resolve()) if config.cache_dir else None,
         "cache_gb": config.cache_gb,
         "skip_corrupt": config.skip_corrupt,
+        "weights": _absolute(config.weights),
     }

@@ -24,15 +24,15 @@ from search import weights
 from search.chatter import chatter_to
 from search.config import ConfigError, SearchConfig, parse_arguments, parse_duration
 from search.corpus import clip_table, load_corpus
-from search.cost import drop_expensive
+from search.cost import drop_expensive, key_of
 from search.doctor import quick_findings
 from search.folder import RunFolder, new_run, provenance, resumed_run
+from search.inputs import TrainingData
 from search.interrupt import Interrupt
-from search.machine import choose_device, data_context, find_cost, join_cluster
+from search.machine import choose_device, data_context, find_cost, join_cluster, offer_as_asked
+from search.offer import Offer, missing_weights
 from search.report import print_report, write_predictions, write_reports
-from search.space import Offer, offer_for
 from search.submit import is_dashboard, submit
-from search.train import TrainingData
 from search.unseen import UnseenScore, score_unseen
 
 if TYPE_CHECKING:
@@ -85,11 +85,11 @@ def _find_out(
 ) -> dict[str, Any]:
     """What the search may try here; recorded once, so that a resumed run offers the same."""
     device = choose_device(config, address, console)
-    offer = offer_for(data.shape, config.architectures, config.plan.epochs_scale)
+    offer = offer_as_asked(config, data)
     cost = find_cost(offer, data, device, config, address, console)
     seconds = cost.seconds
     if not config.architectures:
-        offer = drop_expensive(offer, seconds, config.plan.share * config.plan.minutes * 60)
+        offer = drop_expensive(offer, seconds, config.longest_seconds)
     index = data.cache.index
     return {
         "corpus": index.corpus,
@@ -121,9 +121,8 @@ def _with_more(
 ) -> dict[str, Any]:
     """The facts of a finished run, with architectures that it had not."""
     had = Offer.from_json(facts["offer"])
-    names = {*config.architectures, *had.single.get("audio", ()), *had.single.get("video", ())}
-    asked = offer_for(data.shape, (*sorted(names), *["concatenation"] * bool(had.pairs)))
-    offer = had.joined(asked)
+    before = {*had.fusions, *(name for names in had.single.values() for name in names)}
+    offer = had.joined(offer_as_asked(config, data, *sorted(before)))
     cost = find_cost(offer, data, facts["device"], config, address, console)
     rounded = {name: round(value, 1) for name, value in cost.seconds.items()}
     known = {"predicted_seconds": rounded, "gpu_share": cost.gpu_share}
@@ -151,15 +150,25 @@ def _print_offer(
         f"{plan.trials} trials, at most {plan.minutes:g} min, {plan.confirm_seeds} fresh seeds",
         highlight=False,
     )
-    for modality in offer.modalities:
-        for name in offer.choices(modality):
-            console.print(
-                f"  {modality:5}  {name}: about {facts['predicted_seconds'][name]:.0f} s a trial",
-                highlight=False,
-            )
+    seconds = facts["predicted_seconds"]
+    for side, names in offer.single.items():
+        for name in names:
+            modes = offer.transfers[name].modes if name in offer.transfers else (None,)
+            for key in dict.fromkeys(key_of(name, mode, offer) for mode in modes):
+                told = f"  {side:5}  {key}: about {seconds[key]:.0f} s a trial"
+                console.print(told, highlight=False)
+    if offer.fusions:
+        each = sorted(seconds["+".join(pair)] for pair in offer.pairs)
+        told = f"about {each[0]:.0f} s" + (f" to {each[-1]:.0f} s" if len(each) > 1 else "")
+        parts = " × ".join(f"({', '.join(names)})" for names in offer.parts.values())
+        console.print(
+            f"  early  {', '.join(offer.fusions)} of {parts}: {told} a trial", highlight=False
+        )
+    if lacking := missing_weights(offer, data.weights):
+        console.print(f"  {lacking}", highlight=False)
     for why in dict.fromkeys(offer.why_not.values()):
-        names = [name for name, reason in offer.why_not.items() if reason == why]
-        console.print(f"  left out ({why}): {', '.join(names)}", highlight=False)
+        left_out = ", ".join(name for name, reason in offer.why_not.items() if reason == why)
+        console.print(f"  left out ({why}): {left_out}", highlight=False)
 
 
 @dataclass

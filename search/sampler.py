@@ -24,7 +24,8 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search.history import History
-from search.space import Offer, chosen_architecture, known_good, suggest_plan
+from search.offer import Offer
+from search.space import chosen_architecture, known_good, suggest_plan
 
 FIRST_STOP_PERCENT = 50
 """Nothing is stopped before: earlier scores say little of final ones (docs/architecture.md)."""

@@ -12,10 +12,10 @@ from ensembles.honesty import Assessment
 from search import tuning, weights
 from search.config import ConfigError
 from search.folder import RunFolder
+from search.inputs import TrainingData
 from search.interrupt import Interrupt
 from search.sampler import DealtSearch
 from search.space import plan_of
-from search.train import TrainingData
 from search.trial_process import Spec
 
 

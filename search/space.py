@@ -2,31 +2,34 @@
 
 A parameter is called `architecture.argument`, the constructor's own argument name, so that
 one setting can be grepped from here to the network. Early fusion's parts take their
-known-good settings; which parts, and how they are trained together, is searched.
+known-good settings; which parts, how they are joined and how they train together is searched.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import optuna
 
-from models import ClipShape, get_architecture
-from models.registry import Architecture, ModelError, architectures
-from search.train import TrainSettings, TrialPlan
+from models import get_architecture
+from models.registry import ModelError
+from search.offer import SIDES, Offer
+from search.plan import OPTIMIZERS, SCHEDULES, TrainSettings, TrialPlan
 
 MODALITIES = ("audio", "video", "early")
 _CHOICE = "architecture"
 
+Condition = Mapping[str, tuple[Any, ...]]
+
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values."""
+    """One of several values; asked for only `when` other settings have certain values."""
 
     values: tuple[Any, ...]
+    when: Condition = field(default_factory=dict)
 
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
         """Asks Optuna."""
@@ -35,11 +38,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """A number between two bounds, on a logarithmic scale if asked."""
+    """A number between two bounds, on a logarithmic scale if asked; `when` as in `Choice`."""
 
     low: float
     high: float
     log: bool = False
+    when: Condition = field(default_factory=dict)
 
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
         """Asks Optuna."""
@@ -49,6 +53,68 @@ class Range:
 
 
 Space = dict[str, Choice | Range]
+
+# Everything about training that is not in every architecture's core: searched where the preset
+# has the trials for it. A key `setting@variant` is that setting, with a range of its own.
+_ADAM: Condition = {"optimizer": ("adamw", "adam_amsgrad")}
+_SGD: Condition = {"optimizer": ("sgd_nesterov",)}
+
+RECIPE: Space = {
+    "optimizer": Choice(OPTIMIZERS),
+    "learning_rate@sgd": Range(3e-3, 0.3, log=True, when=_SGD),
+    "weight_decay@sgd": Range(1e-5, 1e-2, log=True, when=_SGD),
+    "schedule": Choice(SCHEDULES),
+    "averaging": Choice(("none", "ema", "swa")),
+    "gradient_clip": Choice((5.0, 1.0)),
+    "focal_gamma": Choice((0.0, 1.0, 2.0)),
+    "class_balance": Choice((0.0, 0.99, 0.999)),
+    "batch_size": Choice((16, 32, 64)),
+}
+
+_HEARD: Condition = {"transfer": ("scratch", "finetune")}
+"""A frozen backbone hears and sees every clip once, as it was recorded."""
+
+AUDIO_RECIPE: Space = {
+    "noise_removal": Choice((0.0, 0.5, 0.8)),
+    "noise": Choice((0.0, 0.3), when=_HEARD),
+    "reverberation": Choice((0.0, 0.3), when=_HEARD),
+    "speed_perturbation": Choice((0.0, 0.1), when=_HEARD),
+    "pitch_perturbation": Choice((0.0, 1.0, 2.0), when=_HEARD),
+}
+
+VIDEO_RECIPE: Space = {
+    "spatial_crop": Choice((0.0, 0.1, 0.2), when=_HEARD),
+    "colour_jitter": Choice((0.0, 0.2, 0.4), when=_HEARD),
+}
+
+EARLY: Space = {
+    "modality_dropout": Choice((0.0, 0.1, 0.3)),
+    "alone_share": Choice((0.0, 0.3, 0.5)),
+    "epochs": Choice((15, 30, 40)),
+    "learning_rate": Range(3e-4, 5e-3, log=True),
+    "weight_decay": Range(0.01, 1.0, log=True),
+    "dropout": Range(0.1, 0.6),
+    "label_smoothing": Choice((0.0, 0.1)),
+    "mixup": Choice((0.0, 0.2, 0.4)),
+    "spec_augment": Choice((0.0, 0.1)),
+}
+
+FINETUNE: Space = {
+    "learning_rate@finetune": Range(1e-5, 1e-3, log=True, when={"transfer": ("finetune",)}),
+    "layer_decay": Choice((1.0, 0.9, 0.75), when={"transfer": ("finetune",)}),
+    "unfreeze_share": Choice((0.0, 0.3), when={"transfer": ("finetune",)}),
+}
+
+BARE: dict[str, dict[str, dict[str, Any]]] = {
+    "joint_lstm": {
+        "waveform_cnn_lstm": {"recurrent_units": 0},
+        "resnet_lstm": {"recurrent_units": 0},
+    }
+}
+"""Parts that a fusion joins in front of their own recurrence."""
+
+_DEFAULTS: dict[str, Any] = {"transfer": "scratch", **TrainSettings().__dict__}
+"""What a condition goes by where a setting is not searched."""
 
 _CNN_TRAINING: Space = {
     "epochs": Choice((20, 30, 50)),
@@ -139,208 +205,204 @@ SPACE: dict[str, Space] = {
         "mixup": Choice((0.0, 0.2, 0.4)),
     },
     # early fusion
-    "concatenation": {
-        "epochs": Choice((15, 30, 40)),
-        "learning_rate": Range(3e-4, 5e-3, log=True),
-        "weight_decay": Range(0.01, 1.0, log=True),
-        "dropout": Range(0.1, 0.6),
-        "label_smoothing": Choice((0.0, 0.1)),
-        "mixup": Choice((0.0, 0.2, 0.4)),
-        "spec_augment": Choice((0.0, 0.1)),
-    },
+    "concatenation": EARLY,
+    "gated": {**EARLY, "dim": Choice((32, 64, 128))},
+    "bilinear": {**EARLY, "dim": Choice((32, 64, 128)), "rank": Choice((2, 4, 8))},
+    "cross_attention": {**EARLY, "dim": Choice((32, 64, 128)), "num_heads": Choice((2, 4))},
+    "joint_lstm": {**EARLY, "units": Choice((64, 128, 256))},
 }
 
 _TRAINING_KEYS = {f.name for f in fields(TrainSettings)}
 
 
-@dataclass(frozen=True)
-class Offer:
-    """Which architectures a search may take: `audio`, `video`, and pairs for `early`.
-
-    Attributes:
-        single: Modality → architecture names.
-        pairs: Early fusion's `audio+video` parts.
-        epochs_scale: A preset shortens or lengthens every schedule.
-        why_not: Architecture → why it is not offered.
-        generation: 1, and one more whenever a finished search was given more architectures.
-    """
-
-    single: Mapping[str, tuple[str, ...]]
-    pairs: tuple[str, ...]
-    epochs_scale: float
-    why_not: Mapping[str, str]
-    generation: int = 1
-
-    @property
-    def modalities(self) -> list[str]:
-        """Those with something to search."""
-        found = [m for m in ("audio", "video") if self.single.get(m)]
-        return [*found, "early"] if self.pairs else found
-
-    def choices(self, modality: str) -> tuple[str, ...]:
-        """Values of the modality's `architecture` parameter."""
-        return self.pairs if modality == "early" else self.single[modality]
-
-    @property
-    def parameter(self) -> str:
-        """Optuna's name of the choice of architecture: a study cannot change a parameter's values."""
-        return _CHOICE if self.generation == 1 else f"{_CHOICE}@{self.generation}"
-
-    def joined(self, other: Offer) -> Offer:
-        """This one, and what another one has besides."""
-        single = {
-            modality: tuple(dict.fromkeys([*self.single.get(modality, ()), *more]))
-            for modality, more in other.single.items()
-        }
-        pairs = tuple(dict.fromkeys([*self.pairs, *other.pairs]))
-        if (single, pairs) == (dict(self.single), self.pairs):
-            return self
-        why_not = {name: why for name, why in self.why_not.items() if name in other.why_not}
-        return Offer(single, pairs, self.epochs_scale, why_not, self.generation + 1)
-
-    def to_json(self) -> dict[str, Any]:
-        """For the run's `run.json`: a resumed run must offer the same."""
-        return {
-            "single": {modality: list(names) for modality, names in self.single.items()},
-            "pairs": list(self.pairs),
-            "epochs_scale": self.epochs_scale,
-            "why_not": dict(self.why_not),
-            "generation": self.generation,
-        }
-
-    @staticmethod
-    def from_json(document: Mapping[str, Any]) -> Offer:
-        """The inverse of `to_json`."""
-        single = {modality: tuple(names) for modality, names in document["single"].items()}
-        return Offer(
-            single,
-            tuple(document["pairs"]),
-            document["epochs_scale"],
-            document["why_not"],
-            int(document.get("generation", 1)),
-        )
+def space_of(name: str, offer: Offer) -> Space:
+    """What is searched of an architecture or early fusion; what a condition asks about comes first."""
+    entry = get_architecture(name)
+    space: Space = {}
+    if transfer := offer.transfers.get(name):
+        if len(transfer.modes) > 1:
+            space["transfer"] = Choice(transfer.modes)
+        if len(transfer.checkpoints) > 1:
+            files = tuple(found.file for found in transfer.checkpoints)
+            space["checkpoint"] = Choice(files, when={"transfer": ("frozen", "finetune")})
+    if entry.modality == "early":
+        space |= {f"{side}_part": Choice(offer.parts[side]) for side in SIDES}
+    recipe: Space = {}
+    if offer.all_recipes:
+        recipe = dict(RECIPE)
+        recipe |= AUDIO_RECIPE if "audio" in entry.inputs else {}
+        recipe |= VIDEO_RECIPE if "video" in entry.inputs else {}
+    core = dict(SPACE[name])
+    if transfer and "finetune" in transfer.modes:
+        recipe |= FINETUNE
+    if "learning_rate" in core:
+        core["learning_rate"] = _unless_varied(core["learning_rate"], recipe)
+    if "weight_decay" in core and "weight_decay@sgd" in recipe:
+        core["weight_decay"] = _when(core["weight_decay"], _ADAM)
+    # What an architecture searches itself, it searches in its own range.
+    space |= {key: domain for key, domain in recipe.items() if key not in core} | core
+    if offer.epochs is not None:
+        space.pop("epochs", None)
+    return space
 
 
-def offer_for(shape: ClipShape, only: tuple[str, ...] = (), epochs_scale: float = 1.0) -> Offer:
-    """Adapts the space to what the clips hold and to `--only`.
-
-    Raises:
-        ModelError: An unknown architecture in `only`, or nothing is left.
-    """
-    for name in only:
-        get_architecture(name)
-    single: dict[str, tuple[str, ...]] = {}
-    why_not: dict[str, str] = {}
-    for modality in ("audio", "video"):
-        names = []
-        for entry in architectures(modality):
-            reason = _unfit(entry, shape, only)
-            if reason:
-                why_not[entry.name] = reason
-            else:
-                names.append(entry.name)
-        single[modality] = tuple(names)
-    pairs = tuple(f"{a}+{v}" for a in single["audio"] for v in single["video"])
-    if only and "concatenation" not in only:
-        pairs = ()
-    elif only and not pairs:  # early fusion alone: its parts may be anything that fits
-        fitting = [
-            [e.name for e in architectures(m) if not _unfit(e, shape, ())]
-            for m in ("audio", "video")
-        ]
-        pairs = tuple(f"{a}+{v}" for a in fitting[0] for v in fitting[1])
-    if not pairs and not any(single.values()):
-        reasons = "; ".join(
-            f"{name}: {why}" for name, why in why_not.items() if why != "not asked for"
-        )
-        raise ModelError(
-            f"No architecture is left to search. {reasons or 'The clips hold nothing that one reads.'}"
-        )
-    return Offer(
-        single, pairs, epochs_scale, {n: w for n, w in why_not.items() if w != "not asked for"}
-    )
+def _unless_varied(domain: Choice | Range, recipe: Space) -> Choice | Range:
+    """The plain learning rate, where no variant of it applies."""
+    when: dict[str, tuple[Any, ...]] = {}
+    if "learning_rate@sgd" in recipe:
+        when |= _ADAM
+    if "learning_rate@finetune" in recipe:
+        when |= {"transfer": ("scratch", "frozen")}
+        sgd = recipe.get("learning_rate@sgd")
+        if sgd is not None:  # fine-tuning has one range, whatever the optimiser
+            recipe["learning_rate@sgd"] = _when(sgd, {"transfer": ("scratch", "frozen")})
+    return _when(domain, when)
 
 
-def _unfit(entry: Architecture, shape: ClipShape, only: tuple[str, ...]) -> str | None:
-    if only and entry.name not in only:
-        return "not asked for"
-    lacking = [kind for kind in entry.inputs if not shape.has(kind)]
-    return f"not every clip has {lacking[0]}" if lacking else None
+def _when(domain: Choice | Range, condition: Condition) -> Choice | Range:
+    when = {**domain.when, **condition}
+    if isinstance(domain, Choice):
+        return Choice(domain.values, when)
+    return Range(domain.low, domain.high, domain.log, when)
+
+
+def _walk(name: str, offer: Offer, ask: Callable[[str, Choice | Range], Any]) -> dict[str, Any]:
+    """Asks for every setting whose condition holds, in order: setting → value."""
+    values: dict[str, Any] = {}
+    for key, domain in space_of(name, offer).items():
+        known = {**_DEFAULTS, **offer.start_of(name), **values}
+        if all(known[other] in wanted for other, wanted in domain.when.items()):
+            values[key] = ask(key, domain)
+    return values
 
 
 def suggest_plan(trial: optuna.Trial, modality: str, offer: Offer) -> TrialPlan:
     """Asks Optuna for one configuration of a modality."""
     # A trial that was interrupted between two parameters has its choice already.
     asked = _choice_in(trial.params)
-    choice = (
+    name = (
         trial.params[asked]
         if asked
-        else trial.suggest_categorical(offer.parameter, list(offer.choices(modality)))
+        else trial.suggest_categorical(_named(_CHOICE, offer), list(offer.choices(modality)))
     )
-    name = "concatenation" if modality == "early" else choice
-    values = {key: domain.suggest(trial, f"{name}.{key}") for key, domain in SPACE[name].items()}
-    return _plan(name, choice, values, offer)
+
+    def ask(key: str, domain: Choice | Range) -> Any:
+        return domain.suggest(trial, _parameter(name, key, offer, trial.params))
+
+    return _plan(name, _walk(name, offer, ask), offer)
 
 
 def plan_of(params: Mapping[str, Any], modality: str, offer: Offer) -> TrialPlan:
     """The configuration that a finished trial's parameters stand for."""
-    choice = chosen_architecture(params)
-    assert choice, "a finished trial has an architecture"
-    name = "concatenation" if modality == "early" else choice
-    missing = [key for key in SPACE[name] if f"{name}.{key}" not in params]
-    if missing:
-        raise ModelError(
-            f"A trial of the run has no '{name}.{missing[0]}': it was searched by another version "
-            "of this program. Start a new run."
-        )
-    values = {key: params[f"{name}.{key}"] for key in SPACE[name]}
-    return _plan(name, choice, values, offer)
+    asked = _choice_in(params)
+    assert asked, "a finished trial has an architecture"
+    name = str(params[asked])
+
+    def ask(key: str, domain: Choice | Range) -> Any:
+        parameter = _parameter(name, key, offer, params)
+        if parameter not in params:
+            raise ModelError(
+                f"A trial of the run has no '{parameter}': it was searched by another version "
+                "of this program. Start a new run."
+            )
+        return params[parameter]
+
+    return _plan(name, _walk(name, offer, ask), offer)
+
+
+_PARTS = tuple(f"{side}_part" for side in SIDES)
+
+
+def _parameter(name: str, key: str, offer: Offer, params: Mapping[str, Any]) -> str:
+    """Optuna's name of a setting; early fusion's parts are asked for whatever the fusion."""
+    if key not in _PARTS:
+        return f"{name}.{key}"
+    return next((p for p in params if p.partition("@")[0] == key), _named(key, offer))
+
+
+def _named(key: str, offer: Offer) -> str:
+    """A study cannot change a parameter's values: a later generation's choice has another name."""
+    return key if offer.generation == 1 else f"{key}@{offer.generation}"
 
 
 def chosen_architecture(params: Mapping[str, Any]) -> str | None:
-    """The architecture, or early fusion's pair, that a trial's parameters name."""
+    """The architecture, or the fusion with its parts, that a trial's parameters name."""
     key = _choice_in(params)
-    return str(params[key]) if key else None
+    if key is None:
+        return None
+    parts = [str(v) for p, v in params.items() if p.partition("@")[0] in _PARTS]
+    return f"{params[key]}({'+'.join(parts)})" if parts else str(params[key])
 
 
 def _choice_in(params: Mapping[str, Any]) -> str | None:
     return next((key for key in params if key.partition("@")[0] == _CHOICE), None)
 
 
-def _plan(name: str, choice: str, values: Mapping[str, Any], offer: Offer) -> TrialPlan:
+def _plan(name: str, values: Mapping[str, Any], offer: Offer) -> TrialPlan:
     entry = get_architecture(name)
-    accepted = _arguments(entry)
+    accepted = {*entry.arguments, *entry.further_settings}
+    given = {key.partition("@")[0]: value for key, value in values.items()}
+    parts = {side: given.pop(f"{side}_part") for side in SIDES if f"{side}_part" in given}
     # An argument of the network wins over a training setting of the same name
     # (the S1 networks crop themselves, in evaluation too).
-    settings = {k: v for k, v in values.items() if k in accepted or k not in _TRAINING_KEYS}
-    training = {k: v for k, v in values.items() if k not in settings}
-    if "epochs" in training:
+    settings = {k: v for k, v in given.items() if k in accepted or k not in _TRAINING_KEYS}
+    training = {k: v for k, v in given.items() if k not in settings}
+    if offer.epochs is not None:
+        training["epochs"] = offer.epochs
+    elif "epochs" in training:
         training["epochs"] = max(4, round(training["epochs"] * offer.epochs_scale))
-    if name == "concatenation":
-        audio, _, video = choice.partition("+")
-        settings = {
-            "audio": {"architecture": audio, "settings": {}},
-            "video": {"architecture": video, "settings": {}},
-        }
+    settings |= _start(name, settings, offer)
+    for side, part in parts.items():
+        bare = BARE.get(name, {}).get(part, {})
+        settings[side] = {"architecture": part, "settings": {**bare, **offer.start_of(part)}}
     return TrialPlan.of(name, settings, training)
 
 
-def _arguments(entry: Architecture) -> set[str]:
-    return set(inspect.signature(entry.build).parameters) - {"dropout"}
+def _start(name: str, settings: Mapping[str, Any], offer: Offer) -> dict[str, Any]:
+    """How a backbone starts: the mode that was chosen, and which weights."""
+    transfer = offer.transfers.get(name)
+    if transfer is None:
+        return {}
+    mode = settings.get("transfer", transfer.modes[0])
+    if mode == "scratch":
+        return {"transfer": mode}
+    file = settings.get("checkpoint", transfer.checkpoints[0].file)
+    found = next(found for found in transfer.checkpoints if found.file == file)
+    return {"transfer": mode, "checkpoint": found.to_json()}
+
+
+_MOST_PAIRS = 6
 
 
 def known_good(modality: str, offer: Offer) -> Iterator[dict[str, Any]]:
-    """Parameters of the known-good defaults, tried before anything else; cheap parts first."""
-    for choice in offer.choices(modality):
-        name = "concatenation" if modality == "early" else choice
-        entry = get_architecture(name)
-        defaults = {**TrainSettings().__dict__, **entry.training, **entry.default}
-        params: dict[str, Any] = {offer.parameter: choice}
-        for key, domain in SPACE[name].items():
-            params[f"{name}.{key}"] = (
-                _nearest(domain, defaults[key]) if key in defaults else _first(domain)
-            )
-        yield params
+    """Parameters of the known-good defaults, tried before anything else; cheap ones first.
+
+    Of early fusion: plain concatenation of several pairs of parts, and each other fusion once.
+    """
+    for name in offer.choices(modality):
+        pairs: Sequence[tuple[str, ...]] = [()]
+        if modality == "early":
+            pairs = offer.pairs[: _MOST_PAIRS if name == offer.fusions[0] else 1]
+        for pair in pairs:
+            yield _known_good(name, dict(zip(_PARTS, pair, strict=False)), offer)
+
+
+def _known_good(name: str, given: Mapping[str, str], offer: Offer) -> dict[str, Any]:
+    entry = get_architecture(name)
+    defaults = {**_DEFAULTS, **entry.training, **entry.default, **given}
+    params: dict[str, Any] = {_named(_CHOICE, offer): name}
+
+    def ask(key: str, domain: Choice | Range) -> Any:
+        setting = key if key in defaults else key.partition("@")[0]
+        if setting in defaults and setting not in ("transfer", "checkpoint"):
+            value = _nearest(domain, defaults[setting])
+        else:
+            value = _first(domain)
+        params[_parameter(name, key, offer, {})] = value
+        return value
+
+    _walk(name, offer, ask)
+    return params
 
 
 def _nearest(domain: Choice | Range, value: Any) -> Any:

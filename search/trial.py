@@ -114,13 +114,13 @@ def _ending_as_told(reports: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any
 
 @ray.remote(num_cpus=1, max_retries=1)
 def measure_there(
-    context: dict[str, Any], offer: dict[str, Any], precision: str
+    context: dict[str, Any], offer: dict[str, Any], precision: str, longest: float | None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """What trials will cost on a cluster's hosts: seconds, and shares of a GPU."""
     from search.cost import measure_cost
-    from search.space import Offer
+    from search.offer import Offer
     from search.workers import Workers
 
     data = open_data(context, Workers())
-    cost = measure_cost(Offer.from_json(offer), data, context["device"], precision)
+    cost = measure_cost(Offer.from_json(offer), data, context["device"], precision, longest)
     return cost.seconds, cost.gpu_share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -17,7 +18,7 @@ import ray
 from numpy.typing import NDArray
 
 from datasets.clips import DataError
-from datasets.storage import KeptFolder, default_cache_folder
+from datasets.storage import KeptFolder, default_cache_folder, local_folder
 from search import metrics
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def train_part(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str
     import torch
 
     from search.checkpoint import Checkpoint, Progress
-    from search.train import LockstepTrial, TrialPlan
+    from search.plan import TrialPlan
+    from search.train import LockstepTrial
 
     context = spec["context"]
     torch.set_num_threads(max(1, int(context["cpus_per_trial"])))
@@ -235,13 +237,36 @@ class _Record:
         folder = self.run.path / name
         folder.mkdir(parents=True, exist_ok=True)
         for trainer in self.trial.trainers:
-            state = trainer.expert.state_dict()
+            state = trainer.predictor.learned_state()
             tensors = {key: x.detach().cpu().contiguous() for key, x in state.items()}
             write_atomically(folder / f"fold-{trainer.fold}.safetensors", save(tensors))
             self.run.send(f"{name}/fold-{trainer.fold}.safetensors")
-        plan = {**self.spec["plan"], "shape": self.trial.data.shape.__dict__}
+        plan = {
+            **self.spec["plan"],
+            "shape": self.trial.data.shape.__dict__,
+            "frozen": self._write_frozen(),
+        }
         write_atomically(folder / "plan.json", json.dumps(plan).encode())
         self.run.send(f"{name}/plan.json")
+
+    def _write_frozen(self) -> str | None:
+        """Frozen backbones are alike in all folds and trials: one file a run; its name."""
+        from safetensors.torch import save
+
+        from ensembles.bank import write_atomically
+
+        expert = self.trial.trainers[0].expert
+        state = expert.frozen_state()
+        if not state:
+            return None
+        fronts = " ".join(expert.encoder(kind).frontend.name for kind in expert.kinds)
+        name = f"frozen-{hashlib.sha256(fronts.encode()).hexdigest()[:24]}.safetensors"
+        path = self.run.path / "weights" / name
+        if not path.exists():
+            tensors = {key: x.detach().cpu().contiguous() for key, x in state.items()}
+            write_atomically(path, save(tensors))
+            self.run.send(f"weights/{name}")
+        return name
 
     def _scores(self, logits: NDArray[np.float32]) -> dict[int, float]:
         """Of each fold, of the clips that have a prediction."""
@@ -298,13 +323,22 @@ def enrolled_name(trial: str, clips: int) -> str:
 
 
 def describe(plan: dict[str, Any]) -> str:
-    """`logmel_resnet`, or `functionals+cnn3d` for early fusion."""
-    parts = (
-        [plan["settings"].get(m, {}).get("architecture") for m in ("audio", "video")]
-        if plan["architecture"] == "concatenation"
-        else []
-    )
-    return "+".join(parts) if parts else str(plan["architecture"])
+    """`logmel_resnet`, `cnn14 frozen`, or of early fusion `functionals+cnn3d`, `gated(…+…)`."""
+    name, settings = str(plan["architecture"]), plan["settings"]
+    sides = [settings[m]["architecture"] for m in ("audio", "video") if m in settings]
+    if sides:
+        joined = "+".join(sides)
+        return joined if name == "concatenation" else f"{name}({joined})"
+    mode = settings.get("transfer", "scratch")
+    return name if mode == "scratch" else f"{name} {mode}"
+
+
+def _cost_key(plan: dict[str, Any]) -> str:
+    """What the cost of a trial is found by (`search.cost.Cost`)."""
+    sides = [
+        plan["settings"][m]["architecture"] for m in ("audio", "video") if m in plan["settings"]
+    ]
+    return "+".join(sides) or describe(plan)
 
 
 def gpus_for(spec: Spec) -> float:
@@ -314,7 +348,7 @@ def gpus_for(spec: Spec) -> float:
         return 0.0
     if context["workers_per_trial"] > 1:
         return 1.0  # NCCL does not let workers share one
-    measured = context["gpu_share"].get(describe(spec["plan"]), 1.0)
+    measured = context["gpu_share"].get(_cost_key(spec["plan"]), 1.0)
     return min(1.0, float(measured) * float(spec.get("times_the_share", 1)))
 
 
@@ -376,7 +410,7 @@ def open_data(context: dict[str, Any], workers: Workers) -> Any:
     from datasets.cache import open_cache
     from datasets.index import read_index
     from datasets.splits import make_folds
-    from search.train import TrainingData
+    from search.inputs import TrainingData
 
     keys = (
         "data",
@@ -386,6 +420,7 @@ def open_data(context: dict[str, Any], workers: Workers) -> Any:
         "checksum",
         "cache_folder",
         "skip_corrupt",
+        "weights",
     )
     part = (workers.rank, workers.count)
     identity = json.dumps([{key: context[key] for key in keys}, part])
@@ -404,5 +439,7 @@ def open_data(context: dict[str, Any], workers: Workers) -> Any:
             "a worker split the corpus otherwise than the driver"
         )
         _OPEN.clear()
-        _OPEN[identity] = TrainingData(cache, folds, index)
+        place = context["weights"]
+        held = local_folder(place, default_cache_folder()) if place else None
+        _OPEN[identity] = TrainingData(cache, folds, index, weights=held)
     return _OPEN[identity]

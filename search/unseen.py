@@ -19,7 +19,7 @@ from ensembles.honesty import Assessment, detail
 from ensembles.metrics import Array, score
 from search.corpus import clip_table
 from search.folder import RunFolder
-from search.train import TrainingData
+from search.inputs import TrainingData
 
 LOG_NAME = "test-speakers.jsonl"
 _BATCH_CLIPS = 64

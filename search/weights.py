@@ -26,6 +26,7 @@ def needed(assessment: Assessment) -> set[str]:
 def fetch(run: RunFolder, assessment: Assessment) -> None:
     """Gets the needed networks of a run that is kept elsewhere."""
     run.kept.pull(f"weights/{name}" for name in sorted(needed(assessment)))
+    run.kept.pull(name for name in run.kept.sizes("weights") if name.count("/") == 1)
 
 
 def lost(run: RunFolder, assessment: Assessment) -> list[str]:
@@ -47,7 +48,7 @@ def prune(run: RunFolder, assessment: Assessment) -> None:
     """Removes what killed trials left half written, and what the run was asked not to keep."""
     kept = needed(assessment) if run.config.keep_weights == "chosen" else None
     files = run.kept.sizes("weights")
-    for name in sorted({file.split("/")[1] for file in files}):
+    for name in sorted({file.split("/")[1] for file in files if file.count("/") > 1}):
         if f"weights/{name}/{PLAN}" not in files or (kept is not None and name not in kept):
             run.kept.remove(f"weights/{name}")
 

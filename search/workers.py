@@ -25,16 +25,20 @@ class Workers:
             return Workers(distributed.get_rank(), distributed.get_world_size())
         return Workers()
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, *, some_unused: bool = False) -> nn.Module:
         """A module whose gradients are averaged over the workers.
 
         On GPUs so are the statistics of its batch normalisation; torch has that for them alone.
+
+        Args:
+            module: What trains.
+            some_unused: Not every parameter takes part in every step.
         """
         if self.count == 1:
             return module
         if distributed.get_backend() == "nccl":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return DistributedDataParallel(module)
+        return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
     def sum(self, values: Tensor) -> Tensor:
         """Adds up (…) values of every worker."""

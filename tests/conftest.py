@@ -31,9 +31,10 @@ from search import weights
 from search.config import SearchConfig
 from search.corpus import clip_table, load_corpus
 from search.folder import RunFolder, new_run, provenance
+from search.inputs import TrainingData
+from search.plan import TrialPlan
 from search.report import write_predictions, write_reports
 from search.run import _context, _find_out
-from search.train import TrainingData, TrialPlan
 from search.trial_process import train
 from search.unseen import score_unseen
 from tests.tiny import make_tiny_shards

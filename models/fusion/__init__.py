@@ -1,5 +1,5 @@
 """Early fusion: audio and video in one network, one architecture a file."""
 
-from models.fusion import concatenation
+from models.fusion import bilinear, concatenation, cross_attention, gated, joint_lstm
 
-__all__ = ["concatenation"]
+__all__ = ["bilinear", "concatenation", "cross_attention", "gated", "joint_lstm"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.expert import Encoder, Fusion, Part
-from models.fusion.parts import cost_of_parts
+from models.fusion.parts import cost_of_parts, vectors_of
 from models.registry import register
 
 
@@ -39,6 +39,5 @@ class Concatenation(Fusion):
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """Vectors (B, D) each → (B, 64)."""
-        vectors = [part.vector for part in parts if part.vector is not None]
-        joined: Tensor = self.layers(torch.cat(vectors, dim=1))
+        joined: Tensor = self.layers(torch.cat(vectors_of(parts), dim=1))
         return joined

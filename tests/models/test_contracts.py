@@ -54,7 +54,7 @@ def cases(*, small: bool) -> list[Any]:
     listed = []
     for entry in architectures():
         if entry.modality == "early":
-            for pair in PAIRS:
+            for pair in PAIRS if entry.name == "concatenation" else PAIRS[:2]:
                 settings = early(*pair, small=small)
                 listed.append(
                     pytest.param(entry.name, settings, id=f"{entry.name}-{'-'.join(pair)}")
@@ -75,7 +75,7 @@ every_architecture = pytest.mark.parametrize(
 # Where both parts are tiny, the join dominates, which the estimate leaves out: not listed.
 every_default = pytest.mark.parametrize(
     ("name", "settings"),
-    [case for case in cases(small=False) if case.id != "concatenation-functionals-action_units"],
+    [case for case in cases(small=False) if not str(case.id).endswith("functionals-action_units")],
 )
 every_entry = pytest.mark.parametrize("entry", architectures(), ids=lambda entry: entry.name)
 
@@ -165,10 +165,12 @@ def test_every_parameter_gets_a_finite_gradient(
         if not float(parameter.grad.abs().max()) > 1e-12:
             without.append(parameter_name)
     # A softmax ignores a shift of all its scores; a single step has no earlier state.
+    single = bool(settings.get("one_step")) or "functionals" in str(settings.get("audio"))
+    idle = ("weight_hh", "pool.score", "query", "key")  # with a single step
     expected = [
         n
         for n, _ in expert.named_parameters()
-        if n.endswith("pool.score.bias") or (settings.get("one_step") and "weight_hh" in n)
+        if n.endswith("pool.score.bias") or (single and any(part in n for part in idle))
     ]
     assert set(without) <= set(expected)
 

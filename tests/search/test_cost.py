@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from search.cost import _PROCESS_BYTES, gpu_share, measure_cost
-from search.space import offer_for
-from search.train import TrainingData
+from search.inputs import TrainingData
+from search.offer import offer_for
 
 GIB = 2**30
 

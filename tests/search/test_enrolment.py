@@ -26,11 +26,13 @@ from search.config import ConfigError, SearchConfig
 from search.corpus import _check_enrolment, clip_table, load_corpus
 from search.enrolment import score_enrolment
 from search.folder import RunFolder
+from search.inputs import TrainingData, enrolment_order
 from search.interrupt import Interrupt
+from search.offer import offer_for
+from search.plan import TrialPlan
 from search.sampler import DealtSearch, open_journal
 from search.session import Session
-from search.space import offer_for
-from search.train import FoldTrainer, LockstepTrial, TrainingData, TrialPlan, enrolment_order
+from search.train import FoldTrainer, LockstepTrial
 from search.trial_process import train
 
 NOBODY_MISSING = np.zeros(24, bool)

@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 from models import ClipShape
 from search import history, sampler
 from search.history import History
+from search.offer import Offer, offer_for
 from search.sampler import DealtSearch, HalvingScheduler, open_journal
-from search.space import Offer, offer_for
 
 SHAPE = ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5)
 

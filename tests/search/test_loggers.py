@@ -16,8 +16,8 @@ import pytest
 from models import ClipShape
 from search.config import ConfigError, SearchConfig
 from search.loggers import TensorBoardCallback, flatten, loggers_for
+from search.offer import offer_for
 from search.sampler import DealtSearch, open_journal
-from search.space import offer_for
 
 PLAN = {
     "architecture": "functionals",

@@ -9,8 +9,9 @@ import pytest
 from optuna.trial import TrialState
 
 from models import ClipShape
+from search.offer import Offer, offer_for
 from search.sampler import DealtSearch, StudySearch, open_journal
-from search.space import Offer, offer_for, plan_of
+from search.space import plan_of
 
 SHAPE = ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import inspect
+import json
 from dataclasses import fields
 
 import optuna
@@ -8,42 +8,113 @@ import pytest
 
 from models import ClipShape, architectures, build_expert, get_architecture
 from models.registry import ModelError
-from search.space import SPACE, Choice, known_good, offer_for, suggest_plan
-from search.train import TrainSettings
+from search.offer import Offer, offer_for
+from search.plan import TrainSettings, TrialPlan
+from search.space import SPACE, Choice, Space, known_good, plan_of, space_of, suggest_plan
 
-EVERYTHING = ClipShape(num_classes=4, sample_rate_hz=16_000, seconds=2.0, frames=20, num_features=5)
+EVERYTHING = ClipShape(
+    num_classes=4,
+    sample_rate_hz=16_000,
+    seconds=2.0,
+    frames=20,
+    num_features=5,
+    feature_steps=40,
+)
+FUSIONS = tuple(entry.name for entry in architectures("early"))
+CHEAP = ("functionals", "logmel_resnet", "frame_cnn", "action_units", *FUSIONS)
 
 
-def test_the_space_covers_every_registered_architecture_and_names_only_real_settings() -> None:
+def names_of(space: Space) -> set[str]:
+    """Settings without their variants."""
+    return {key.partition("@")[0] for key in space}
+
+
+@pytest.mark.parametrize("all_recipes", [False, True])
+def test_the_space_covers_every_registered_architecture_and_names_only_real_settings(
+    all_recipes: bool,
+) -> None:
     training = {f.name for f in fields(TrainSettings)}
+    offer = offer_for(EVERYTHING, all_recipes=all_recipes)
     assert set(SPACE) == {entry.name for entry in architectures()}
-    for name, space in SPACE.items():
-        accepted = set(inspect.signature(get_architecture(name).build).parameters) | training
-        assert set(space) <= accepted, name
+    for name in SPACE:
+        entry = get_architecture(name)
+        accepted = {*entry.arguments, *entry.further_settings, "audio_part", "video_part"}
+        assert names_of(space_of(name, offer)) <= accepted | training, name
 
 
 @pytest.mark.parametrize("modality", ["audio", "video", "early"])
-def test_known_good_defaults_lie_in_the_space_and_build(modality: str) -> None:
-    offer = offer_for(EVERYTHING)
+@pytest.mark.parametrize("all_recipes", [False, True])
+def test_known_good_defaults_lie_in_the_space_and_build(modality: str, all_recipes: bool) -> None:
+    offer = offer_for(EVERYTHING, CHEAP, all_recipes=all_recipes)
     study = optuna.create_study()
     enqueued = list(known_good(modality, offer))
-    assert [p["architecture"] for p in enqueued] == list(offer.choices(modality))
-    for params in enqueued[:4]:
+    assert {p["architecture"] for p in enqueued} == set(offer.choices(modality))
+    for params in enqueued:
         study.enqueue_trial(params)
         trial = study.ask()
         plan = suggest_plan(trial, modality, offer)
         assert trial.params == params
+        assert plan_of(trial.params, modality, offer) == plan
         build_expert(plan.architecture, plan.settings, EVERYTHING, dropout=plan.training.dropout)
 
 
-def test_random_configurations_build() -> None:
-    offer = offer_for(EVERYTHING, ("functionals", "frame_cnn", "action_units", "concatenation"))
+def test_a_known_good_default_is_what_the_architecture_registered() -> None:
+    offer = offer_for(EVERYTHING, ("logmel_resnet",), all_recipes=True)
+    study = optuna.create_study()
+    study.enqueue_trial(next(iter(known_good("audio", offer))))
+    plan = suggest_plan(study.ask(), "audio", offer)
+    entry = get_architecture("logmel_resnet")
+    assert {k: plan.settings[k] for k in entry.default} == dict(entry.default)
+    assert plan.training.optimizer == "adamw"
+    assert plan.training.learning_rate == entry.training["learning_rate"]
+
+
+@pytest.mark.parametrize("all_recipes", [False, True])
+def test_random_configurations_build_and_are_found_again_from_their_parameters(
+    all_recipes: bool,
+) -> None:
+    offer = offer_for(EVERYTHING, CHEAP, all_recipes=all_recipes)
     for modality in offer.modalities:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        for _ in range(5):
-            plan = suggest_plan(study.ask(), modality, offer)
+        for _ in range(8):
+            trial = study.ask()
+            plan = suggest_plan(trial, modality, offer)
             assert plan.training.epochs >= 4
+            assert plan_of(trial.params, modality, offer) == plan
+            assert TrialPlan.from_json(plan.to_json()) == plan
             build_expert(plan.architecture, plan.settings, EVERYTHING)
+
+
+def test_each_optimiser_has_a_range_of_its_own() -> None:
+    offer = offer_for(EVERYTHING, ("functionals",), all_recipes=True)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(30):
+        trial = study.ask()
+        rate = suggest_plan(trial, "audio", offer).training.learning_rate
+        sgd = trial.params["functionals.optimizer"] == "sgd_nesterov"
+        assert ("functionals.learning_rate@sgd" in trial.params) == sgd
+        assert ("functionals.learning_rate" in trial.params) != sgd
+        assert rate == trial.params["functionals.learning_rate" + "@sgd" * sgd]
+        seen.add(sgd)
+    assert seen == {True, False}
+
+
+def test_early_fusion_searches_its_parts_and_how_they_are_joined() -> None:
+    offer = offer_for(EVERYTHING, CHEAP)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    plans = [suggest_plan(study.ask(), "early", offer) for _ in range(40)]
+    assert {plan.architecture for plan in plans} == set(offer.fusions)
+    assert {tuple(plan.parts.values()) for plan in plans} == set(offer.pairs)
+
+
+def test_a_schedule_of_a_given_length_is_not_searched() -> None:
+    offer = offer_for(EVERYTHING, ("functionals",), 0.5, epochs=2)
+    study = optuna.create_study()
+    study.enqueue_trial(next(iter(known_good("audio", offer))))
+    trial = study.ask()
+    assert suggest_plan(trial, "audio", offer).training.epochs == 2
+    assert "functionals.epochs" not in trial.params
 
 
 def test_what_the_clips_lack_is_not_offered_and_the_reason_is_kept() -> None:
@@ -56,9 +127,27 @@ def test_what_the_clips_lack_is_not_offered_and_the_reason_is_kept() -> None:
 def test_only_restricts_the_offer() -> None:
     offer = offer_for(EVERYTHING, ("functionals", "cnn3d"))
     assert offer.single == {"audio": ("functionals",), "video": ("cnn3d",)}
-    assert offer.pairs == ()
+    assert offer.fusions == ()
+    assert offer.modalities == ["audio", "video"]
     both = offer_for(EVERYTHING, ("functionals", "cnn3d", "concatenation"))
-    assert both.pairs == ("functionals+cnn3d",)
+    assert both.fusions == ("concatenation",)
+    assert both.pairs == [("functionals", "cnn3d")]
+
+
+def test_a_fusion_alone_may_join_whatever_fits() -> None:
+    offer = offer_for(EVERYTHING, ("gated",))
+    assert offer.modalities == ["early"]
+    assert ("functionals", "action_units") in offer.pairs
+
+
+def test_an_offer_survives_its_json() -> None:
+    offer = offer_for(EVERYTHING, all_recipes=True, epochs=3)
+    assert Offer.from_json(json.loads(json.dumps(offer.to_json()))) == offer
+
+
+def test_an_offer_of_an_older_program_is_refused() -> None:
+    with pytest.raises(ModelError, match="searched by an older version"):
+        Offer.from_json({"single": {}, "pairs": [], "epochs_scale": 1.0, "why_not": {}})
 
 
 def test_an_unknown_architecture_lists_the_known_ones() -> None:

@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from models import architectures
+from models import architectures, get_architecture
 from models.registry import ModelError
+from search.inputs import TrainingData
+from search.plan import TrainSettings, TrialPlan
+from search.recipe import cosine_share
 from search.train import (
     FoldTrainer,
     LockstepTrial,
     NonFiniteLossError,
-    TrainingData,
-    TrainSettings,
-    TrialPlan,
     choose_precision,
     is_out_of_memory,
-    learning_rate_share,
 )
 
 EARLY = {
@@ -31,7 +30,7 @@ AUGMENTED = {
 
 
 def plan(name: str, **training: Any) -> TrialPlan:
-    settings: dict[str, Any] = EARLY if name == "concatenation" else {}
+    settings: dict[str, Any] = EARLY if get_architecture(name).modality == "early" else {}
     return TrialPlan.of(name, settings, {"epochs": 1, **training})
 
 
@@ -154,7 +153,7 @@ def test_an_unknown_training_setting_lists_the_known_ones() -> None:
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
-    shares = [learning_rate_share(step, 100) for step in range(100)]
+    shares = [cosine_share(step, 100, 10) for step in range(100)]
     assert shares[0] == pytest.approx(0.1)
     assert max(shares) == shares[9] == 1.0
     assert shares[-1] < 0.001
@@ -166,8 +165,8 @@ def test_a_plan_survives_json() -> None:
 
 
 def test_precision_is_what_was_asked_for_or_follows_the_architecture() -> None:
-    assert choose_precision("functionals", {}, "cpu", "bfloat16") == "bfloat16"
-    assert choose_precision("functionals", {}, "cpu") == "float32"
+    assert choose_precision(plan("functionals"), "cpu", "bfloat16") == "bfloat16"
+    assert choose_precision(plan("functionals"), "cpu") == "float32"
 
 
 class LittleMemory:

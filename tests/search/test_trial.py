@@ -16,7 +16,9 @@ import torch
 
 from ensembles.bank import PosteriorBank
 from search.corpus import clip_table
-from search.train import FoldTrainer, TrainingData, TrialPlan
+from search.inputs import TrainingData
+from search.plan import TrialPlan
+from search.train import FoldTrainer
 from search.trial import ATTEMPTS
 from search.trial_process import describe, gpus_for, take_more, train
 

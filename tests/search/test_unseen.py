@@ -24,7 +24,7 @@ from ensembles.export import export, read_run
 from ensembles.predict import main as predict
 from search import weights
 from search.folder import RunFolder
-from search.train import TrainingData
+from search.inputs import TrainingData
 from search.unseen import LOG_NAME, UnseenScore, score_unseen
 
 ROOT = Path(__file__).parents[2]

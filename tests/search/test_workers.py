@@ -15,7 +15,9 @@ from datasets.cache import open_cache
 from datasets.clips import DataError
 from datasets.index import ShardIndex, read_index
 from datasets.splits import make_folds
-from search.train import LockstepTrial, TrainingData, TrialPlan
+from search.inputs import TrainingData
+from search.plan import TrialPlan
+from search.train import LockstepTrial
 from search.workers import Workers
 
 COUNT = 2

@@ -1,0 +1,248 @@
+"""What a search may take: architectures, early fusions and their parts, pretrained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from models import ClipShape, get_architecture
+from models.pretrained import Found, find_checkpoints
+from models.registry import Architecture, Modality, ModelError, architectures
+
+SIDES: tuple[Modality, ...] = ("audio", "video")
+"""The modalities that have experts of their own, and early fusion's parts."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How an architecture with a backbone may start.
+
+    Attributes:
+        modes: Of scratch, frozen and finetune; the known-good one first.
+        checkpoints: Pretrained weights that are there.
+    """
+
+    modes: tuple[str, ...]
+    checkpoints: tuple[Found, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For the run's record."""
+        return {"modes": list(self.modes), "checkpoints": [c.to_json() for c in self.checkpoints]}
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Transfer:
+        """The inverse of `to_json`."""
+        found = tuple(Found.from_json(c) for c in document["checkpoints"])
+        return Transfer(tuple(document["modes"]), found)
+
+    @property
+    def known_good(self) -> dict[str, Any]:
+        """Settings of the first mode."""
+        if self.modes[0] == "scratch":
+            return {"transfer": "scratch"}
+        return {"transfer": self.modes[0], "checkpoint": self.checkpoints[0].to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What a search may try; a run records it, so that a resumed one is offered the same.
+
+    Attributes:
+        single: Modality → architectures of its experts.
+        fusions: Early fusions.
+        parts: Modality → architectures that early fusion may join.
+        transfers: Architecture → how its backbone may start; those that have one.
+        epochs_scale: A preset shortens or lengthens every schedule.
+        epochs: Every schedule's length, where it is not searched.
+        all_recipes: Whether everything about training is searched, or the core of it.
+        why_not: Architecture → why it is not offered.
+        generation: 1, and one more whenever a finished search was given more architectures.
+    """
+
+    single: Mapping[str, tuple[str, ...]]
+    fusions: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    transfers: Mapping[str, Transfer] = field(default_factory=dict)
+    epochs_scale: float = 1.0
+    epochs: int | None = None
+    all_recipes: bool = False
+    why_not: Mapping[str, str] = field(default_factory=dict)
+    generation: int = 1
+
+    @property
+    def modalities(self) -> list[str]:
+        """Those with something to search."""
+        found: list[str] = [side for side in SIDES if self.single.get(side)]
+        return [*found, "early"] if self.fusions else found
+
+    def choices(self, modality: str) -> tuple[str, ...]:
+        """Values of the modality's `architecture` parameter."""
+        return self.fusions if modality == "early" else self.single[modality]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Audio and video parts of early fusion."""
+        if not self.fusions:
+            return []
+        return [(a, v) for a in self.parts["audio"] for v in self.parts["video"]]
+
+    def start_of(self, name: str) -> dict[str, Any]:
+        """How an architecture's backbone starts, known-good; empty where it has none."""
+        return self.transfers[name].known_good if name in self.transfers else {}
+
+    def joined(self, other: Offer) -> Offer:
+        """This one, and what another one has besides."""
+        single, parts = _union(self.single, other.single), _union(self.parts, other.parts)
+        fusions = tuple(dict.fromkeys([*self.fusions, *other.fusions]))
+        transfers = {**other.transfers, **self.transfers}
+        before = (dict(self.single), dict(self.parts), self.fusions)
+        if (single, parts, fusions) == before:
+            return self
+        return replace(
+            self,
+            single=single,
+            fusions=fusions,
+            parts=parts,
+            transfers=transfers,
+            why_not={name: why for name, why in self.why_not.items() if name in other.why_not},
+            generation=self.generation + 1,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For the run's `run.json`."""
+        return {
+            **asdict(replace(self, transfers={})),
+            "transfers": {name: t.to_json() for name, t in self.transfers.items()},
+        }
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Offer:
+        """The inverse of `to_json`; raises ModelError on an offer of an older program."""
+        if "fusions" not in document:
+            raise ModelError(
+                "The run was searched by an older version of this program. Start a new run."
+            )
+        lists = {
+            key: {side: tuple(names) for side, names in document[key].items()}
+            for key in ("single", "parts")
+        }
+        transfers = {n: Transfer.from_json(t) for n, t in document["transfers"].items()}
+        return Offer(
+            **{
+                **document,
+                **lists,
+                "fusions": tuple(document["fusions"]),
+                "transfers": transfers,
+            }
+        )
+
+
+def _union(
+    one: Mapping[str, tuple[str, ...]], other: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    sides = dict.fromkeys([*one, *other])
+    return {s: tuple(dict.fromkeys([*one.get(s, ()), *other.get(s, ())])) for s in sides}
+
+
+def offer_for(
+    shape: ClipShape,
+    only: tuple[str, ...] = (),
+    epochs_scale: float = 1.0,
+    *,
+    epochs: int | None = None,
+    all_recipes: bool = False,
+    weights: Path | None = None,
+) -> Offer:
+    """Adapts the space to what the clips hold, to `--only` and to the weights that are there.
+
+    Args:
+        shape: The clips.
+        only: Architectures and early fusions to search; empty for all.
+        epochs_scale: Factor on every schedule.
+        epochs: Length of every schedule, where it is not searched.
+        all_recipes: Search everything about training.
+        weights: Folder of pretrained weights.
+
+    Raises:
+        ModelError: An unknown architecture in `only`, nothing is left, or weights that cannot be read.
+    """
+    for name in only:
+        get_architecture(name)
+    fusions = tuple(e.name for e in architectures("early") if not only or e.name in only)
+    alone = bool(only) and all(get_architecture(name).modality == "early" for name in only)
+    single: dict[str, tuple[str, ...]] = {}
+    parts: dict[str, tuple[str, ...]] = {}
+    why_not: dict[str, str] = {}
+    transfers: dict[str, Transfer] = {}
+    for side in SIDES:
+        fitting = []
+        for entry in architectures(side):
+            transfer = _transfer(entry, weights)
+            asked = entry.name in only
+            if reason := _unfit(entry, shape, transfer, asked):
+                why_not[entry.name] = reason
+                continue
+            if transfer is not None:
+                transfers[entry.name] = transfer
+            fitting.append(entry.name)
+        wanted = tuple(name for name in fitting if not only or name in only)
+        single[side] = wanted
+        # Early fusion alone, or with experts of one modality: other parts may be anything that fits.
+        parts[side] = wanted if wanted and not alone else tuple(fitting)
+    if not (parts["audio"] and parts["video"]):
+        fusions = ()
+    if not fusions and not any(single.values()):
+        named = {name: why for name, why in why_not.items() if not only or name in only}
+        reasons = "; ".join(f"{name}: {why}" for name, why in named.items())
+        raise ModelError(
+            f"No architecture is left to search. {reasons or 'The clips hold nothing that one reads.'}"
+        )
+    left_out = {name: why for name, why in why_not.items() if not only or name in only}
+    return Offer(
+        single=single,
+        fusions=fusions,
+        parts=parts if fusions else {},
+        transfers=transfers,
+        epochs_scale=epochs_scale,
+        epochs=epochs,
+        all_recipes=all_recipes,
+        why_not=left_out,
+    )
+
+
+def _transfer(entry: Architecture, weights: Path | None) -> Transfer | None:
+    """None for an architecture without a backbone."""
+    if not entry.checkpoints:
+        return None
+    found = tuple(find_checkpoints(entry, weights)) if weights else ()
+    if not found:
+        return Transfer(("scratch",))
+    scratch = ("scratch",) if entry.from_scratch else ()
+    return Transfer(("frozen", "finetune", *scratch), found)
+
+
+def _unfit(
+    entry: Architecture, shape: ClipShape, transfer: Transfer | None, asked: bool
+) -> str | None:
+    lacking = [kind for kind in entry.inputs if not shape.has(kind)]
+    if lacking:
+        return f"not every clip has {lacking[0].replace('_', ' ')}"
+    if transfer and not transfer.checkpoints and not entry.from_scratch and not asked:
+        return "needs pretrained weights (--weights)"
+    return None
+
+
+def missing_weights(offer: Offer, weights: Path | None) -> str | None:
+    """One line on what would train from pretrained weights if they were there; None if all are."""
+    names = [name for name, t in offer.transfers.items() if not t.checkpoints]
+    if not names:
+        return None
+    if weights is None:
+        return (
+            f"from random weights: {', '.join(names)} (--weights DIR would hold pretrained ones; "
+            "python -m models.list names the files)"
+        )
+    files = [f"{get_architecture(name).checkpoints[0].files[0]} ({name})" for name in names]
+    return f"from random weights, for want of these in '{weights}': {', '.join(files)}"
