@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from models.augmentation import mixup, spec_augment, speed_perturb, time_crop
+from models.augmentation import (
+    add_noise,
+    colour_jitter,
+    mixup,
+    pitch_perturb,
+    reverberate,
+    spatial_crop,
+    spec_augment,
+    speed_perturb,
+    time_crop,
+)
 
 
 def test_spec_augment_zeroes_whole_frames_and_bands_and_nothing_else() -> None:
@@ -138,3 +148,88 @@ def test_longer_clips_are_cropped_inside() -> None:
     assert (cropped[:25, :, 0].diff(dim=1) == 1).all()
     assert len(set(cropped[:25, 0, 0].tolist())) > 1
     assert (cropped[25:, :, 0] == torch.tensor([1.0, 2.0, 0.0])).all()
+
+
+def test_noise_lies_ten_to_thirty_decibels_below_and_within_the_clip() -> None:
+    torch.manual_seed(0)
+    x = torch.sin(torch.arange(4000) / 7.0).repeat(40, 1)
+    lengths = torch.tensor([4000, 2000] * 20)
+    x[1::2, 2000:] = 0
+    added = add_noise(x, lengths, 1.0) - x
+    assert (added[1::2, 2000:] == 0).all()
+    power = x.square().sum(1) / added.square().sum(1)
+    decibels = 10 * torch.log10(power)
+    assert 9.5 < float(decibels.min()) < 14
+    assert 26 < float(decibels.max()) < 30.5
+
+
+def test_a_share_of_the_clips_gets_noise() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 50)
+    changed = (add_noise(x, torch.full((200,), 50), 0.3) != x).any(dim=1)
+    assert 35 <= int(changed.sum()) <= 85
+
+
+def test_a_room_keeps_level_length_and_onset() -> None:
+    torch.manual_seed(0)
+    x = torch.zeros(2, 8000)
+    x[0, 1000] = 1.0
+    x[1, 100:300] = torch.randn(200)
+    lengths = torch.tensor([8000, 4000])
+    wet = reverberate(x, lengths, 16_000, 1.0)
+    torch.testing.assert_close(wet.norm(dim=1), x.norm(dim=1), atol=1e-4, rtol=1e-4)
+    assert (wet[0, :1000].abs() < 1e-5).all(), "no echo before the sound"
+    assert (wet[0, 1001:1500].abs() > 1e-5).any(), "and some after it"
+    assert (wet[1, 4000:] == 0).all()
+    early, late = wet[0, 1001:1401].square().sum(), wet[0, 2400:2800].square().sum()
+    assert early > 2 * late
+
+
+def test_rooms_for_nobody_change_nothing() -> None:
+    x = torch.randn(3, 500)
+    assert torch.equal(reverberate(x, torch.full((3,), 500), 16_000, 0.0), x)
+
+
+@pytest.mark.parametrize("semitones", [-4.0, 3.0])
+def test_pitch_moves_and_length_stays(semitones: float) -> None:
+    time = torch.arange(16000) / 16000
+    x = torch.sin(2 * math.pi * 300 * time).repeat(2, 1)
+    x[1, 8000:] = 0
+    shifted = pitch_perturb(x, torch.tensor([16000, 8000]), semitones)
+    assert shifted.shape == x.shape
+    assert (shifted[1, 8000:] == 0).all()
+    spectrum = torch.fft.rfft(shifted[0, 2000:14000]).abs()
+    found = float(spectrum.argmax()) * 16000 / 12000
+    assert found == pytest.approx(300 * 2 ** (semitones / 12), rel=0.02)
+
+
+def test_a_spatial_crop_is_a_window_of_the_frames_the_same_for_a_whole_clip() -> None:
+    torch.manual_seed(0)
+    ramp = torch.linspace(0, 1, 20).repeat(20, 1)
+    frames = torch.stack([ramp, ramp.T])[None, None].repeat(30, 3, 1, 1, 1)
+    cut = spatial_crop(frames, 0.4)
+    assert cut.shape == frames.shape
+    torch.testing.assert_close(cut[:, 0], cut[:, 2])
+    spread = cut[:, 0, 0].amax(dim=(1, 2)) - cut[:, 0, 0].amin(dim=(1, 2))
+    assert 0.55 < float(spread.min()) < 0.75
+    assert float(spread.max()) <= 1.0
+    assert len({round(float(x), 4) for x in cut[:, 0, 0, 0, 0]}) > 20
+    # Along its own axis the ramp stays a ramp, across it constant.
+    assert float(cut[:, 0, 0].diff(dim=1).abs().max()) < 1e-4
+
+
+def test_colours_change_alike_in_all_frames_of_a_clip_and_maps_do_not() -> None:
+    torch.manual_seed(0)
+    frames = torch.randn(6, 2, 4, 5, 5)
+    frames[:, 1] = frames[:, 0]
+    changed = colour_jitter(frames, 0.4)
+    torch.testing.assert_close(changed[:, 0], changed[:, 1])
+    assert torch.equal(changed[:, :, 3], frames[:, :, 3])
+    moved = (changed - frames)[:, :, :3].abs().mean(dim=(1, 2, 3, 4))
+    assert (moved > 1e-3).all()
+    assert len({round(float(x), 5) for x in moved}) == 6
+
+
+def test_a_jitter_of_nothing_is_nothing() -> None:
+    frames = torch.randn(2, 3, 3, 4, 4)
+    torch.testing.assert_close(colour_jitter(frames, 0.0), frames)
