@@ -46,17 +46,10 @@ class Stft(FrontEnd):
         frames = 1 + torch.div(lengths, self.hop, rounding_mode="floor")
         if torch.onnx.is_in_onnx_export():
             return self._as_convolution(x), frames
-        spectrum = torch.stft(
-            x,
-            self.fft_size,
-            self.hop,
-            window=self.window,
-            center=True,
-            pad_mode="constant",
-            return_complex=True,
-        )
-        power = spectrum.real.square() + spectrum.imag.square()
-        return power.transpose(1, 2), frames
+        # Frame by frame in memory, as all that follows reads it; torch.stft lays out bin by bin.
+        padded = functional.pad(x, (self.fft_size // 2, self.fft_size // 2))
+        spectrum = torch.fft.rfft(padded.unfold(1, self.fft_size, self.hop) * self.window)
+        return spectrum.real.square().add_(spectrum.imag.square()), frames
 
     def _as_convolution(self, x: Tensor) -> Tensor:
         """The same without complex numbers, which the ONNX exporter does not know."""
@@ -184,9 +177,9 @@ class SpectrogramImage(FrontEnd):
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
         power, frames = self.stft(x, lengths)
-        decibels = torch.clamp(10.0 * torch.log10(torch.clamp(power, min=1e-10)), -60.0, 60.0)
-        image = decibels @ self.rows
-        return normalise((image + 60.0) / 120.0, frames, self.normalisation), frames
+        # ±60 dB become 0…1; rows are weighted means, so that the order does not matter.
+        levels = power.clamp_(1e-6, 1e6).log10_().add_(6.0).div_(12.0)
+        return normalise(levels @ self.rows, frames, self.normalisation), frames
 
 
 class Functionals(FrontEnd):

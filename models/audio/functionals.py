@@ -28,6 +28,7 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
         "dropout": 0.6,
         "mixup": 0.4,
     },
+    paper="Eyben et al. 2016",
 )
 class FunctionalsEncoder(Encoder):
     """Statistics of mel bands, MFCC, energy, pitch, spectral shape and their deltas.

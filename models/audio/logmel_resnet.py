@@ -92,6 +92,7 @@ def spread_mask(frames: Tensor, maps: Tensor) -> Tensor:
         "crop_seconds": 1.0,
     },
     convolutional=True,
+    paper="He et al. 2016, Hu et al. 2018",
 )
 class LogMelResNet(Encoder):
     """Residual squeeze-excitation CNN on log-mel, a BiGRU if asked for, attention pooling.

@@ -67,6 +67,7 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
     default={"crop_seconds": 3.0, "num_bins": 200},
     training={"epochs": 50, "learning_rate": 3e-4, "weight_decay": 0.01, "dropout": 0.2},
     convolutional=True,
+    paper="Singh & Fang 2020",
 )
 class SpectrogramCnn(Encoder):
     """CNN on a spectrogram image (Singh & Fang, 2020, arXiv:2006.08129).

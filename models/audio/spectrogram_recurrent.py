@@ -118,6 +118,7 @@ _TRAINING = {"epochs": 50, "learning_rate": 3e-4, "weight_decay": 0.01, "dropout
     default={"crop_seconds": 3.0, "num_bins": 200, "one_step": False},
     training=_TRAINING,
     convolutional=True,
+    paper="Singh & Fang 2020",
 )
 class SpectrogramCnnRnn(_SpectrogramRecurrent):
     """S1's CNN+RNN; see the base class, which holds for both."""
@@ -133,6 +134,7 @@ class SpectrogramCnnRnn(_SpectrogramRecurrent):
     default={"crop_seconds": 3.0, "num_bins": 200, "one_step": False},
     training={**_TRAINING, "epochs": 20, "dropout": 0.5},
     convolutional=True,
+    paper="Singh & Fang 2020",
 )
 class SpectrogramCnnLstm(_SpectrogramRecurrent):
     """S1's CNN+LSTM; see the base class, which holds for both."""

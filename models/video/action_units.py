@@ -25,6 +25,7 @@ from models.registry import ClipShape, register
         "dropout": 0.5,
         "mixup": 0.4,
     },
+    paper="Luna-Jiménez et al. 2022",
 )
 class ActionUnits(Encoder):
     """MLP(80) on mean action units (Luna-Jiménez et al., 2022, Applied Sciences 12(1):327).

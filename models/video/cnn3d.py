@@ -51,6 +51,7 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
         "batch_size": 32,
     },
     convolutional=True,
+    paper="Singh & Fang 2020",
 )
 class Cnn3d(Encoder):
     """3DCNN (Singh & Fang, 2020, arXiv:2006.08129); 20 frames of 60×100 in the paper.

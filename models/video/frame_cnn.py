@@ -37,6 +37,7 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
         "batch_size": 16,
     },
     convolutional=True,
+    paper="Simonyan & Zisserman 2015",
 )
 class FrameCnn(Encoder):
     """Four strided 3×3 convolutions on every frame, then mean, maximum and motion over time.
