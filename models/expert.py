@@ -80,7 +80,13 @@ class Encoder(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The part of an encoder that a checkpoint may fill: the front end's output → maps over time."""
+    """The part of an encoder that a checkpoint may fill: the front end's output → maps over time.
+
+    Attributes:
+        variant: Settings that change what the same weights compute; part of a cached output's name.
+    """
+
+    variant: str = ""
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, n, …), (B,) → (B, S, …), (B,); zero behind each clip's end."""

@@ -247,7 +247,7 @@ def apply_transfer(
         load_backbone(encoder.backbone, path)
     encoder.finetuned = transfer == "finetune"
     if transfer == "frozen":
-        name = f"{type(encoder).__name__} {checkpoint.sha256[:24]}"
+        name = f"{type(encoder).__name__} {encoder.backbone.variant} {checkpoint.sha256[:24]}"
         encoder.frontend = FrozenBackbone(encoder.frontend, encoder.backbone, name)
         encoder.backbone = _Applied()
 

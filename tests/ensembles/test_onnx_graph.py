@@ -32,7 +32,26 @@ SHAPE = ClipShape(
 )
 # The papers' networks are large; a small picture has the same layers.
 _PICTURE = {"crop_seconds": 0.6, "num_bins": 24}
+# The pretrained transformers' layers in small: 25 ms a frame, every 20 ms.
+_SPEECH: dict[str, Any] = {
+    "extractor_conv_layer_config": [[8, 10, 5], [8, 8, 8], [8, 10, 8]],
+    "encoder_embed_dim": 16,
+    "encoder_pos_conv_kernel": 8,
+    "encoder_pos_conv_groups": 4,
+    "encoder_num_layers": 2,
+    "encoder_num_heads": 2,
+    "encoder_ff_interm_features": 24,
+}
+_SPEECH_LARGE = {
+    **_SPEECH,
+    "extractor_mode": "layer_norm",
+    "extractor_conv_bias": True,
+    "encoder_layer_norm_first": True,
+}
 SMALL: dict[str, dict[str, Any]] = {
+    "wav2vec2": {"config": _SPEECH, "units": 8},
+    "hubert": {"config": _SPEECH, "units": 8, "pooling": "attention"},
+    "wavlm": {"config": _SPEECH, "units": 8},
     "spectrogram_cnn": _PICTURE,
     "spectrogram_cnn_rnn": _PICTURE,
     "spectrogram_cnn_lstm": _PICTURE,
@@ -46,14 +65,17 @@ CASES = [
     # The whole clip instead of a crop, and other layers behind the same name.
     ("functionals", {"hidden_units": 8}),
     ("logmel_resnet", {"recurrent_units": 0, "normalisation": "bin"}),
+    ("wav2vec2", {"config": _SPEECH_LARGE, "normalise_waveform": True, "frame_step": 1}),
+    ("wavlm", {"config": _SPEECH_LARGE, "normalise_waveform": True, "frame_step": 3}),
     ("spectrogram_cnn_rnn", {**_PICTURE, "crop_seconds": 0.0}),
     ("spectrogram_cnn_lstm", {**_PICTURE, "crop_seconds": 0.0}),
     ("spectrogram_cnn_rnn", {**_PICTURE, "one_step": True}),
     ("frame_cnn", {"grey": False}),
     ("concatenation", EARLY),
 ]
+_HIDDEN = (*_PICTURE, "config", "units")
 NAMES = [
-    name + "".join(f"-{k}={v}" for k, v in settings.items() if k not in _PICTURE or not v)
+    name + "".join(f"-{k}={v}" for k, v in settings.items() if k not in _HIDDEN or not v)
     if name != "concatenation"
     else "concatenation"
     for name, settings in CASES
@@ -155,6 +177,20 @@ def test_a_graph_names_its_inputs_and_outputs(case: int) -> None:
         "log_posteriors",
         "log_posteriors_by_fold",
     ]
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "wavlm"])
+def test_resampling_and_a_frozen_backbone_are_in_the_graph(name: str) -> None:
+    shape = ClipShape(num_classes=3, sample_rate_hz=22_050, seconds=1.0)
+    checkpoint = {"file": "elsewhere", "sha256": "0", "settings": {"config": _SPEECH_LARGE}}
+    settings = {"transfer": "frozen", "checkpoint": checkpoint}
+    torch.manual_seed(0)
+    expert = FoldedExpert([build_expert(name, settings, shape).eval()])
+    session = open_session(to_onnx(expert, shape))
+    batch = example_batch(expert.kinds, shape, clips=2, share=1.7, seed=1)
+    expected = probabilities(expert, batch)
+    torch.testing.assert_close(run_session(session, batch).exp(), expected, atol=1e-4, rtol=0)
+    assert (expected[0, 0] - expected[0, 1]).abs().max() > 1e-3, "the clips are not told apart"
 
 
 def test_the_cases_hold_every_architecture() -> None:

@@ -16,8 +16,27 @@ from models import ClipShape, Expert, architectures, build_expert, get_architect
 from models.expert import arrange_memory
 from models.registry import Architecture, ModelError
 
+# The pretrained transformers' layers in small: 25 ms a frame, every 20 ms.
+SPEECH: dict[str, Any] = {
+    "extractor_conv_layer_config": [[8, 10, 5], [8, 8, 8], [8, 10, 8]],
+    "encoder_embed_dim": 16,
+    "encoder_pos_conv_kernel": 8,
+    "encoder_pos_conv_groups": 4,
+    "encoder_num_layers": 2,
+    "encoder_num_heads": 2,
+    "encoder_ff_interm_features": 24,
+}
+SPEECH_LARGE = {
+    **SPEECH,
+    "extractor_mode": "layer_norm",
+    "extractor_conv_bias": True,
+    "encoder_layer_norm_first": True,
+}
 # S1's networks are large; a small picture has the same layers.
 SMALL: dict[str, dict[str, Any]] = {
+    "wav2vec2": {"config": SPEECH, "units": 8},
+    "hubert": {"config": SPEECH, "units": 8, "pooling": "attention"},
+    "wavlm": {"config": SPEECH, "units": 8},
     "spectrogram_cnn": {"crop_seconds": 0.6, "num_bins": 24},
     "spectrogram_cnn_rnn": {"crop_seconds": 0.6, "num_bins": 24},
     "spectrogram_cnn_lstm": {"crop_seconds": 0.6, "num_bins": 24},
@@ -26,6 +45,8 @@ FURTHER: list[tuple[str, dict[str, Any]]] = [
     ("functionals", {"hidden_units": 8}),
     ("logmel_resnet", {"recurrent_units": 0, "normalisation": "bin"}),
     ("logmel_resnet", {"noise_removal": 0.8}),
+    ("wav2vec2", {"config": SPEECH_LARGE, "normalise_waveform": True, "frame_step": 1}),
+    ("wavlm", {"config": SPEECH_LARGE, "normalise_waveform": True, "frame_step": 3}),
     ("spectrogram_cnn_rnn", {"crop_seconds": 0.0, "num_bins": 24}),
     ("spectrogram_cnn_lstm", {"crop_seconds": 0.0, "num_bins": 24}),
     ("spectrogram_cnn_rnn", {"crop_seconds": 0.6, "num_bins": 24, "one_step": True}),
@@ -65,8 +86,13 @@ def cases(*, small: bool) -> list[Any]:
     return listed
 
 
+def label(name: str, value: Any) -> str:
+    """A setting in a test's name."""
+    return name if isinstance(value, dict) else f"{name}={value}"
+
+
 FURTHER_CASES = [
-    pytest.param(name, settings, id=f"{name}-{'-'.join(f'{k}={v}' for k, v in settings.items())}")
+    pytest.param(name, settings, id=f"{name}-{'-'.join(label(*item) for item in settings.items())}")
     for name, settings in FURTHER
 ]
 every_architecture = pytest.mark.parametrize(
@@ -164,13 +190,15 @@ def test_every_parameter_gets_a_finite_gradient(
         assert torch.isfinite(parameter.grad).all(), parameter_name
         if not float(parameter.grad.abs().max()) > 1e-12:
             without.append(parameter_name)
-    # A softmax ignores a shift of all its scores; a single step has no earlier state.
+    # A softmax ignores a shift of all its scores (of pooling, of a query over all keys); a single
+    # step has no earlier state, and nothing to choose among.
     single = bool(settings.get("one_step")) or "functionals" in str(settings.get("audio"))
-    idle = ("weight_hh", "pool.score", "query", "key")  # with a single step
+    idle = ("weight_hh", "pool.score", "query", "key")
     expected = [
         n
         for n, _ in expert.named_parameters()
-        if n.endswith("pool.score.bias") or (single and any(part in n for part in idle))
+        if n.endswith(("pool.score.bias", "k_proj.bias"))
+        or (single and any(part in n for part in idle))
     ]
     assert set(without) <= set(expected)
 

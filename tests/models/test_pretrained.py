@@ -265,7 +265,9 @@ def test_a_file_that_is_gone_is_named(folder: Path) -> None:
 
 
 def test_an_unknown_transfer_lists_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"Unknown transfer 'warm'\. Known: scratch, frozen, finet"):
+    with pytest.raises(
+        ModelError, match=r"Unknown transfer 'warm'\. Known: scratch, frozen, finet"
+    ):
         build_expert(NAME, {"transfer": "warm"}, SHAPE)
 
 
