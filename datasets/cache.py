@@ -11,46 +11,64 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.clips import DataError
+from datasets.features import clip_means
 from datasets.index import ShardIndex, read_index
 from datasets.storage import default_cache_folder
-from datasets.stream import content_hashes, raise_on_corruption, stream_clips
+from datasets.stream import Sample, content_hashes, raise_on_corruption, stream_clips
 
 Batch = dict[str, Tensor]
 """Named tensors: `audio` (B, L) float32 in [-1, 1], `video` (B, V, H, W, 3) uint8,
-`features` (B, F) float32, `target` (B,) int64 class index. Sequences come with
-`<name>_lengths` (B,) int64 and are zero behind their length. A trace as target (arousal
-every 40 ms) will be `target` (B, S, D) with `target_lengths`."""
+`features` (B, F) float32, `feature_sequence` (B, S, F) float32, `target` (B,) int64 class
+index. Sequences come with `<name>_lengths` (B,) int64 and are zero behind their length. Frames
+with saliency maps have a fourth channel. A trace as target (arousal every 40 ms) will be
+`target` (B, S, D) with `target_lengths`."""
 
 DEFAULT_MAX_BYTES = 16 * 2**30
-_KINDS: dict[str, str] = {"audio": "int16", "video": "uint8", "features": "float32"}
+_KINDS: dict[str, str] = {
+    "audio": "int16",
+    "video": "uint8",
+    "features": "float32",
+    "feature_sequence": "float32",
+}
 _HOME = re.compile("[0-9a-f]{24}")
 Derivation = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
 class RaggedFile:
-    """N items of different length, (n_i, *shape) each, one after the other in one file."""
+    """N items of different length, (n_i, *shape) each, in one file, each in one piece.
+
+    Attributes:
+        lengths: (N,) n of each item.
+        offsets: (N,) where each begins.
+        data: (sum of n, *shape), mapped. Where every item has length 1, in the order of items.
+    """
 
     def __init__(self, path: Path) -> None:
         """Opens a complete file; raises FileNotFoundError while it is not."""
         header = json.loads(path.with_suffix(".json").read_text())
         self.lengths = np.load(path.with_suffix(".lengths.npy"), allow_pickle=False)
-        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
-        shape = (int(self.offsets[-1]), *header["shape"])
+        if header.get("offsets", False):
+            self.offsets = np.load(path.with_suffix(".offsets.npy"), allow_pickle=False)
+        else:
+            self.offsets = np.cumsum(self.lengths) - self.lengths
+        shape = (int(self.lengths.sum()), *header["shape"])
         if int(np.prod(shape)) == 0:
             self.data: NDArray[Any] = np.zeros(shape, header["dtype"])
         else:
@@ -80,14 +98,91 @@ class RaggedFile:
         return np.memmap(path, dtype, "r+", shape=total)
 
     @staticmethod
-    def finish(path: Path, data: NDArray[Any], extra: dict[str, Any] | None = None) -> None:
-        """Writes the header; only now is the file complete."""
+    def finish(path: Path, data: NDArray[Any]) -> None:
+        """Completes what `create` reserved and somebody filled."""
         if isinstance(data, np.memmap):
             data.flush()
-        header = {"shape": data.shape[1:], "dtype": str(data.dtype), **(extra or {})}
-        partial = path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(header))
-        partial.replace(path.with_suffix(".json"))
+        _write_header(path, {"shape": data.shape[1:], "dtype": str(data.dtype)})
+
+
+class RaggedWriter:
+    """Writes a `RaggedFile` in any order of its items, a batch at a time.
+
+    A context: the file is there when `finish` returns, and nothing is if it is not reached.
+    What cannot be written is a DataError that names the folder.
+
+    Args:
+        path: Of the file.
+        count: N.
+        dtype: Of the items.
+    """
+
+    def __init__(self, path: Path, count: int, dtype: str) -> None:
+        self.path, self.dtype = path, np.dtype(dtype)
+        self.lengths, self.offsets = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.steps, self.shape = 0, (0,)
+        self._partial, self._sorted = (path.with_suffix(s) for s in (".partial", ".sorted.partial"))
+
+    def __enter__(self) -> RaggedWriter:
+        with _writing(self.path.parent):
+            # Not mapped: a full disk is then an error, and not the end of the process.
+            self._file = self._partial.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # of a full disk, which was told
+            self._file.close()
+        for partial in (self._partial, self._sorted):
+            partial.unlink(missing_ok=True)
+
+    @property
+    def bytes(self) -> int:
+        """Written so far."""
+        return self._file.tell()
+
+    def add(
+        self, rows: NDArray[np.int64], values: NDArray[Any], lengths: NDArray[np.int64]
+    ) -> None:
+        """Appends (B, n, *shape) as the items of some rows, each to its length."""
+        self.shape = values.shape[2:]
+        self.lengths[rows] = lengths
+        self.offsets[rows] = self.steps + np.cumsum(lengths) - lengths
+        self.steps += int(lengths.sum())
+        items = [item[:length] for item, length in zip(values, lengths, strict=True)]
+        with _writing(self.path.parent):
+            self._file.write(np.ascontiguousarray(np.concatenate(items), self.dtype).data)
+
+    def finish(self, extra: dict[str, Any]) -> None:
+        """Makes it a complete file; the header, with what `extra` says, comes last."""
+        header = {"shape": self.shape, "dtype": str(self.dtype), "offsets": True, **extra}
+        with _writing(self.path.parent):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            if (self.lengths == 1).all():
+                self._sort()
+            np.save(self.path.with_suffix(".lengths.npy"), self.lengths)
+            np.save(self.path.with_suffix(".offsets.npy"), self.offsets)
+            self._partial.replace(self.path)
+            _write_header(self.path, header)
+
+    def _sort(self) -> None:
+        """Puts vectors into the order of their rows: the file is then their table."""
+        if self.bytes == 0:
+            return
+        data = np.memmap(self._partial, self.dtype, "r", shape=(self.steps, *self.shape))
+        with self._sorted.open("wb") as file:
+            for some in np.array_split(self.offsets, -(-len(self.offsets) // 1024)):
+                file.write(data[some].data)
+            os.fsync(file.fileno())
+        self._sorted.replace(self._partial)
+        self.offsets = np.arange(len(self.offsets), dtype=np.int64)
+
+
+def _write_header(path: Path, header: dict[str, Any]) -> None:
+    """Only now is the file complete."""
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(header))
+    partial.replace(path.with_suffix(".json"))
 
 
 class ClipCache:
@@ -124,53 +219,78 @@ class ClipCache:
         return batch
 
     def derive(
-        self, name: str, kind: str, compute: Derivation, *, batch_clips: int = 32
+        self,
+        name: str,
+        kind: str,
+        compute: Derivation,
+        *,
+        dtype: str = "float32",
+        batch_clips: int = 32,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> RaggedFile:
         """What a frozen function makes of every clip, computed once a node and then shared.
 
         Args:
             name: Says everything that the result depends on besides the clips.
-            kind: The input it reads: audio, video or features.
+            kind: The input it reads, such as audio.
             compute: Batch → ((B, n, *shape) float32, (B,) lengths).
+            dtype: How it is kept, and read: float32, or float16 for half the space.
             batch_clips: Clips handed to `compute` at once.
+            on_progress: Called with clips done and clips in all while computing.
 
         Returns:
             Items by row of `self.index`.
+
+        Raises:
+            DataError: It does not fit the bound, or cannot be written.
         """
+        assert dtype in ("float32", "float16"), dtype
         rows_hash = hashlib.sha256(self._rows.tobytes()).hexdigest()
-        digest = hashlib.sha256(f"{name}\n{kind}\n{rows_hash}".encode()).hexdigest()[:24]
+        said = [name, kind, rows_hash] + ([dtype] if dtype != "float32" else [])
+        digest = hashlib.sha256("\n".join(said).encode()).hexdigest()[:24]
         path = self.folder / f"derived-{digest}.bin"
         with FileLock(str(path.with_suffix(".lock"))):
             try:
                 return RaggedFile(path)
             except FileNotFoundError:
-                self._fill_derived(path, name, kind, compute, batch_clips)
+                _remove_left_over(self.folder)
+                with RaggedWriter(path, len(self._rows), dtype) as writer:
+                    for done in self._fill_derived(writer, name, kind, compute, batch_clips):
+                        if on_progress:
+                            on_progress(done, len(self._rows))
+                    writer.finish({"name": name})
         return RaggedFile(path)
 
     def _fill_derived(
-        self, path: Path, name: str, kind: str, compute: Derivation, batch_clips: int
-    ) -> None:
-        # Clips of like length together: padding is computed and thrown away.
-        order = np.argsort(self._files[kind].lengths[self._rows], kind="stable")
-        items: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(order)
+        self, writer: RaggedWriter, name: str, kind: str, compute: Derivation, batch_clips: int
+    ) -> Iterator[int]:
+        """Yields after every batch how many clips are done."""
+        # Clips of like length together: padding is computed and thrown away. The longest first:
+        # what memory does not suffice for fails at once.
+        given = self._files[kind].lengths[self._rows]
+        order = np.argsort(-given, kind="stable")
+        room, read = 0, 0
         for start in range(0, len(order), batch_clips):
             rows = order[start : start + batch_clips]
             values, lengths = compute(self.batch(rows, [kind]))
-            for row, item, length in zip(rows, values.numpy(), lengths.tolist(), strict=True):
-                items[row] = item[:length].copy()
-        size = sum(item.nbytes for item in items)
-        _make_room(self.folder.parent, size, self.max_bytes, keep=self.folder)
-        try:
-            data = RaggedFile.create(
-                path,
-                np.asarray([len(item) for item in items], np.int64),
-                items[0].shape[1:],
-                "float32",
+            kept = values.detach().to("cpu", getattr(torch, str(writer.dtype))).numpy()
+            read += int(given[rows].sum())
+            size = writer.bytes + int(lengths.sum()) * kept[0, :1].nbytes
+            if size > room:  # the first batch, or it grows beyond what that one promised
+                room = math.ceil(size * max(given.sum() / max(read, 1), 1.0))
+                self._make_room(name, room, room - writer.bytes)
+            writer.add(rows, kept, lengths.cpu().numpy())
+            yield min(start + batch_clips, len(order))
+
+    def _make_room(self, name: str, size: int, need: int) -> None:
+        """For `need` more bytes of a derivation of about `size`."""
+        used = _make_room(self.folder.parent, need, self.max_bytes, keep=self.folder)
+        if used + need > self.max_bytes:
+            raise DataError(
+                f"What '{name}' makes of the clips takes about {size / 2**30:.2f} GiB; beside the "
+                f"clips themselves the cache has {(self.max_bytes - used) / 2**30:.2f} GiB for it. "
+                "Raise --cache-gb."
             )
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
-        np.concatenate(items, out=data)
-        RaggedFile.finish(path, data, {"name": name})
 
 
 def open_cache(
@@ -237,11 +357,13 @@ def _fill(
         "audio": np.asarray([e.samples for e in index.clips], np.int64),
         "video": np.asarray([e.frames for e in index.clips], np.int64),
         "features": np.asarray([int(e.features > 0) for e in index.clips], np.int64),
+        "feature_sequence": np.asarray([e.feature_steps for e in index.clips], np.int64),
     }
     shapes: dict[str, tuple[int, ...]] = {
         "audio": (),
-        "video": (*index.frame_size, 3),
+        "video": index.frame_shape,
         "features": (len(index.feature_names),),
+        "feature_sequence": (len(index.feature_names),),
     }
     kinds = [kind for kind in _KINDS if index.has(kind)]
     need = sum(
@@ -261,10 +383,11 @@ def _fill(
     seen: set[str] = set()
     for sample in _intact(index, skip_corrupt):
         row = row_of[sample["clip"]]
+        values = _by_kind(sample)
         for kind in kinds:
-            if kind in sample:
+            if kind in values:
                 start, stop = offsets[kind][row], offsets[kind][row + 1]
-                data[kind][start:stop] = sample[kind]
+                data[kind][start:stop] = values[kind]
         seen.add(sample["clip"])
         if on_progress:
             on_progress(len(seen), len(index.clips))
@@ -282,6 +405,16 @@ def _fill(
         json.dumps({"root": index.root, "missing": missing})
     )
     (home / "complete.json.partial").replace(home / "complete.json")
+
+
+def _by_kind(sample: Sample) -> dict[str, NDArray[Any]]:
+    """A decoded clip as the cache keeps it: of features of every frame, their mean too."""
+    kept: dict[str, NDArray[Any]] = {k: sample[k] for k in _KINDS if k in sample}
+    if "features" in sample:
+        kept["features"] = clip_means(sample["features"])
+        if sample["features"].ndim == 2:
+            kept["feature_sequence"] = sample["features"]
+    return kept
 
 
 def _require_intact(index: ShardIndex, clips: list[str]) -> None:
@@ -318,8 +451,12 @@ def _intact(
             )
 
 
-def _make_room(base: Path, need: int, max_bytes: int, *, keep: Path) -> None:
-    """Removes the caches used longest ago until `need` more bytes fit the bound."""
+def _make_room(base: Path, need: int, max_bytes: int, *, keep: Path) -> int:
+    """Removes the caches used longest ago until `need` more bytes fit the bound.
+
+    Returns:
+        Bytes of what is left.
+    """
     # Whatever else lies in a folder that --cache-dir names is not ours to remove.
     homes = [path for path in base.iterdir() if path.is_dir() and _HOME.fullmatch(path.name)]
     sizes = {path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in homes}
@@ -331,17 +468,34 @@ def _make_room(base: Path, need: int, max_bytes: int, *, keep: Path) -> None:
     # Processes that still map a removed file keep their pages until they end.
     for path in sorted((p for p in homes if p != keep), key=last_use):
         if sum(sizes.values()) + need <= max_bytes:
-            return
+            break
         shutil.rmtree(path, ignore_errors=True)
         del sizes[path]
     for path in (
         sorted(keep.glob("derived-*.bin"), key=lambda p: p.stat().st_atime) if keep in sizes else []
     ):
         if sum(sizes.values()) + need <= max_bytes:
-            return
+            break
         sizes[keep] -= path.stat().st_size
-        for suffix in (".json", ".lengths.npy", ".bin"):
+        for suffix in (".json", ".lengths.npy", ".offsets.npy", ".bin"):
             path.with_suffix(suffix).unlink(missing_ok=True)
+    return sum(sizes.values())
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Removes what processes that were killed had written of a derivation."""
+    for partial in folder.glob("derived-*.partial"):
+        lock = FileLock(str(folder / f"{partial.name.partition('.')[0]}.lock"))
+        with suppress(Timeout), lock.acquire(timeout=0):
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
 
 
 def _cannot_write(folder: Path, error: OSError) -> DataError:

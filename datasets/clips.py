@@ -23,7 +23,9 @@ class ClipRecord:
         label: The emotion's name.
         audio: A file with sound, or None.
         video: A file with pictures, or None (may be the same file as `audio`).
-        features: (F,) clip-level features such as mean action units, or None.
+        saliency: A video file with a saliency map for every moment of `video`, or None.
+        features: (F,) clip-level features such as mean action units, (S, F) features of every
+            frame, or None.
         attributes: Whatever else the corpus says of the clip (gender, intensity, sentence).
     """
 
@@ -32,6 +34,7 @@ class ClipRecord:
     label: str
     audio: Path | None = None
     video: Path | None = None
+    saliency: Path | None = None
     features: NDArray[np.float32] | None = None
     attributes: dict[str, str] = field(default_factory=dict)
 
@@ -52,7 +55,7 @@ class Corpus:
         name: The corpus's name; protocols are looked up by it.
         labels: The class names, in the order of the class indices.
         clips: The records, in a fixed order.
-        feature_names: (F,) names of the clip-level features, empty without any.
+        feature_names: (F,) names of the features, empty without any.
         skipped: What the loader left out.
     """
 
@@ -79,3 +82,33 @@ class Corpus:
                 raise DataError(
                     f"Clip '{record.clip}' has the label '{record.label}'. Known: {', '.join(self.labels)}."
                 )
+        self._check_features()
+        self._check_saliency()
+
+    @property
+    def saliency_maps(self) -> bool:
+        """Whether pictures come with saliency maps."""
+        return any(record.saliency is not None for record in self.clips)
+
+    def _check_features(self) -> None:
+        """One row a clip, or one a frame: not both in one corpus."""
+        kinds = {r.features.ndim: r.clip for r in self.clips if r.features is not None}
+        if len(kinds) > 1:
+            raise DataError(
+                f"All clips of a corpus have one row of features, or all have a row a frame: clip "
+                f"'{kinds[1]}' has one row, clip '{kinds[2]}' one a frame."
+            )
+
+    def _check_saliency(self) -> None:
+        """All clips with pictures have maps, or none has."""
+        if not self.saliency_maps:
+            return
+        blind = [r.clip for r in self.clips if r.saliency is not None and r.video is None]
+        if blind:
+            raise DataError(f"Clip '{blind[0]}' has a saliency map, but no video that it is of.")
+        lacking = [r.clip for r in self.clips if r.video is not None and r.saliency is None]
+        if lacking:
+            raise DataError(
+                f"Every clip with video needs a saliency map, or none: {len(lacking)} lack one: "
+                f"{', '.join(lacking[:5])}."
+            )

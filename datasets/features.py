@@ -1,17 +1,18 @@
-"""Clip-level features from a CSV: `clip,<feature>,…`, one row a clip."""
+"""Features from a CSV: `clip,<feature>,…`, one row a clip; or `clip,frame,<feature>,…`, one a frame."""
 
 from __future__ import annotations
 
 import csv
+import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.clips import DataError
+from datasets.clips import DataError, Skipped
 
 _RAVDESS_NAME = re.compile(r"0[123]((-\d\d){6})")
 
@@ -22,7 +23,7 @@ class FeatureTable:
 
     Attributes:
         names: (F,) columns.
-        rows: Key of a clip → (F,) values.
+        rows: Key of a clip → (F,) values; (S, F) of a table with one row a frame.
     """
 
     names: tuple[str, ...]
@@ -36,15 +37,41 @@ class FeatureTable:
         names = (f"0{modality}{match[1]}" for modality in (1, 2, 3)) if match else ()
         return next((self.rows[name] for name in names if name in self.rows), None)
 
+    def without_partner(self, clip_of: Mapping[str, str]) -> list[Skipped]:
+        """Rows of no clip, and clips without a row, as a loader reports them.
+
+        Args:
+            clip_of: Key → the clip's name, of every clip of the corpus.
+        """
+        strangers = sorted(set(self.rows) - set(clip_of))
+        lacking = [clip for key, clip in clip_of.items() if key not in self.rows]
+        return [
+            *(Skipped(f"features row {key}", "no clip of that name") for key in strangers),
+            *(
+                Skipped(clip, "no row in the features table (kept without features)")
+                for clip in lacking
+            ),
+        ]
+
+
+def clip_means(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(F,) as it is; (S, F) → (F,), the mean over the frames."""
+    if features.ndim == 1:
+        return features
+    return np.asarray(features.mean(axis=0, dtype=np.float64), np.float32)
+
 
 def read_features(
     path: Path, key_of: Callable[[str], str | None] = lambda clip: clip
 ) -> FeatureTable:
     """Reads the CSV.
 
+    With a column `frame` right after `clip`, a clip has a row a frame; the numbers there order
+    its rows. Without, it has one row.
+
     Args:
         path: The file.
-        key_of: Clip name → key that its row is found by, or None for a name that is none.
+        key_of: Clip name → key that its rows are found by, or None for a name that is none.
 
     Raises:
         DataError: Names the file, and the rows that are wrong.
@@ -54,29 +81,69 @@ def read_features(
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
-            lines = [(reader.line_num, row) for row in reader if row]
+            lines = ((reader.line_num, row) for row in reader if row)
+            _, header = next(lines, (0, [""]))
+            by_frame = len(header) > 1 and header[1].strip() == "frame"
+            names = tuple(name.strip() for name in header[2 if by_frame else 1 :])
+            found = _Rows(len(names), by_frame, key_of)
+            if header[0].strip() == "clip" and names:
+                found.take(lines)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"'{path}' is not a CSV in UTF-8: {error} (--features).") from error
-    if len(lines) < 2 or lines[0][1][0].strip() != "clip" or len(lines[0][1]) < 2:
-        raise DataError(f"'{path}' must have a header 'clip,<feature>,…' and rows (--features).")
-    names = tuple(name.strip() for name in lines[0][1][1:])
-    table = FeatureTable(names, {})
-    bad: list[str] = []
-    for number, row in lines[1:]:
+    if not (found.clips or found.bad):
+        raise DataError(
+            f"'{path}' must have a header 'clip,<feature>,…' and rows, or 'clip,frame,<feature>,…' "
+            "and a row a frame (--features)."
+        )
+    if found.bad:
+        raise DataError(f"'{path}' has {len(found.bad)} bad rows: {', '.join(found.bad[:20])}.")
+    return FeatureTable(names, found.joined())
+
+
+@dataclass
+class _Rows:
+    """The rows of a table as they come; a whole one, frame by frame, is large as text."""
+
+    count: int
+    by_frame: bool
+    key_of: Callable[[str], str | None]
+    clips: dict[str, tuple[str, dict[float, NDArray[np.float32]]]] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+
+    def take(self, lines: Iterator[tuple[int, list[str]]]) -> None:
+        """Sorts the rows into those of a clip and those that are wrong."""
+        for number, row in lines:
+            problem = self._add(row)
+            if problem is not None:
+                self.bad.append(f"row {number}{problem}")
+
+    def _add(self, row: list[str]) -> str | None:
+        """What is wrong with a row, beside its number; None if it was taken."""
         clip = row[0].strip()
-        key = key_of(clip)
+        key = self.key_of(clip)
         try:
-            values = np.asarray([float(value) for value in row[1:]], np.float32)
+            numbers = [float(value) for value in row[1:]]
         except ValueError:
-            values = np.full(0, np.nan, np.float32)
-        if len(values) != len(names) or not np.isfinite(values).all():
-            bad.append(f"row {number}")
-        elif key is None:
-            bad.append(f"row {number} (clip '{clip}')")
-        elif key in table.rows:
-            bad.append(f"row {number} (clip '{clip}' a second time)")
-        else:
-            table.rows[key] = values
-    if bad:
-        raise DataError(f"'{path}' has {len(bad)} bad rows: {', '.join(bad[:20])}.")
-    return table
+            return ""
+        frame = numbers.pop(0) if self.by_frame and numbers else 0.0
+        values = np.asarray(numbers, np.float32)
+        if len(values) != self.count or not (np.isfinite(values).all() and math.isfinite(frame)):
+            return ""
+        if key is None:
+            return f" (clip '{clip}')"
+        first, frames = self.clips.setdefault(key, (clip, {}))
+        if frames and (first != clip or not self.by_frame):
+            return f" (clip '{clip}' a second time)"
+        if frame in frames:
+            return f" (frame {frame:g} of clip '{clip}' a second time)"
+        frames[frame] = values
+        return None
+
+    def joined(self) -> dict[str, NDArray[np.float32]]:
+        """Key → the clip's row, or its rows in the order of their frames."""
+        return {
+            key: np.stack([frames[number] for number in sorted(frames)])
+            if self.by_frame
+            else frames[0.0]
+            for key, (_, frames) in self.clips.items()
+        }

@@ -14,6 +14,8 @@ from datasets.remote import open_resuming
 
 FORMAT_VERSION = 1
 FILE_NAME = "index.json"
+KINDS = ("audio", "video", "features", "feature_sequence")
+"""What a clip can hold. Features that come frame by frame count twice: their means too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +26,10 @@ class ClipEntry:
         shard: The tar it lies in.
         samples: L, audio samples (0: no audio).
         frames: V, video frames (0: no video).
-        features: F, clip-level features (0: none).
+        features: F, features (0: none).
         content_hash: SHA-256 over the decoded samples, frames and features.
         audio_hash: SHA-256 over the decoded samples alone (finds the same recording twice).
+        feature_steps: S, frames that the features come of (0: one row for the clip).
     """
 
     clip: str
@@ -39,6 +42,7 @@ class ClipEntry:
     content_hash: str
     audio_hash: str
     attributes: dict[str, str] = field(default_factory=dict)
+    feature_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class ShardIndex:
         checksum: SHA-256 of the index file; a cache filled from another one is stale.
         frame_size: (H, W) of the video frames.
         part: Whose clips these are: (worker, of how many). `shards` are always all.
+        saliency_maps: Whether frames have a fourth channel, a saliency map.
     """
 
     root: str
@@ -73,6 +78,12 @@ class ShardIndex:
     feature_names: tuple[str, ...]
     checksum: str = ""
     part: tuple[int, int] = (0, 1)
+    saliency_maps: bool = False
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(H, W, channels) of the video frames."""
+        return (*self.frame_size, 4 if self.saliency_maps else 3)
 
     def part_of(self, rank: int, count: int) -> ShardIndex:
         """The clips that one of `count` workers streams: WebDataset deals out whole shards.
@@ -90,8 +101,13 @@ class ShardIndex:
         return replace(self, clips=clips, part=(rank, count))
 
     def has(self, kind: str) -> int:
-        """How many clips have `audio`, `video` or `features`."""
-        attribute = {"audio": "samples", "video": "frames", "features": "features"}[kind]
+        """How many clips have one of KINDS."""
+        attribute = {
+            "audio": "samples",
+            "video": "frames",
+            "features": "features",
+            "feature_sequence": "feature_steps",
+        }[kind]
         return sum(getattr(entry, attribute) > 0 for entry in self.clips)
 
     def restrict(self, classes: tuple[str, ...]) -> ShardIndex:
@@ -126,7 +142,8 @@ class ShardIndex:
             "seconds_of_audio": round(sum(e.samples for e in self.clips) / self.sample_rate_hz, 1),
             "per_class": dict(Counter(e.label for e in self.clips)),
             "per_speaker": dict(sorted(Counter(e.speaker for e in self.clips).items())),
-            "with": {kind: self.has(kind) for kind in ("audio", "video", "features")},
+            "with": {kind: self.has(kind) for kind in KINDS},
+            "saliency_maps": self.saliency_maps,
             "exact_duplicates": [[e.clip for e in group] for group in self.duplicates()],
         }
 
@@ -140,6 +157,7 @@ def write_index(index: ShardIndex, folder: Path) -> None:
         "sample_rate_hz": index.sample_rate_hz,
         "frame_size": index.frame_size,
         "feature_names": index.feature_names,
+        "saliency_maps": index.saliency_maps,
         "summary": index.summary(),
         "skipped": [asdict(s) for s in index.skipped],
         "shards": [asdict(s) for s in index.shards],
@@ -188,6 +206,7 @@ def read_index(root: str | Path) -> ShardIndex:
             sample_rate_hz=document["sample_rate_hz"],
             frame_size=(document["frame_size"][0], document["frame_size"][1]),
             feature_names=tuple(document["feature_names"]),
+            saliency_maps=bool(document.get("saliency_maps", False)),
             checksum=hashlib.sha256(content).hexdigest(),
         )
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, IndexError) as error:

@@ -1,8 +1,9 @@
 """Your own corpus: a CSV with one row a clip.
 
 Columns: `clip,speaker,label` and at least one of `audio,video` (paths relative to the
-manifest's folder); columns named `feature:NAME` hold clip-level features; any other
-column is kept as an attribute of the clip.
+manifest's folder); `saliency` names a video file with a saliency map for every moment of
+`video`; columns named `feature:NAME` hold clip-level features; any other column is kept as
+an attribute of the clip.
 """
 
 from __future__ import annotations
@@ -14,15 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.clips import ClipRecord, Corpus, DataError
+from datasets.features import FeatureTable, read_features
 
 _REQUIRED = ("clip", "speaker", "label")
 _MEDIA = ("audio", "video")
+_FILES = (*_MEDIA, "saliency")
 _FEATURE = "feature:"
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def load_manifest(
-    root: Path, *, name: str = "manifest", labels: tuple[str, ...] | None = None
+    root: Path,
+    *,
+    name: str = "manifest",
+    labels: tuple[str, ...] | None = None,
+    features: Path | None = None,
 ) -> Corpus:
     """Reads `manifest.csv` (or the CSV that `root` names).
 
@@ -30,6 +37,7 @@ def load_manifest(
         root: A folder with `manifest.csv`, or the CSV itself.
         name: The corpus's name.
         labels: The class order; by default the labels found, sorted.
+        features: A CSV of features, see `read_features`, joined by clip.
 
     Raises:
         DataError: Names every bad row with its number.
@@ -45,6 +53,12 @@ def load_manifest(
             f"it has: {', '.join(columns) or 'none'}."
         )
     feature_names = tuple(c.removeprefix(_FEATURE) for c in columns if c.startswith(_FEATURE))
+    if feature_names and features:
+        raise DataError(
+            f"'{path}' has columns of features ('{_FEATURE}{feature_names[0]}'); leave them out, "
+            "or --features."
+        )
+    table = read_features(features) if features else FeatureTable(feature_names, {})
     clips: list[ClipRecord] = []
     bad: list[str] = []
     first_row: dict[str, int] = {}
@@ -54,15 +68,20 @@ def load_manifest(
             bad.append(f"row {number}: {problem}")
             continue
         first_row[row["clip"].strip()] = number
-        clips.append(_record(row, path.parent, feature_names))
+        clips.append(_record(row, path.parent, feature_names, table))
     if bad:
         listed = "\n  ".join(bad[:50]) + (
             f"\n  … and {len(bad) - 50} more" if len(bad) > 50 else ""
         )
         raise DataError(f"'{path}' has {len(bad)} bad rows:\n  {listed}")
     found = tuple(sorted({record.label for record in clips}))
+    skipped = table.without_partner({r.clip: r.clip for r in clips}) if features else []
     return Corpus(
-        name=name, labels=labels or found, clips=tuple(clips), feature_names=feature_names
+        name=name,
+        labels=labels or found,
+        clips=tuple(clips),
+        feature_names=table.names,
+        skipped=tuple(skipped),
     )
 
 
@@ -95,7 +114,9 @@ def _problem(
     media = [row[column].strip() for column in _MEDIA if row.get(column, "").strip()]
     if not media:
         return "neither audio nor video is given"
-    for name in media:
+    if row.get("saliency", "").strip() and not row.get("video", "").strip():
+        return "a saliency map without video"
+    for name in (row[column].strip() for column in _FILES if row.get(column, "").strip()):
         try:
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
                 return f"'{name}' lies outside the manifest's folder"
@@ -114,18 +135,21 @@ def _problem(
     return None
 
 
-def _record(row: dict[str, str], folder: Path, feature_names: tuple[str, ...]) -> ClipRecord:
-    features: NDArray[np.float32] | None = None
+def _record(
+    row: dict[str, str], folder: Path, feature_names: tuple[str, ...], table: FeatureTable
+) -> ClipRecord:
+    features: NDArray[np.float32] | None = table.rows.get(row["clip"].strip())
     if feature_names:
         features = np.asarray([float(row[_FEATURE + name]) for name in feature_names], np.float32)
-    paths = {c: folder / row[c].strip() for c in _MEDIA if row.get(c, "").strip()}
-    known = {*_REQUIRED, *_MEDIA}
+    paths = {c: folder / row[c].strip() for c in _FILES if row.get(c, "").strip()}
+    known = {*_REQUIRED, *_FILES}
     return ClipRecord(
         clip=row["clip"].strip(),
         speaker=row["speaker"].strip(),
         label=row["label"].strip(),
         audio=paths.get("audio"),
         video=paths.get("video"),
+        saliency=paths.get("saliency"),
         features=features,
         attributes={
             c: v.strip() for c, v in row.items() if c not in known and not c.startswith(_FEATURE)

@@ -69,7 +69,9 @@ def read_audio(path: Path, sample_rate_hz: int) -> NDArray[np.int16]:
     return np.asarray(np.clip(np.rint(waveform * 32768.0), -32768, 32767), np.int16)
 
 
-def read_frames(path: Path, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+def read_frames(
+    path: Path, count: int, size: tuple[int, int], *, saliency: Path | None = None
+) -> NDArray[np.uint8]:
     """Decodes a video and takes `count` frames, evenly spread in time.
 
     Each frame is scaled to cover `size` and its centre is cropped. Frames are chosen by
@@ -80,13 +82,37 @@ def read_frames(path: Path, count: int, size: tuple[int, int]) -> NDArray[np.uin
         path: A container with pictures.
         count: V, how many frames to take.
         size: (H, W) in pixels.
+        saliency: A video of saliency maps, grey; they are taken at the frames' own moments.
 
     Returns:
-        (V, H, W, 3) RGB frames.
+        (V, H, W, 3) RGB frames; (V, H, W, 4) with `saliency`, the map last.
 
     Raises:
-        MediaError: As `read_audio`, for the pictures.
+        MediaError: As `read_audio`, for the pictures; or maps of another length.
     """
+    pictures, stamps = _decode_pictures(path, size)
+    seconds = _duration(stamps)
+    moments = (np.arange(count) + 0.5) / count * seconds
+    taken = np.stack([pictures[i] for i in _frames_at(stamps, moments)])
+    if saliency is None:
+        return taken
+    try:
+        maps, stamps = _decode_pictures(saliency, size)
+    except MediaError as error:
+        raise MediaError(f"has unusable saliency maps: '{saliency.name}' {error}") from error
+    if abs(_duration(stamps) - seconds) > 0.1 + 0.1 * seconds:
+        raise MediaError(
+            f"lasts {seconds:.2f} s, its saliency maps '{saliency.name}' {_duration(stamps):.2f} s"
+        )
+    shown = np.stack([maps[i] for i in _frames_at(stamps, moments)])
+    grey = np.rint(shown.mean(axis=-1, keepdims=True)).astype(np.uint8)
+    return np.concatenate([taken, grey], axis=-1)
+
+
+def _decode_pictures(
+    path: Path, size: tuple[int, int]
+) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]]:
+    """Every frame, (H, W, 3) each, and its time stamp in seconds."""
     _check_file(path)
     frames: list[NDArray[np.uint8]] = []
     seconds: list[float] = []
@@ -102,11 +128,19 @@ def read_frames(path: Path, count: int, size: tuple[int, int]) -> NDArray[np.uin
             frames.append(_scale_and_crop(frame, size))
     if not frames:
         raise MediaError("holds no pictures")
-    stamps = np.asarray(seconds)
+    return frames, np.asarray(seconds)
+
+
+def _duration(stamps: NDArray[np.float64]) -> float:
+    """From the first frame to the end of the last, which lasts as long as the one before."""
     last_step = stamps[-1] - stamps[-2] if len(stamps) > 1 else 0.0
-    targets = stamps[0] + (np.arange(count) + 0.5) / count * (stamps[-1] - stamps[0] + last_step)
-    chosen = np.clip(np.searchsorted(stamps, targets, side="right") - 1, 0, len(frames) - 1)
-    return np.stack([frames[i] for i in chosen])
+    return float(stamps[-1] - stamps[0] + last_step)
+
+
+def _frames_at(stamps: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The frames that are shown some seconds after the first."""
+    shown = np.searchsorted(stamps, stamps[0] + moments, side="right") - 1
+    return np.asarray(np.clip(shown, 0, len(stamps) - 1), np.int64)
 
 
 def _check_file(path: Path) -> None:

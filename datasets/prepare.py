@@ -26,7 +26,7 @@ from datasets.index import FILE_NAME, ClipEntry, ShardEntry, ShardIndex, read_in
 from datasets.manifest import load_manifest
 from datasets.media import MediaError, read_audio, read_frames
 from datasets.ravdess import load_ravdess
-from datasets.stream import Sample, content_hashes, encode_clip
+from datasets.stream import Sample, content_hashes, content_sizes, encode_clip
 from datasets.synthetic import load_synthetic
 
 _PROGRESS_FOLDER = ".prepare"
@@ -112,7 +112,11 @@ def _default_workers(clips: int) -> int:
 
 
 def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
-    names = [[r.clip, str(r.audio), str(r.video), r.label, r.speaker] for r in corpus.clips]
+    names = [
+        [r.clip, str(r.audio), str(r.video), r.label, r.speaker]
+        + ([str(r.saliency)] if r.saliency else [])
+        for r in corpus.clips
+    ]
     features = b"".join(r.features.tobytes() for r in corpus.clips if r.features is not None)
     identity = hashlib.sha256(json.dumps([asdict(settings), names]).encode() + features).hexdigest()
     claim = out / _PROGRESS_FOLDER / "corpus.txt"
@@ -204,7 +208,9 @@ def decode_record(record: ClipRecord, settings: ShardSettings) -> Sample:
             sample["audio"] = read_audio(record.audio, settings.sample_rate_hz)
     if record.video is not None:
         with _naming(record.video):
-            sample["video"] = read_frames(record.video, settings.frames, settings.frame_size)
+            sample["video"] = read_frames(
+                record.video, settings.frames, settings.frame_size, saliency=record.saliency
+            )
     if record.features is not None:
         sample["features"] = record.features
     if len(sample) == 1:
@@ -233,9 +239,7 @@ def _entry(record: ClipRecord, sample: Sample, shard: str) -> ClipEntry:
         speaker=record.speaker,
         label=record.label,
         shard=shard,
-        samples=len(sample.get("audio", ())),
-        frames=len(sample.get("video", ())),
-        features=len(sample.get("features", ())),
+        **content_sizes(sample),
         content_hash=content_hash,
         audio_hash=audio_hash,
         attributes=record.attributes,
@@ -264,6 +268,7 @@ def _merge(
         sample_rate_hz=settings.sample_rate_hz,
         frame_size=settings.frame_size,
         feature_names=corpus.feature_names,
+        saliency_maps=corpus.saliency_maps,
     )
 
 
@@ -297,7 +302,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--features",
         type=Path,
-        help="ravdess: a CSV of clip-level features such as action units, joined by name",
+        help="ravdess, manifest: a CSV of features such as action units, joined by name, one row "
+        "a clip (clip,NAME,…) or one a frame (clip,frame,NAME,…)",
     )
     parser.add_argument(
         "--song", action="store_true", help="ravdess: the sung clips instead of the spoken ones"
@@ -349,7 +355,11 @@ def _print_summary(index: ShardIndex, out: Path) -> None:
         "classes: "
         + ", ".join(f"{label} {summary['per_class'].get(label, 0)}" for label in index.labels)
     )
-    print("with " + ", ".join(f"{kind} {count}" for kind, count in summary["with"].items()))
+    print(
+        "with "
+        + ", ".join(f"{kind} {count}" for kind, count in summary["with"].items())
+        + ("; video with saliency maps" if index.saliency_maps else "")
+    )
     for group in summary["exact_duplicates"]:
         print(f"same recording: {' = '.join(group)}")
     if index.skipped:
@@ -367,7 +377,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.corpus == "ravdess":
             corpus = load_ravdess(options.root, features=options.features, song=options.song)
         elif options.corpus == "manifest":
-            corpus = load_manifest(options.root)
+            corpus = load_manifest(options.root, features=options.features)
+        elif options.features:
+            raise DataError("The synthetic corpus has features of its own; leave out --features.")
         else:
             corpus = load_synthetic(
                 options.root,

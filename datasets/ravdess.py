@@ -25,9 +25,9 @@ def load_ravdess(root: Path, *, features: Path | None = None, song: bool = False
 
     Args:
         root: Holds `Actor_NN/` (or `ACTORNN/`) folders, or the files themselves.
-        features: A CSV of clip-level features, `clip` and one column a feature. Rows are
-            joined by the name without its first field (action units are taken from the
-            01-… video, the sound is the 03-… file).
+        features: A CSV of features, see `read_features`. Rows are joined by the name without
+            its first field (action units are taken from the 01-… video, the sound is the
+            03-… file).
         song: Take the sung clips (VC 02) instead of the spoken ones.
 
     Raises:
@@ -47,21 +47,14 @@ def load_ravdess(root: Path, *, features: Path | None = None, song: bool = False
         elif match[2] == channel:
             found.setdefault(path.stem[3:], {})[match[1]] = path
     rows = read_features(features, _key) if features else FeatureTable((), {})
-    names, table = rows.names, rows.rows
-    clips = tuple(_record(key, files, table) for key, files in sorted(found.items()))
-    unmatched = sorted(set(table) - set(found))
-    skipped += [Skipped(f"features row {key}", "no clip of that name") for key in unmatched]
-    if names:
-        missing = [record.clip for record in clips if record.features is None]
-        skipped += [
-            Skipped(clip, "no row in the features table (kept without features)")
-            for clip in missing
-        ]
+    clips = tuple(_record(key, files, rows.rows) for key, files in sorted(found.items()))
+    if rows.names:
+        skipped += rows.without_partner({record.clip[3:]: record.clip for record in clips})
     return Corpus(
         name="ravdess",
         labels=LABELS,
         clips=clips,
-        feature_names=names,
+        feature_names=rows.names,
         skipped=tuple(skipped),
     )
 

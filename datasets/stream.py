@@ -1,7 +1,8 @@
 """The WebDataset pipeline: shards (a folder, s3://, gs://, https://) to decoded clips.
 
 A clip in a shard is `KEY.json` (its name), `KEY.flac` (16-bit mono), `KEY.frames.npy`
-(uint8) and `KEY.features.npy` (float32); of the last three it has one or more.
+(uint8) and `KEY.features.npy` (float32, of the clip or of every frame); of the last three it
+has one or more.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def stream_clips(
         split: False gives every worker all clips.
 
     Returns:
-        An iterable of `{"clip", "audio" (L,) int16, "video" (V,H,W,3) uint8,
-        "features" (F,) float32}` with the keys that the clip has.
+        An iterable of `{"clip", "audio" (L,) int16, "video" (V,H,W,3) uint8 (4 channels with
+        saliency maps), "features" (F,) or (S,F) float32}` with the keys that the clip has.
     """
     urls = [f"{index.root}/{shard.name}" for shard in index.shards]
     if training:
@@ -86,6 +87,17 @@ def content_hashes(sample: Sample) -> tuple[str, str]:
         if kind in sample:
             everything.update(np.ascontiguousarray(sample[kind]).data)
     return everything.hexdigest(), audio.hexdigest()
+
+
+def content_sizes(sample: Sample) -> dict[str, int]:
+    """What the index says of a clip's lengths, by the names that it has there."""
+    features = sample.get("features", np.zeros(0))
+    return {
+        "samples": len(sample.get("audio", ())),
+        "frames": len(sample.get("video", ())),
+        "features": features.shape[-1],
+        "feature_steps": len(features) if features.ndim == 2 else 0,
+    }
 
 
 def _read_tars(shards: Iterable[Sample], *, handler: Handler) -> Iterator[Sample]:

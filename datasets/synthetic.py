@@ -4,7 +4,8 @@ Each speaker has a voice (base pitch, formant scale, breathiness) and a face (sk
 light); each emotion moves both. Happy and surprised sound alike; sad and fearful, and
 neutral and angry, look alike; and every clip expresses its emotion with a strength of its
 own, sometimes hardly at all: one modality cannot tell all classes apart, both together
-can do better, and neither reaches 100 %.
+can do better, and neither reaches 100 %. A tracker's view of the face comes with it, frame by
+frame: action units with an error of their own for each speaker, noise and lost frames.
 """
 
 from __future__ import annotations
@@ -24,10 +25,22 @@ from scipy.signal import lfilter
 from datasets.clips import Corpus, DataError
 from datasets.manifest import load_manifest
 
+VERSION = 2
+"""Of what is rendered from a seed; a cache of it is named by it."""
+
 LABELS = ("neutral", "happy", "sad", "angry", "fearful", "surprised")
 SAMPLE_RATE_HZ = 16_000
 FRAME_RATE_HZ = 12
 FRAME_SIZE = (60, 100)
+ACTION_UNITS = (
+    "brow_raise",
+    "brow_tilt",
+    "eye_opening",
+    "mouth_corners",
+    "mouth_opening",
+    "head_nod",
+)
+_TABLE = "action_units.csv"
 _VOWELS_HZ = (
     (730, 1090, 2440),
     (530, 1840, 2480),
@@ -90,7 +103,7 @@ def load_synthetic(
     """Writes the corpus under `root` unless it is there already, and loads it.
 
     Args:
-        root: Where the media files and `manifest.csv` go.
+        root: Where the media files, `action_units.csv` and `manifest.csv` go.
         speakers: S.
         repetitions: Clips of each speaker in each emotion.
         seed: The corpus is a function of it and the two sizes.
@@ -98,22 +111,24 @@ def load_synthetic(
     Raises:
         DataError: If `root` cannot be written.
     """
-    if not (root / "manifest.csv").is_file():
+    if not all((root / name).is_file() for name in ("manifest.csv", _TABLE)):
         try:
             write_synthetic(root, speakers=speakers, repetitions=repetitions, seed=seed)
         except OSError as error:
             raise DataError(f"Cannot write to '{root}': {error.strerror or error}.") from error
-    return load_manifest(root, name="synthetic", labels=LABELS)
+    return load_manifest(root, name="synthetic", labels=LABELS, features=root / _TABLE)
 
 
 def write_synthetic(root: Path, *, speakers: int, repetitions: int, seed: int) -> None:
     """Renders every clip to `root/speaker_NN/NAME.{flac,mp4}`; the manifest comes last."""
     rows: list[dict[str, str]] = []
+    units: list[list[str]] = []
     for speaker in range(speakers):
         folder = root / f"speaker_{speaker:02d}"
         folder.mkdir(parents=True, exist_ok=True)
         voice = _Voice(np.random.default_rng((seed, speaker, 1)))
         face = _Face(np.random.default_rng((seed, speaker, 2)))
+        tracker = _Tracker(np.random.default_rng((seed, speaker, 100)))
         for emotion, label in enumerate(LABELS):
             for repetition in range(repetitions):
                 clip = f"s{speaker:02d}-{label}-{repetition:02d}"
@@ -121,8 +136,12 @@ def write_synthetic(root: Path, *, speakers: int, repetitions: int, seed: int) -
                 seconds = float(generator.uniform(1.2, 1.8))
                 sound = voice.speak(_PROSODY[label], seconds, generator)
                 soundfile.write(folder / f"{clip}.flac", sound, SAMPLE_RATE_HZ)
-                pictures = face.draw(_EXPRESSION[label], seconds, generator)
+                pictures, movement = face.draw(_EXPRESSION[label], seconds, generator)
                 _write_video(folder / f"{clip}.mp4", pictures)
+                # Its draws are its own: media do not change with it.
+                noise = np.random.default_rng((seed, speaker, 101 + emotion, repetition))
+                for frame, values in enumerate(tracker.see(movement, noise)):
+                    units.append([clip, str(frame), *(f"{value:.4f}" for value in values)])
                 rows.append(
                     {
                         "clip": clip,
@@ -132,12 +151,15 @@ def write_synthetic(root: Path, *, speakers: int, repetitions: int, seed: int) -
                         "video": f"{folder.name}/{clip}.mp4",
                     }
                 )
-    partial = root / "manifest.csv.partial"
+    _write_table(root / _TABLE, ["clip", "frame", *ACTION_UNITS], units)
+    _write_table(root / "manifest.csv", list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _write_table(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.rename(root / "manifest.csv")
+        csv.writer(file).writerows([header, *rows])
+    partial.rename(path)
 
 
 def _strength(generator: np.random.Generator) -> float:
@@ -230,8 +252,8 @@ class _Face:
 
     def draw(
         self, expression: _Expression, seconds: float, generator: np.random.Generator
-    ) -> NDArray[np.uint8]:
-        """(V, H, W, 3) RGB frames of one utterance."""
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """(V, H, W, 3) RGB frames of one utterance, and (V, 6) ACTION_UNITS that they show."""
         strength = _strength(generator)
         count = max(int(seconds * FRAME_RATE_HZ), 4)
         phase = generator.uniform(0, 6.3, 3)
@@ -243,7 +265,7 @@ class _Face:
             return float(plain + strength * (full - plain) + spread[name])
 
         pose = {name: mix(name) for name in _Expression.__dataclass_fields__}
-        frames = []
+        frames, movement = [], []
         for index in range(count):
             time = index / FRAME_RATE_HZ
             onset = min(1.0, 0.3 + 1.4 * index / count)  # the expression grows
@@ -254,8 +276,19 @@ class _Face:
                     pose, onset, offset + np.array([0.02 * np.sin(time + phase[2]), sway]), talk
                 )
             )
+            movement.append(
+                [
+                    onset * pose["brow"],
+                    onset * pose["brow_tilt"],
+                    onset * (pose["eye"] - 1.0),
+                    onset * pose["mouth_curve"],
+                    onset * pose["mouth_open"] * (0.4 + 0.6 * talk),
+                    sway,
+                ]
+            )
         noise = generator.normal(0, 4.0, (count, *FRAME_SIZE, 3))
-        return np.clip(np.stack(frames) + noise, 0, 255).astype(np.uint8)
+        pictures = np.clip(np.stack(frames) + noise, 0, 255).astype(np.uint8)
+        return pictures, np.asarray(movement)
 
     def _frame(
         self, pose: dict[str, float], onset: float, offset: NDArray[np.float64], talk: float
@@ -317,6 +350,29 @@ class _Face:
         small = cv2.resize(image, FRAME_SIZE[::-1], interpolation=cv2.INTER_AREA)
         shade = self.light * (1 + self.light_side * np.linspace(-1, 1, FRAME_SIZE[1]))
         return np.asarray(small * shade[None, :, None], np.float64)
+
+
+class _Tracker:
+    """How a tracker sees one speaker: every unit with an offset, a scale and an error of its own."""
+
+    # How far each unit moves between emotions: the unit of its errors.
+    _REACH = np.asarray([0.12, 0.15, 0.25, 0.30, 0.18, 0.01])
+    _OFFSET, _SCALE, _CLIP, _NOISE, _LOST = 0.5, 0.2, 0.3, 0.3, 0.05
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self.offset = generator.normal(0, self._OFFSET, len(self._REACH)) * self._REACH
+        self.scale = np.exp(generator.normal(0, self._SCALE, len(self._REACH)))
+
+    def see(
+        self, movement: NDArray[np.float64], generator: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """(V, 6) movements → (V, 6) measurements; a frame that was lost repeats the one before."""
+        bias = generator.normal(0, self._CLIP, movement.shape[1])
+        noise = generator.normal(0, self._NOISE, movement.shape)
+        seen = self.offset + self.scale * movement + (bias + noise) * self._REACH
+        lost = generator.random(len(seen)) < self._LOST
+        last_seen = np.maximum.accumulate(np.where(lost, 0, np.arange(len(seen))))
+        return np.asarray(seen[last_seen])
 
 
 def _write_video(path: Path, frames: NDArray[np.uint8]) -> None:

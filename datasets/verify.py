@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from datasets.clips import DataError
-from datasets.index import ShardIndex, read_index
+from datasets.index import ClipEntry, ShardIndex, read_index
 from datasets.splits import make_folds
-from datasets.stream import content_hashes, stream_clips
+from datasets.stream import Sample, content_hashes, content_sizes, stream_clips
 
 # Published counts: clips, then clips of a class (RAVDESS: Livingstone & Russo 2018).
 _PUBLISHED = {
@@ -74,15 +74,18 @@ def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
 
 
 def _check_clips(index: ShardIndex, findings: Findings) -> None:
-    expected = {entry.clip: entry.content_hash for entry in index.clips}
+    expected = {entry.clip: entry for entry in index.clips}
     seen: Counter[str] = Counter()
     corrupt: list[str] = []
     for sample in stream_clips(
         index, handler=lambda culprit, error: corrupt.append(f"{culprit}: {error}")
     ):
         seen[sample["clip"]] += 1
-        if expected.get(sample["clip"]) != content_hashes(sample)[0]:
+        entry = expected.get(sample["clip"])
+        if entry is None or entry.content_hash != content_hashes(sample)[0]:
             corrupt.append(f"clip '{sample['clip']}' is not what the index says")
+        elif not _sizes_fit(index, entry, sample):
+            corrupt.append(f"clip '{sample['clip']}' has another shape than the index says")
         if "audio" in sample:
             peak = int(abs(sample["audio"].astype("int32")).max())
             findings.silent += peak < _SILENT_PEAK
@@ -103,6 +106,15 @@ def _check_clips(index: ShardIndex, findings: Findings) -> None:
         findings.notes.append(f"{findings.silent} clips are silent (peak below -60 dB)")
     if findings.clipped:
         findings.notes.append(f"{findings.clipped} clips are clipped")
+
+
+def _sizes_fit(index: ShardIndex, entry: ClipEntry, sample: Sample) -> bool:
+    """Whether lengths, channels and features are those that the cache will make room for."""
+    sizes = content_sizes(sample)
+    frame_shape = sample["video"].shape[1:] if "video" in sample else index.frame_shape
+    return frame_shape == index.frame_shape and all(
+        getattr(entry, name) == size for name, size in sizes.items()
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -146,7 +158,9 @@ def _print(index: ShardIndex, findings: Findings) -> None:
     console.print(table)
     console.print(
         ", ".join(f"{kind} {count}" for kind, count in summary["with"].items())
-        + f"; skipped at preparation: {len(index.skipped)}"
+        + ("; video with saliency maps" if index.saliency_maps else "")
+        + f"; skipped at preparation: {len(index.skipped)}",
+        soft_wrap=True,
     )
     # As they are: a name may hold what rich takes for markup, and may be searched for.
     plain = partial(console.print, highlight=False, markup=False, soft_wrap=True)

@@ -31,9 +31,11 @@ class Member:
         name: Its trial.
         modality: audio, video or early.
         architecture: A registered name.
-        inputs: What it reads: audio, video, features.
+        inputs: What it reads: audio, video, features, feature_sequence; and saliency, where its
+            frames have a fourth channel.
         folds: How many fold networks it has.
         parameters: Of one fold's network.
+        frozen: File of its frozen backbones, in the folder of its weights; None without any.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Member:
     inputs: frozenset[str]
     folds: int
     parameters: int
+    frozen: str | None = None
 
     @property
     def onnx(self) -> str:
@@ -55,7 +58,8 @@ class Member:
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
-        return {**self.__dict__, "inputs": sorted(self.inputs)}
+        document = {**self.__dict__, "inputs": sorted(self.inputs)}
+        return {key: value for key, value in document.items() if value is not None}
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Member:
@@ -75,7 +79,7 @@ class Artifact:
         sample_rate_hz: Of the waveform that the networks take; 0 if none takes any.
         frames: V, frames taken evenly of a video; 0 if none is taken.
         frame_size: (H, W) in pixels.
-        feature_names: (F,) columns of the clip-level features.
+        feature_names: (F,) columns of the features.
         members: Every expert, by name.
         fused: The ensemble for a clip that has every input.
         by_fold: For each fold, the ensemble chosen and fitted without it.
@@ -99,6 +103,11 @@ class Artifact:
     def inputs(self) -> frozenset[str]:
         """Everything that some expert of the whole ensemble reads."""
         return self.inputs_of(self.fused)
+
+    @property
+    def all_inputs(self) -> frozenset[str]:
+        """Everything that some expert reads, also one that only takes over."""
+        return frozenset().union(*(member.inputs for member in self.members.values()))
 
     def inputs_of(self, fused: Fused) -> frozenset[str]:
         """What an ensemble's experts read."""
@@ -235,6 +244,8 @@ def _check_names(artifact: Artifact, files: Mapping[str, str]) -> None:
             raise ValueError(f"fuses the unknown experts {strangers}")
     for member in artifact.members.values():
         weights = [f"{member.torch}/fold-{fold}.safetensors" for fold in range(member.folds)]
+        if member.frozen:
+            weights.append(f"{member.torch}/{member.frozen}")
         for name in (member.onnx, f"{member.torch}/plan.json", *weights):
             if name not in files:
                 raise ValueError(f"no checksum of {name}")

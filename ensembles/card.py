@@ -80,7 +80,13 @@ def _number(metric: str, value: float) -> str:
 
 
 def _sentence(inputs: list[str]) -> str:
-    names = {"audio": "sound", "video": "pictures", "features": "clip-level features"}
+    names = {
+        "audio": "sound",
+        "video": "pictures",
+        "features": "clip-level features",
+        "feature_sequence": "features of every frame",
+        "saliency": "saliency maps of the pictures",
+    }
     return " and ".join(names[name] for name in inputs)
 
 
@@ -109,9 +115,17 @@ def _inputs(artifact: Artifact) -> list[str]:
             f"- `video` (clips, {artifact.frames}, {height}, {width}, 3) uint8 RGB, frames evenly "
             "spread; `video_lengths` (clips,) int64"
         )
-    if artifact.feature_names:
+    if "saliency" in artifact.all_inputs:
         lines.append(
-            f"- `features` (clips, {len(artifact.feature_names)}) float32: "
-            + ", ".join(artifact.feature_names)
+            "- of experts that read `saliency`, `video` has a fourth channel, the map; "
+            "`ensembles.predict` makes none and leaves them out"
+        )
+    names, count = ", ".join(artifact.feature_names), len(artifact.feature_names)
+    if "features" in artifact.all_inputs:
+        lines.append(f"- `features` (clips, {count}) float32, means over the clip: {names}")
+    if "feature_sequence" in artifact.all_inputs:
+        lines.append(
+            f"- `feature_sequence` (clips, steps, {count}) float32, zero behind each clip's end: "
+            f"{names}; `feature_sequence_lengths` (clips,) int64"
         )
     return lines

@@ -2,7 +2,7 @@
 
 RUN is a run's folder, such as runs/NAME. The exported folder holds every expert as ONNX,
 which takes plain waveform, uint8 frames and features, and the same networks as safetensors
-and JSON; `python -m ensembles.predict DIR FILE…` uses it.
+(a frozen backbone in a file of its own) and JSON; `python -m ensembles.predict DIR FILE…` uses it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from ensembles.artifact import MANIFEST, Artifact, Member, write_manifest
 from ensembles.bank import Experts, PosteriorBank
 from ensembles.card import model_card
 from ensembles.chosen import Chooser, Fused
-from ensembles.folded import load_folded, read_plan
+from ensembles.folded import FoldedExpert, frozen_file, load_folded, read_plan, shape_of
 from ensembles.metrics import check_metric
 from ensembles.onnx_graph import to_onnx
-from models import ClipShape, get_architecture
+from models import build_expert, get_architecture
 from models.registry import ModelError
 
 _SUMMARY_VERSION = 1
@@ -134,7 +134,7 @@ def export(run: FinishedRun, out: Path, *, console: Console | None = None) -> Ar
         raise EnsembleError(f"Cannot write to '{out}': {error.strerror or error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return artifact
+    return replace(artifact, folder=out)
 
 
 def _inputs(run: FinishedRun) -> dict[str, frozenset[str]]:
@@ -149,9 +149,18 @@ def _inputs_of_plan(path: Path) -> frozenset[str]:
         parts = [plan["architecture"]]
         if not get_architecture(parts[0]).inputs:  # early fusion reads what its parts do
             parts = [plan["settings"][side]["architecture"] for side in ("audio", "video")]
-        return frozenset(kind for part in parts for kind in get_architecture(part).inputs)
+        inputs = frozenset(kind for part in parts for kind in get_architecture(part).inputs)
+        shape = shape_of(plan)
+        if shape.saliency_maps and "video" in inputs:  # which settings decide
+            network = build_expert(plan["architecture"], plan["settings"], shape)
+            return _inputs_of_expert(FoldedExpert([network]))
+        return inputs
     except (ModelError, KeyError, TypeError) as error:
         raise EnsembleError(f"'{path}' is damaged: {error!r}.") from error
+
+
+def _inputs_of_expert(expert: FoldedExpert) -> frozenset[str]:
+    return frozenset([*expert.kinds, *(["saliency"] if expert.reads_saliency else [])])
 
 
 def _write_member(run: FinishedRun, name: str, out: Path, console: Console | None) -> Member:
@@ -170,16 +179,18 @@ def _write_member(run: FinishedRun, name: str, out: Path, console: Console | Non
         name=name,
         modality=run.experts.modalities[run.experts.names.index(name)],
         architecture=plan["architecture"],
-        inputs=frozenset(expert.kinds),
+        inputs=_inputs_of_expert(expert),
         folds=folds,
         parameters=sum(p.numel() for p in expert.networks[0].parameters()),
+        frozen=plan["frozen"],
     )
     if console:
         console.print(
             f"{name}: {plan['architecture']}, {folds} networks of {member.parameters:,} parameters",
             highlight=False,
         )
-    shape = ClipShape(**{**plan["shape"], "frame_size": tuple(plan["shape"]["frame_size"])})
+    # Whoever does not look at saliency maps takes frames without.
+    shape = replace(shape_of(plan), saliency_maps=expert.reads_saliency)
     try:
         graph = to_onnx(expert, shape)
     except (EnsembleError, RuntimeError) as error:
@@ -189,7 +200,9 @@ def _write_member(run: FinishedRun, name: str, out: Path, console: Console | Non
         ) from error
     (out / member.onnx).write_bytes(graph)
     (out / member.torch).mkdir()
-    for path in [weights / "plan.json", *sorted(weights.glob("fold-*.safetensors"))]:
+    frozen = frozen_file(weights, plan)
+    files = [weights / "plan.json", *sorted(weights.glob("fold-*.safetensors"))]
+    for path in [*files, *([frozen] if frozen else [])]:
         shutil.copyfile(path, out / member.torch / path.name)
     return member
 
@@ -204,13 +217,14 @@ def _artifact(
 ) -> Artifact:
     inputs, headline = run.summary["inputs"], run.summary["headline"]
     read = frozenset().union(*(member.inputs for member in members))
+    of_features = {"features", "feature_sequence"} & read
     return Artifact(
         folder=folder,
         labels=run.experts.table.classes,
         sample_rate_hz=inputs["sample_rate_hz"] if "audio" in read else 0,
         frames=inputs["frames"] if "video" in read else 0,
         frame_size=(inputs["frame_size"][0], inputs["frame_size"][1]),
-        feature_names=tuple(inputs["feature_names"]) if "features" in read else (),
+        feature_names=tuple(inputs["feature_names"]) if of_features else (),
         members={member.name: member for member in members},
         fused=fused,
         by_fold=tuple(by_fold),

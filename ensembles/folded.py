@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,16 +17,18 @@ from torch import Tensor, nn
 from ensembles import EnsembleError
 from models import ClipShape, Expert, build_expert
 from models.expert import Batch
+from models.frontends import Frames
 from models.registry import ModelError
 
 _FOLD_FILE = re.compile(r"fold-(\d+)\.safetensors")
+_FROZEN_FILE = re.compile(r"frozen-[0-9A-Za-z]+\.safetensors")
 
 
 class FoldedExpert(nn.Module):
     """Every fold's network of one expert, from plain clips to each fold's posteriors.
 
     Args:
-        networks: One a fold, of one plan; their front ends have no parameters, so that the
+        networks: One a fold, of one plan; nothing in their front ends is trained, so that the
             first one's serves all.
     """
 
@@ -36,8 +39,13 @@ class FoldedExpert(nn.Module):
 
     @property
     def kinds(self) -> list[str]:
-        """Which inputs it reads: audio, video, features."""
+        """Which inputs it reads, such as audio."""
         return self.network(0).kinds
+
+    @property
+    def reads_saliency(self) -> bool:
+        """Whether it takes frames with a fourth channel, a precomputed saliency map."""
+        return any(isinstance(part, Frames) and part.maps for part in self.network(0).modules())
 
     def network(self, fold: int) -> Expert:
         """The network of one fold."""
@@ -64,22 +72,41 @@ def average_folds(by_fold: Tensor) -> Tensor:
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """A trial's `plan.json`: architecture, settings, training, shape.
+    """A trial's `plan.json`: architecture, settings, training, shape, frozen (a file, or None).
 
     Raises:
         EnsembleError: If it is missing or damaged.
     """
     try:
         plan = json.loads(path.read_bytes())
-        return {key: plan[key] for key in ("architecture", "settings", "training", "shape")}
+        known = {key: plan[key] for key in ("architecture", "settings", "training", "shape")}
+        frozen = plan.get("frozen")
+        if frozen is not None and not _FROZEN_FILE.fullmatch(frozen):
+            raise ValueError(f"frozen {frozen!r}")  # another folder's, perhaps
+        return {**known, "frozen": frozen}
     except FileNotFoundError:
         raise EnsembleError(f"No such file: '{path}'.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EnsembleError(f"'{path}' is damaged: {error!r}.") from error
 
 
+def shape_of(plan: Mapping[str, Any]) -> ClipShape:
+    """The clips that a plan was made for."""
+    return ClipShape(**{**plan["shape"], "frame_size": tuple(plan["shape"]["frame_size"])})
+
+
+def frozen_file(folder: Path, plan: Mapping[str, Any]) -> Path | None:
+    """The tensors of an expert's frozen backbones: in its folder, or beside it for all experts."""
+    if plan["frozen"] is None:
+        return None
+    own: Path = folder / plan["frozen"]
+    return own if own.is_file() else folder.parent / plan["frozen"]
+
+
 def load_folded(folder: Path) -> FoldedExpert:
     """Rebuilds an expert from its folder: `plan.json` and `fold-K.safetensors`, nothing pickled.
+
+    The tensors of a frozen backbone, which all folds share, are in a file of their own.
 
     Raises:
         EnsembleError: Names the file that is missing, damaged or of another network.
@@ -92,17 +119,51 @@ def load_folded(folder: Path) -> FoldedExpert:
     )
     if [fold for fold, _ in files] != list(range(len(files))) or not files:
         raise EnsembleError(f"'{folder}' lacks the weights of a fold.")
-    return FoldedExpert([_load_network(plan, path) for _, path in files])
+    first = _build(folder, plan)
+    return FoldedExpert([_of_fold(first, path) for _, path in files])
 
 
-def _load_network(plan: Mapping[str, Any], path: Path) -> Expert:
+def _build(folder: Path, plan: Mapping[str, Any]) -> Expert:
+    """The network of a plan, with its frozen part as it was and the rest random."""
     try:
-        shape = ClipShape(**{**plan["shape"], "frame_size": tuple(plan["shape"]["frame_size"])})
-        network = build_expert(plan["architecture"], plan["settings"], shape)
-        network.load_state_dict(load_file(path))
+        network = build_expert(plan["architecture"], plan["settings"], shape_of(plan))
+    except (ModelError, TypeError, KeyError, RuntimeError) as error:
+        raise _unfit(folder / "plan.json", error) from error
+    file, wanted = frozen_file(folder, plan), network.frozen_state()
+    if file is None:
+        if wanted:
+            raise EnsembleError(
+                f"'{folder / 'plan.json'}' names no file of its frozen backbone's weights."
+            )
+        return network
+    try:
+        state = load_file(file)
+        if state.keys() != wanted.keys():
+            odd = sorted(state.keys() ^ wanted.keys())
+            raise RuntimeError(f"{odd[0]} is not in both")
+        network.load_state_dict(state, strict=False)
+    except FileNotFoundError:
+        raise EnsembleError(f"No such file: '{file}'.") from None
+    except (SafetensorError, OSError) as error:
+        raise EnsembleError(f"'{file}' is damaged: {error}.") from error
+    except RuntimeError as error:
+        raise _unfit(file, error) from error
+    return network
+
+
+def _of_fold(first: Expert, path: Path) -> Expert:
+    """A network like the first, with a fold's weights, around the same front ends."""
+    shared = [first.encoder(kind).frontend for kind in first.kinds]
+    network = copy.deepcopy(first, {id(frontend): frontend for frontend in shared})
+    try:
+        network.load_learned_state(load_file(path))
     except (SafetensorError, OSError) as error:
         raise EnsembleError(f"'{path}' is damaged: {error}.") from error
-    except (ModelError, TypeError, KeyError, RuntimeError) as error:
-        first = str(error).splitlines()[0] if str(error) else repr(error)
-        raise EnsembleError(f"'{path}' does not fit its plan: {first}") from error
+    except RuntimeError as error:
+        raise _unfit(path, error) from error
     return network
+
+
+def _unfit(path: Path, error: Exception) -> EnsembleError:
+    first = str(error).splitlines()[0] if str(error) else repr(error)
+    return EnsembleError(f"'{path}' does not fit its plan: {first}")

@@ -21,7 +21,8 @@ OPSET = 18
 TOLERANCE = 1e-4
 """Largest difference of a posterior between torch and ONNX that an export accepts."""
 
-_SEQUENCES = ("audio", "video")
+_SEQUENCES = {"audio": "samples", "video": "frames", "feature_sequence": "steps"}
+"""Inputs with a time axis, and what its steps are called."""
 _PARITY = ((1, 0.7), (4, 1.0), (2, 1.9))
 """Batch sizes, and lengths in typical clips, that an export is checked at."""
 
@@ -59,9 +60,7 @@ def to_onnx(expert: FoldedExpert, shape: ClipShape) -> bytes:
     example = example_batch(expert.kinds, shape, clips=3, share=1.0, seed=0)
     buffer = io.BytesIO()
     axes: dict[str, dict[int, str]] = {
-        name: {0: "clips", 1: {"audio": "samples", "video": "frames"}[name]}
-        if name in _SEQUENCES
-        else {0: "clips"}
+        name: {0: "clips", 1: _SEQUENCES[name]} if name in _SEQUENCES else {0: "clips"}
         for name in graph.names
     }
     with warnings.catch_warnings(), _silent_stderr(), torch.no_grad():
@@ -136,8 +135,9 @@ def example_batch(
 ) -> dict[str, Tensor]:
     """Clips of uneven length, the longest `share` of a typical one.
 
-    The first are noise, the last of three or more silent or black, the one before it a tone
-    over faint noise or a grey picture: logarithms and divisions at their limits.
+    The first are noise, the last of three or more silent or black or zero, the one before it a
+    tone over faint noise, a grey picture or features that stand still: logarithms and divisions
+    at their limits.
     """
     generator = torch.Generator().manual_seed(seed)
     batch: dict[str, Tensor] = {}
@@ -145,17 +145,24 @@ def example_batch(
         if kind == "features":
             batch[kind] = torch.randn(clips, shape.num_features, generator=generator)
             continue
-        typical = shape.seconds * shape.sample_rate_hz if kind == "audio" else shape.frames
+        typical = {
+            "audio": shape.seconds * shape.sample_rate_hz,
+            "video": shape.frames,
+            "feature_sequence": shape.feature_steps,
+        }[kind]
         longest = max(2, round(share * typical))
         lengths = torch.linspace(longest, max(2, longest * 0.6), clips).long()
         if kind == "audio":
             values = 0.1 * torch.randn(clips, longest, generator=generator)
-        else:
-            size = (clips, longest, *shape.frame_size, 3)
+        elif kind == "video":
+            size = (clips, longest, *shape.frame_size, 4 if shape.saliency_maps else 3)
             values = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        else:
+            values = torch.randn(clips, longest, shape.num_features, generator=generator)
         if clips > 2:
             tone = 0.5 * torch.sin(0.1 * torch.arange(longest))
-            values[-2] = tone + 0.1 * values[-2] if kind == "audio" else 128
+            still = 128 if kind == "video" else 1
+            values[-2] = tone + 0.1 * values[-2] if kind == "audio" else still
             values[-1] = 0
         behind = torch.arange(longest)[None] >= lengths[:, None]
         values[behind] = 0

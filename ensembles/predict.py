@@ -80,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         "--features",
         type=Path,
         metavar="CSV",
-        help="clip-level features (clip,<feature>,…), joined by file name without suffix",
+        help="features, one row a clip (clip,<feature>,…) or one a frame (clip,frame,<feature>,…), "
+        "joined by file name without suffix",
     )
     parser.add_argument(
         "--fold",

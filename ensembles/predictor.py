@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets.features import FeatureTable
+from datasets.features import FeatureTable, clip_means
 from datasets.media import AUDIO_SUFFIXES, MediaError, read_audio, read_frames
 from ensembles import EnsembleError
 from ensembles.artifact import Artifact
@@ -32,6 +32,7 @@ _BATCH_SECONDS = 120.0
 """Of sound in one batch, padding counted: a long file does not multiply by its neighbours."""
 
 _NO_PICTURES = "is a sound file"
+_NO_MAPS = "new clips come without a saliency map"
 _SILENCE = 10 ** (-60 / 20)
 """Peak of what counts as silent: 60 dB below full scale."""
 
@@ -42,14 +43,22 @@ class Clip:
 
     Attributes:
         name: Its file, or any other name.
-        arrays: `audio` (L,) float32, `video` (V, H, W, 3) uint8, `features` (F,) float32:
-            those it has.
-        lacking: Why it has no audio, video or features, for those that the ensemble reads.
+        arrays: `audio` (L,) float32, `video` (V, H, W, 3) uint8 (or 4 channels, the last a
+            saliency map), `features` (F,) float32, `feature_sequence` (S, F) float32: those it
+            has.
+        lacking: Why it lacks an input, for those that the ensemble reads.
     """
 
     name: str
     arrays: Mapping[str, NDArray[np.generic]]
     lacking: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """What it has of what experts read."""
+        video = self.arrays.get("video")
+        maps = ["saliency"] if video is not None and video.shape[-1] == 4 else []
+        return frozenset([*self.arrays, *maps])
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ class Predictor:
 
         Args:
             paths: Sound or video files.
-            features: Clip-level features by file name without suffix.
+            features: Features by file name without suffix.
             fold: Predict as this cross-validation fold's networks and fusion did.
 
         Raises:
@@ -156,20 +165,38 @@ class Predictor:
                 arrays["video"] = read_frames(path, artifact.frames, artifact.frame_size)
             except MediaError as error:
                 lacking["video"] = str(error)
-        if artifact.feature_names:
-            found = features.find(path.stem) if features else None
-            if found is None:
-                lacking["features"] = (
-                    f"has no row '{path.stem}' in the features" if features else "came without any"
-                )
-            else:
-                arrays["features"] = found if columns is None else found[columns]
+        if "video" in arrays and "saliency" in artifact.all_inputs:
+            lacking["saliency"] = _NO_MAPS
+        self._take_features(path.stem, features, columns, arrays, lacking)
         # A file that cannot be decoded at all is not excused by its row of features.
         media = [lacking.get(kind) for kind in ("audio", "video") if kind in (*arrays, *lacking)]
         if media and all(media):
             reasons = dict.fromkeys(why for why in media if why and why != _NO_PICTURES)
             raise MediaError("; ".join(reasons) or _NO_PICTURES)
         return Clip(str(path), arrays, lacking)
+
+    def _take_features(
+        self,
+        clip: str,
+        features: FeatureTable | None,
+        columns: NDArray[np.int64] | None,
+        arrays: dict[str, NDArray[np.generic]],
+        lacking: dict[str, str],
+    ) -> None:
+        """Adds a clip's features, of every frame and their mean, or why it lacks them."""
+        kinds = self.artifact.all_inputs & {"features", "feature_sequence"}
+        found = features.find(clip) if features and kinds else None
+        if found is None:
+            why = f"has no row '{clip}' in the features" if features else "came without any"
+            lacking.update(dict.fromkeys(sorted(kinds), why))
+            return
+        found = found if columns is None else found[..., columns]
+        if "features" in kinds:
+            arrays["features"] = clip_means(found)
+        if "feature_sequence" in kinds and found.ndim == 2:
+            arrays["feature_sequence"] = found
+        elif "feature_sequence" in kinds:
+            lacking["feature_sequence"] = "has one row of features, not one a frame"
 
     def clips(self, clips: Iterable[Clip], *, fold: int | None = None) -> list[Answer]:
         """Predicts decoded clips, in order."""
@@ -183,7 +210,7 @@ class Predictor:
             if isinstance(item, Answer):
                 answers[position] = item
             else:
-                groups.setdefault(frozenset(item.arrays), []).append(position)
+                groups.setdefault(item.inputs, []).append(position)
         for available, positions in groups.items():
             clips = [item for p in positions if isinstance(item := waiting[p], Clip)]
             try:
@@ -209,10 +236,16 @@ class Predictor:
         self, batch: Mapping[str, Tensor], fused: Fused | None = None, fold: int | None = None
     ) -> Array:
         """A batch of plain clips, as the networks take them → (B, K) fused log-posteriors."""
-        fused = fused or self.artifact.ensemble_for(frozenset(batch), fold)
+        inputs = frozenset(batch)
+        if "video" in batch and batch["video"].shape[-1] == 4:
+            inputs |= {"saliency"}
+        fused = fused or self.artifact.ensemble_for(inputs, fold)
         each = {}
         for name in fused.experts:
-            by_fold = self._network(name)(dict(batch))
+            given = dict(batch)
+            if "video" in given and "saliency" not in self.artifact.members[name].inputs:
+                given["video"] = given["video"][..., :3]
+            by_fold = self._network(name)(given)
             chosen = average_folds(by_fold) if fold is None else by_fold[fold]
             each[name] = chosen.double().numpy()
         return fused.apply(each)

@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from datasets.cache import ClipCache, open_cache
 from datasets.clips import DataError
-from datasets.index import FILE_NAME, read_index
+from datasets.index import FILE_NAME, KINDS, read_index
 from datasets.prepare import prepare
 from datasets.splits import make_folds
 from datasets.storage import default_cache_folder, local_folder
-from datasets.synthetic import load_synthetic
+from datasets.synthetic import VERSION, load_synthetic
 from ensembles.bank import ClipTable
 from search.config import ConfigError, SearchConfig
 from search.inputs import TrainingData, enrolment_order
@@ -45,11 +45,11 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
             skip_corrupt=config.skip_corrupt,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    for kind in ("audio", "video", "features"):
+    for kind in KINDS:
         if 0 < index.has(kind) < len(index.clips):
             console.print(
-                f"{len(index.clips) - index.has(kind)} of {len(index.clips)} clips have no {kind}: "
-                f"nothing that reads {kind} is searched.",
+                f"{len(index.clips) - index.has(kind)} of {len(index.clips)} clips have no {kind.replace('_', ' ')}: "
+                f"nothing that reads it is searched.",
                 highlight=False,
             )
     if cache.missing.any():
@@ -93,7 +93,7 @@ def _check_enrolment(config: SearchConfig, cache: ClipCache) -> None:
 
 def _synthetic_shards(cache_folder: Path, console: Console) -> str:
     """The embedded corpus, rendered once a machine."""
-    home = cache_folder / f"synthetic-{_SPEAKERS}x{_REPETITIONS}-{_SEED}"
+    home = cache_folder / f"synthetic{VERSION}-{_SPEAKERS}x{_REPETITIONS}-{_SEED}"
     shards = home / "shards"
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.cache import ClipCache, RaggedFile
-from datasets.index import ShardIndex
+from datasets.index import KINDS, ShardIndex
 from datasets.splits import Folds
 from models import ClipShape, Expert
 from models.augmentation import (
@@ -29,6 +29,9 @@ from models.expert import Encoder, FrontEnd
 from models.frontends import frame_mask
 from models.pretrained import FrozenBackbone
 from search.plan import TrainSettings, TrialPlan
+
+_CLIPS, _FROZEN_CLIPS = 32, 8
+"""Whose front end is computed at once; of a frozen backbone, fewer."""
 
 
 class TrainingData:
@@ -76,6 +79,8 @@ class TrainingData:
             file = self._derived(expert.encoder(kind))
             if file is not None and file.lengths.max() > 1:
                 return np.asarray(file.lengths)
+            if kind == "feature_sequence":
+                return np.asarray([e.feature_steps for e in self.cache.index.clips], np.int64)
         return np.ones(len(self.cache.index.clips), np.int64)
 
     def fixed(self, expert: Expert, rows: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -135,7 +140,8 @@ class TrainingData:
                 len(rows), dtype=torch.int64
             )
         if file is not None:
-            return file.gather(rows)
+            values, lengths = file.gather(rows)
+            return values.float(), lengths  # a frozen backbone's are kept in half precision
         return self._run(frontend, encoder.kind, self.cache.batch(rows, [encoder.kind]))
 
     @staticmethod
@@ -198,9 +204,16 @@ class TrainingData:
                 values = values[:, None]
             return values, lengths
 
-        file = self.cache.derive(frontend.name, kind, compute)
+        heavy = isinstance(frontend, FrozenBackbone)
+        file = self.cache.derive(
+            frontend.name,
+            kind,
+            compute,
+            dtype=frontend.storage,
+            batch_clips=_FROZEN_CLIPS if heavy else _CLIPS,
+        )
         if file.data.ndim == 2 and file.lengths.max() == 1:
-            self._dense[frontend.name] = torch.from_numpy(np.array(file.data))
+            self._dense[frontend.name] = torch.from_numpy(np.array(file.data)).float()
         self._files[frontend.name] = file
         return file
 
@@ -244,9 +257,8 @@ def enrolment_order(index: ShardIndex, missing: NDArray[np.bool_]) -> dict[str, 
 
 def clip_shape(index: ShardIndex) -> ClipShape:
     """The shape of a corpus's clips."""
-    everywhere = {
-        kind: index.has(kind) == len(index.clips) for kind in ("audio", "video", "features")
-    }
+    everywhere = {kind: index.has(kind) == len(index.clips) for kind in KINDS}
+    steps = float(np.mean([entry.feature_steps for entry in index.clips]))
     return ClipShape(
         num_classes=len(index.labels),
         sample_rate_hz=index.sample_rate_hz if everywhere["audio"] else 0,
@@ -254,4 +266,6 @@ def clip_shape(index: ShardIndex) -> ClipShape:
         frames=max(e.frames for e in index.clips) if everywhere["video"] else 0,
         frame_size=index.frame_size,
         num_features=len(index.feature_names) if everywhere["features"] else 0,
+        feature_steps=round(steps) if everywhere["feature_sequence"] else 0,
+        saliency_maps=index.saliency_maps and everywhere["video"],
     )

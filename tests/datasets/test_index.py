@@ -52,7 +52,8 @@ def test_the_summary_counts(make_index: MakeIndex) -> None:
         "seconds_of_audio": 0.2,  # 4 × 800 samples at 16 kHz
         "per_class": {"glad": 1, "sad": 2, "odd": 1},
         "per_speaker": {"ann": 2, "bob": 2},
-        "with": {"audio": 4, "video": 0, "features": 0},
+        "with": {"audio": 4, "video": 0, "features": 0, "feature_sequence": 0},
+        "saliency_maps": False,
         "exact_duplicates": [["c1", "c3"]],
     }
 

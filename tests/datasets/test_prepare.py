@@ -289,7 +289,7 @@ def test_the_command_reports_what_it_made(
     assert capsys.readouterr().out.splitlines() == [
         f"13 clips of 3 speakers in 2 shards: {out}",
         "classes: glad 7, sad 6",
-        "with audio 13, video 0, features 0",
+        "with audio 13, video 0, features 0, feature_sequence 0",
         "same recording: ann-glad-1 = zoe-copy",
         "skipped 1 (all in index.json): zoe-bad: 'bad.wav' is empty",
     ]

@@ -6,10 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from datasets import synthetic
 from datasets.clips import ClipRecord, Corpus, DataError
+from datasets.features import clip_means
 from datasets.media import read_audio, read_frames
-from datasets.synthetic import LABELS, load_synthetic
+from datasets.synthetic import ACTION_UNITS, FRAME_RATE_HZ, LABELS, load_synthetic
 
 
 def sound(record: ClipRecord) -> NDArray[np.int16]:
@@ -82,8 +88,6 @@ def test_a_corpus_that_is_there_is_not_written_again(tmp_path: Path) -> None:
 def test_an_interrupted_corpus_is_written_again(
     one_speaker: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from datasets import synthetic
-
     calls = 0
     real = synthetic._write_video
 
@@ -127,3 +131,86 @@ def test_sad_and_fearful_look_alike_and_happy_and_surprised_do_not(many_takes: C
         return float(np.sqrt(np.mean((face(one) - face(other)) ** 2)))
 
     assert distance("happy", "surprised") > 1.5 * distance("sad", "fearful")
+
+
+def units(record: ClipRecord) -> NDArray[np.float32]:
+    assert record.features is not None
+    return record.features
+
+
+def test_action_units_come_frame_by_frame(one_speaker: Corpus) -> None:
+    assert one_speaker.feature_names == ACTION_UNITS
+    assert one_speaker.skipped == ()
+    for record in one_speaker.clips:
+        steps = len(sound(record)) / 16_000 * FRAME_RATE_HZ
+        assert units(record).shape == (int(steps), len(ACTION_UNITS))
+
+
+def test_action_units_follow_the_face(many_takes: Corpus) -> None:
+    def mean(label: str, unit: str) -> float:
+        takes = [units(r) for r in many_takes.clips if r.label == label]
+        return float(np.mean([take[:, ACTION_UNITS.index(unit)].mean() for take in takes]))
+
+    assert mean("happy", "mouth_corners") > mean("sad", "mouth_corners") + 0.3
+    assert mean("surprised", "eye_opening") > mean("neutral", "eye_opening") + 0.2
+    assert abs(mean("sad", "brow_tilt") - mean("fearful", "brow_tilt")) < 0.1
+
+
+def test_a_lost_frame_repeats_the_one_before(many_takes: Corpus) -> None:
+    still = [(np.diff(units(r), axis=0) == 0).all(axis=1).mean() for r in many_takes.clips]
+    assert 0.02 < np.mean(still) < 0.1  # 5 % are lost
+
+
+def test_the_tracker_changes_no_picture_and_no_sound(
+    one_speaker: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw_much(
+        tracker: object, movement: NDArray[np.float64], generator: np.random.Generator
+    ) -> NDArray[np.float64]:
+        return movement + generator.normal(size=(5, *movement.shape)).sum(axis=0)
+
+    monkeypatch.setattr(synthetic._Tracker, "see", draw_much)
+    other = load_synthetic(tmp_path / "other", speakers=1, repetitions=1, seed=3)
+    for first, second in zip(one_speaker.clips, other.clips, strict=True):
+        assert first.audio and first.video and second.audio and second.video
+        assert first.audio.read_bytes() == second.audio.read_bytes()
+        assert first.video.read_bytes() == second.video.read_bytes()
+        assert not np.array_equal(units(first), units(second))
+
+
+def test_a_corpus_from_before_it_had_action_units_is_completed(
+    one_speaker: Corpus, tmp_path: Path
+) -> None:
+    load_synthetic(tmp_path, speakers=1, repetitions=1, seed=3)
+    (tmp_path / "action_units.csv").unlink()
+    again = load_synthetic(tmp_path, speakers=1, repetitions=1, seed=3)
+    for first, second in zip(one_speaker.clips, again.clips, strict=True):
+        np.testing.assert_array_equal(units(first), units(second))
+
+
+def test_a_linear_model_on_their_means_is_right_about_half_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Twelve speakers, three repetitions, speakers left out; nothing is drawn or spoken.
+    monkeypatch.setattr(synthetic._Face, "_frame", lambda *_: np.zeros((1, 1, 3)))
+    monkeypatch.setattr(synthetic, "FRAME_SIZE", (1, 1))
+    scores = []
+    for seed in range(2):
+        values, labels, speakers = [], [], []
+        for speaker in range(12):
+            face = synthetic._Face(np.random.default_rng((seed, speaker, 2)))
+            tracker = synthetic._Tracker(np.random.default_rng((seed, speaker, 100)))
+            for emotion, label in enumerate(LABELS):
+                for take in range(3):
+                    generator = np.random.default_rng((seed, speaker, 3 + emotion, take))
+                    _, movement = face.draw(synthetic._EXPRESSION[label], 1.5, generator)
+                    values.append(clip_means(tracker.see(movement, generator)))  # type: ignore[arg-type]
+                    labels.append(emotion)
+                    speakers.append(speaker)
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        split = LeaveOneGroupOut()
+        scores.append(
+            cross_val_score(model, np.stack(values), labels, groups=speakers, cv=split).mean()
+        )
+    # Two pairs of emotions look alike, so that no face gives more than 4 of 6.
+    assert 0.45 < np.mean(scores) < 0.62
