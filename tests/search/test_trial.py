@@ -40,7 +40,7 @@ def spec(tiny_data: TrainingData, cache_folder: Path, tmp_path: Path) -> dict[st
             "run": str(tmp_path), "data": index.root, "checksum": index.checksum, "classes": [],
             "protocol": tiny_data.folds.protocol, "folds": tiny_data.folds.fingerprint,
             "test_speakers": [], "metric": "accuracy", "seed": 0, "device": "cpu", "precision": "auto",
-            "cache_folder": str(cache_folder), "cache_gb": 16.0, "skip_corrupt": False,
+            "cache_folder": str(cache_folder), "cache_gb": 16.0, "skip_corrupt": False, "weights": None,
             "cpus_per_trial": 1, "gpu_share": {},
         },
     }  # fmt: skip
@@ -68,7 +68,7 @@ def test_a_diverging_trial_reports_its_failure_instead_of_raising(
     spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        torch.nn.functional, "cross_entropy", lambda logits, targets: logits.sum() * float("nan")
+        "search.train.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan")
     )
     (report,) = train(spec)
     assert report["failed"].startswith("NonFiniteLossError: The loss of fold 0 is nan in epoch 1")
