@@ -46,7 +46,8 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
         "run": str(run), "data": index.root, "checksum": index.checksum, "classes": [],
         "protocol": data.folds.protocol, "folds": data.folds.fingerprint, "metric": "accuracy", "seed": 0,
         "device": "cpu", "precision": "auto", "cache_folder": str(folder / "cache"), "cache_gb": 16.0,
-        "skip_corrupt": False, "weights": None, "test_speakers": [], "runner": runner, "workers_per_trial": 1, "workers": 1,
+        "skip_corrupt": False, "weights": None,
+        "test_speakers": [], "runner": runner, "workers_per_trial": 1, "workers": 1,
         "cpus_per_trial": 1, "gpu_share": {},
     }  # fmt: skip
     cluster.start_ray(None, 1, dashboard=True)

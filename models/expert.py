@@ -49,12 +49,13 @@ class Encoder(nn.Module):
     embedding_dim: int
     frontend: FrontEnd
 
-    def fit_statistics(self, x: Tensor) -> None:
+    def fit_statistics(self, x: Tensor, lengths: Tensor) -> None:
         """Learns what is counted rather than trained (a scaler), from training clips only.
 
         Args:
-            x: The front end's output for every training clip. Encoders whose
-                `counts_statistics` is False are not asked.
+            x: The front end's output for every training clip; sequences padded to the longest.
+                Encoders whose `counts_statistics` is False are not asked.
+            lengths: (N,) the clips' own lengths, which tell padding apart.
         """
 
     counts_statistics: bool = False
@@ -83,7 +84,8 @@ class Backbone(nn.Module):
     """The part of an encoder that a checkpoint may fill: the front end's output → maps over time.
 
     Attributes:
-        variant: Settings that change what the same weights compute; part of a cached output's name.
+        variant: Settings that change what it makes of the same checkpoint; part of the name
+            that a frozen backbone's output is cached under.
     """
 
     variant: str = ""

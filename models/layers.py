@@ -22,8 +22,36 @@ class AttentionPooling(nn.Module):
         return pooled
 
 
+class TanhAttention(nn.Module):
+    """Additive attention of two layers, each with a tanh: (B, T, D) → (B, D).
+
+    As in Baziotis et al. (2018, arXiv:1804.06658). The tanh around the score bounds how
+    much more one step can weigh than another (e² times).
+
+    Args:
+        dim: D.
+        dropout: Behind each layer.
+    """
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, dim)
+        self.score = nn.Linear(dim, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Padding gets no weight."""
+        hidden = self.dropout(torch.tanh(self.hidden(x)))
+        scores = self.dropout(torch.tanh(self.score(hidden)))[:, :, 0]
+        scores = scores.masked_fill(frame_mask(lengths, x.shape[1]), float("-inf"))
+        pooled: Tensor = (scores.softmax(dim=1)[:, :, None] * x).sum(dim=1)
+        return pooled
+
+
 class Recurrence(nn.Module):
-    """A recurrent network over a clip's own frames: (B, T, F) → (B, T, 2·hidden).
+    """A recurrent network over a clip's own frames: (B, T, F) → (B, T, D), zero behind its end.
+
+    D is `output_dim`: hidden, or twice as many in both directions.
 
     Args:
         kind: rnn, gru or lstm.
@@ -31,7 +59,7 @@ class Recurrence(nn.Module):
         hidden: Units a direction.
         layers: Stacked layers.
         dropout: Between layers.
-        bidirectional: Both directions; forward alone gives (B, T, hidden).
+        bidirectional: Or forward in time only.
     """
 
     def __init__(
@@ -90,6 +118,18 @@ class Standardise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Clipped at ±8 deviations, so that one wild feature cannot decide."""
         return ((x - self.mean) / self.deviation).clamp(-8.0, 8.0)
+
+
+def mean_over_time(x: Tensor, lengths: Tensor) -> Tensor:
+    """Mean of each clip's own steps: (B, S, E), (B,) → (B, E)."""
+    keep = (~frame_mask(lengths, x.shape[1])).to(x.dtype)[:, :, None]
+    return (x * keep).sum(dim=1) / keep.sum(dim=1)
+
+
+def peak_over_time(x: Tensor, lengths: Tensor) -> Tensor:
+    """Maximum of each clip's own steps: (B, S, E), (B,) → (B, E)."""
+    behind = frame_mask(lengths, x.shape[1])[:, :, None]
+    return x.masked_fill(behind, float("-inf")).amax(dim=1)
 
 
 def fit_length(x: Tensor, lengths: Tensor, count: int, *, random: bool) -> Tensor:

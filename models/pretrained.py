@@ -87,9 +87,11 @@ def find_checkpoints(entry: Architecture, folder: Path) -> list[Found]:
     own = Checkpoint(
         files=tuple(f"{entry.name}{suffix}" for suffix in OWN_SUFFIXES), source="", settings={}
     )
-    found = []
+    found: list[Found] = []
     for checkpoint in (*entry.checkpoints, own):
         for name in checkpoint.files:
+            if any(name == earlier.file for earlier in found):
+                break
             path = folder / name
             if path.exists():
                 settings = {**checkpoint.settings}
@@ -247,7 +249,9 @@ def apply_transfer(
         load_backbone(encoder.backbone, path)
     encoder.finetuned = transfer == "finetune"
     if transfer == "frozen":
-        name = f"{type(encoder).__name__} {encoder.backbone.variant} {checkpoint.sha256[:24]}"
+        name = f"{type(encoder).__name__} {checkpoint.sha256[:24]}"
+        if encoder.backbone.variant:
+            name += f" {encoder.backbone.variant}"
         encoder.frontend = FrozenBackbone(encoder.frontend, encoder.backbone, name)
         encoder.backbone = _Applied()
 

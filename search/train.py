@@ -134,7 +134,7 @@ class FoldTrainer:
         self._evaluation_clips = _EVALUATION_CLIPS
         self.network = self.workers.wrap(
             _Logits(self.expert, self.heads),
-            some_unused=bool(self.heads or self.optimizer.stages),
+            some_unused=bool(self.heads or self.optimizer.stages or self._reads_steps),
         )
         self._class_weights = self._balance()
         self._lengths = data.lengths(self.expert)
@@ -143,6 +143,11 @@ class FoldTrainer:
     def predictor(self) -> Expert:
         """The network that predicts, and is kept: the averaged one, where there is an average."""
         return self.averaged.expert or self.expert
+
+    @property
+    def _reads_steps(self) -> bool:
+        """Fusion over time leaves its parts' own pooling out."""
+        return self.expert.fusion is not None and self.expert.fusion.over_time
 
     @property
     def _alone_steps(self) -> int:
@@ -247,8 +252,9 @@ class FoldTrainer:
                 fixed = self._fixed(self.rows)
                 own = fixed[kind].cpu()
                 if own.ndim == 3:  # frames of all clips, without what lies behind their ends
-                    own = own[~frame_mask(fixed[f"{kind}_lengths"].cpu(), own.shape[1])]
-                encoder.fit_statistics(self.workers.concatenate(own))
+                    own = own[~frame_mask(fixed[f"{kind}_lengths"].cpu(), own.shape[1])][:, None]
+                every = self.workers.concatenate(own)
+                encoder.fit_statistics(every, torch.ones(len(every), dtype=torch.int64))
 
     def _balance(self) -> Tensor | None:
         """(K,) weights of the classes, counted on the training side."""

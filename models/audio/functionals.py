@@ -56,7 +56,7 @@ class FunctionalsEncoder(Encoder):
             self.hidden = nn.Sequential(nn.Linear(self.embedding_dim, hidden_units), nn.ReLU())
             self.embedding_dim = hidden_units
 
-    def fit_statistics(self, x: Tensor) -> None:
+    def fit_statistics(self, x: Tensor, lengths: Tensor) -> None:
         """Mean and deviation of each functional over the training clips."""
         self.scale.fit(x)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.expert import Encoder
 from models.frontends import LogMel, frame_mask
-from models.layers import AttentionPooling, Recurrence
+from models.layers import AttentionPooling, Recurrence, peak_over_time
 from models.registry import ClipShape, Settings, register
 
 _MULTIPLES = (2, 3, 4)
@@ -144,8 +144,19 @@ class LogMelResNet(Encoder):
         self.pool = AttentionPooling(channels)
         self.embedding_dim = 2 * channels
 
+    @property
+    def steps_dim(self) -> int:
+        """E, channels of a step."""
+        return self.embedding_dim // 2
+
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, F) log-mel → (B, D): attention-weighted mean and maximum over time."""
+        steps, frames = self.steps(x, lengths)
+        peak = peak_over_time(steps, frames)
+        return torch.cat([self.pool(steps, frames), peak], dim=1)
+
+    def steps(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F) log-mel → (B, S, E), a step every eight frames, and (B,)."""
         maps = self.stem_norm(self.stem(x.transpose(1, 2)[:, None]))
         frames = (lengths + 1) // 2
         maps = torch.relu(maps) * spread_mask(frames, maps)
@@ -154,7 +165,4 @@ class LogMelResNet(Encoder):
         steps = maps.mean(dim=2).transpose(1, 2)  # (B, T', C)
         if self.recurrence is not None:
             steps = self.recurrence(steps, frames)
-        peak = steps.masked_fill(
-            frame_mask(frames, steps.shape[1])[:, :, None], float("-inf")
-        ).amax(dim=1)
-        return torch.cat([self.pool(steps, frames), peak], dim=1)
+        return steps, frames

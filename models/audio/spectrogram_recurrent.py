@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.audio.spectrogram_cnn import SpectrogramConvolutions, convolution_cost
 from models.expert import Encoder
 from models.frontends import SpectrogramImage, frame_mask
-from models.layers import Recurrence, fit_length
+from models.layers import Recurrence, fit_length, mean_over_time
 from models.registry import ClipShape, ModelError, Settings, register
 
 
@@ -64,8 +64,21 @@ class _SpectrogramRecurrent(Encoder):
         self.recurrence = Recurrence(self.cell, width, 128, 2, self.cell_dropout)
         self.hidden = nn.Linear(self.recurrence.output_dim, 64)
 
+    @property
+    def steps_dim(self) -> int:
+        """E, of the recurrence's outputs."""
+        return self.embedding_dim if self.one_step else self.recurrence.output_dim
+
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, F) image → (B, 64)."""
+        return torch.relu(self.hidden(mean_over_time(*self._recur(x, lengths))))
+
+    def steps(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F) image → (B, S, E), (B,): of the crop, if one is taken."""
+        return super().steps(x, lengths) if self.one_step else self._recur(x, lengths)
+
+    def _recur(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The recurrence's outputs, (B, S, 2·128), and (B,) steps."""
         if self.crop_frames:
             x = fit_length(x, lengths, self.crop_frames, random=self.training)
             lengths = torch.full_like(lengths, self.crop_frames)
@@ -73,9 +86,7 @@ class _SpectrogramRecurrent(Encoder):
         if self.one_step:
             maps = maps.flatten(1)[:, None]
         steps = torch.ones_like(lengths) if self.one_step else _steps(lengths)
-        output = self.recurrence(maps, steps)
-        keep = (~frame_mask(steps, output.shape[1])).to(output.dtype)[:, :, None]
-        return torch.relu(self.hidden((output * keep).sum(1) / keep.sum(1)))
+        return self.recurrence(maps, steps), steps
 
     def _convolve(self, x: Tensor, lengths: Tensor) -> Tensor:
         """The convolutions, with what lies behind a clip's end kept at zero in between."""

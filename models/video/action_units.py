@@ -51,7 +51,7 @@ class ActionUnits(Encoder):
             self.hidden = nn.Sequential(nn.Linear(shape.num_features, hidden_units), nn.ReLU())
             self.embedding_dim = hidden_units
 
-    def fit_statistics(self, x: Tensor) -> None:
+    def fit_statistics(self, x: Tensor, lengths: Tensor) -> None:
         """Mean and deviation of each feature over the training clips."""
         self.scale.fit(x)
 

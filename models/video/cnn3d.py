@@ -58,7 +58,9 @@ class Cnn3d(Encoder):
 
     Four unpadded 3×3×3 convolutions of 16, 32, 64 and 128 filters, the first three followed
     by a spatial maximum, then 256 and 64 units. Differs from the paper: frames are scaled by
-    each clip's mean and deviation; the known-good default sees fewer and smaller frames.
+    each clip's mean and deviation; a ReLU also follows the fourth convolution and the 64
+    units; the known-good default sees fewer and smaller frames. Time is flattened with the
+    rest of the map, so a clip is one step.
 
     Args:
         shape: The corpus's clips.

@@ -56,6 +56,7 @@ class FrameCnn(Encoder):
     """
 
     kind = "video"
+    steps_dim = 64
 
     def __init__(
         self,
@@ -86,10 +87,14 @@ class FrameCnn(Encoder):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, V, 3, H, W) frames → (B, 192)."""
+        steps, _ = self.steps(x, lengths)
+        motion = (steps[:, 1:] - steps[:, :-1]).abs().mean(dim=1)
+        return torch.cat([steps.mean(dim=1), steps.amax(dim=1), motion], dim=1)
+
+    def steps(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, V, 3, H, W) frames → (B, V, 64), (B,)."""
         images = x.flatten(0, 1)
         if self.grey:
             images = images.mean(dim=1, keepdim=True)
         maps = self.convolutions(images).flatten(1)
-        steps = torch.relu(self.project(maps)).unflatten(0, (-1, x.shape[1]))
-        motion = (steps[:, 1:] - steps[:, :-1]).abs().mean(dim=1)
-        return torch.cat([steps.mean(dim=1), steps.amax(dim=1), motion], dim=1)
+        return torch.relu(self.project(maps)).unflatten(0, (-1, x.shape[1])), lengths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -29,6 +30,7 @@ SHAPE = ClipShape(
     frames=8,
     frame_size=(60, 100),
     num_features=5,
+    feature_steps=8,
 )
 # The papers' networks are large; a small picture has the same layers.
 _PICTURE = {"crop_seconds": 0.6, "num_bins": 24}
@@ -55,6 +57,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "spectrogram_cnn": _PICTURE,
     "spectrogram_cnn_rnn": _PICTURE,
     "spectrogram_cnn_lstm": _PICTURE,
+    "resnet_lstm": {"frames": 4, "size": 32, "stages": 1, "recurrent_units": 8},
+    "spatial_transformer": {"frames": 4, "units": 8},
+    **{
+        name: {"frames": 4, "size": 32, "stages": 1}
+        for name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t")
+    },
 }
 EARLY = {
     modality: {"architecture": name, "settings": SMALL.get(name, {})}
@@ -71,6 +79,13 @@ CASES = [
     ("spectrogram_cnn_lstm", {**_PICTURE, "crop_seconds": 0.0}),
     ("spectrogram_cnn_rnn", {**_PICTURE, "one_step": True}),
     ("frame_cnn", {"grey": False}),
+    ("resnet_lstm", {**SMALL["resnet_lstm"], "recurrent_units": 0, "pooling": "mean"}),
+    ("resnet_lstm", {**SMALL["resnet_lstm"], "bidirectional": True, "scaling": "imagenet"}),
+    ("spatial_transformer", {**SMALL["spatial_transformer"], "guide": "none"}),
+    ("spatial_transformer", {**SMALL["spatial_transformer"], "guide": "maps"}),
+    ("r3d_18", {"frames": 8, "size": 32, "stages": 2, "pooling": "mean_max"}),
+    ("s3d", {"frames": 8, "size": 32, "stages": 2}),
+    ("swin3d_t", {"frames": 20, "size": 16, "stages": 2}),
     ("concatenation", EARLY),
 ]
 _HIDDEN = (*_PICTURE, "config", "units")
@@ -81,6 +96,11 @@ NAMES = [
     for name, settings in CASES
 ]
 every_architecture = pytest.mark.parametrize("case", range(len(CASES)), ids=NAMES)
+
+
+def shape_of(case: int) -> ClipShape:
+    """Clips with saliency maps for who reads them, without for all others."""
+    return replace(SHAPE, saliency_maps=CASES[case][1].get("guide") == "maps")
 
 
 @pytest.fixture(autouse=True)
@@ -95,18 +115,21 @@ def exported(case: int) -> tuple[FoldedExpert, onnxruntime.InferenceSession]:
     networks = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        network = build_expert(architecture, settings, SHAPE)
-        example = example_batch(network.kinds, SHAPE, clips=6, share=1.0, seed=seed)
+        network = build_expert(architecture, settings, shape_of(case))
+        example = example_batch(network.kinds, shape_of(case), clips=6, share=1.0, seed=seed)
         fixed = network.preprocess(example)
         for kind in network.kinds:
             if network.encoder(kind).counts_statistics:
-                network.encoder(kind).fit_statistics(fixed[kind])
+                network.encoder(kind).fit_statistics(fixed[kind], fixed[f"{kind}_lengths"])
         with torch.no_grad():
             network.train().classify(fixed)  # moves the statistics of batch normalisation
             network.classifier.weight.mul_(3)  # posteriors that can differ
+            for parameter in network.parameters():
+                if not parameter.any():  # such as a transformer's that begins at the identity
+                    parameter.normal_(std=0.05)
         networks.append(network.eval())
     expert = FoldedExpert(networks)
-    return expert, open_session(to_onnx(expert, SHAPE))
+    return expert, open_session(to_onnx(expert, shape_of(case)))
 
 
 def probabilities(expert: FoldedExpert, batch: dict[str, Tensor]) -> Tensor:
@@ -124,7 +147,7 @@ def test_a_graph_does_what_the_network_does_at_other_sizes(
     case: int, clips: int, seconds: float
 ) -> None:
     expert, session = exported(case)
-    batch = example_batch(expert.kinds, SHAPE, clips=clips, share=seconds, seed=7)
+    batch = example_batch(expert.kinds, shape_of(case), clips=clips, share=seconds, seed=7)
     expected = probabilities(expert, batch)
     found = run_session(session, batch)
     assert found.shape == (2, clips, 3)
@@ -136,8 +159,8 @@ def test_a_graph_does_what_the_network_does_at_other_sizes(
 def test_a_graph_takes_very_short_clips_as_the_network_does(case: int) -> None:
     expert, session = exported(case)
     for samples in (1, 160, 401):
-        batch = example_batch(expert.kinds, SHAPE, clips=1, share=0.5, seed=8)
-        for kind, length in (("audio", samples), ("video", 1)):
+        batch = example_batch(expert.kinds, shape_of(case), clips=1, share=0.5, seed=8)
+        for kind, length in (("audio", samples), ("video", 1), ("feature_sequence", 1)):
             if kind in batch:
                 batch[kind] = batch[kind][:, :length]
                 batch[f"{kind}_lengths"] = torch.tensor([length])
@@ -148,11 +171,11 @@ def test_a_graph_takes_very_short_clips_as_the_network_does(case: int) -> None:
 @every_architecture
 def test_in_a_graph_too_a_clip_does_not_depend_on_its_batch(case: int) -> None:
     expert, session = exported(case)
-    batch = example_batch(expert.kinds, SHAPE, clips=4, share=1.3, seed=9)
+    batch = example_batch(expert.kinds, shape_of(case), clips=4, share=1.3, seed=9)
     together = run_session(session, batch).exp()
     for clip in range(4):
         alone = {name: x[clip : clip + 1] for name, x in batch.items()}
-        for kind in ("audio", "video"):
+        for kind in ("audio", "video", "feature_sequence"):
             if kind in alone:
                 alone[kind] = alone[kind][:, : int(alone[f"{kind}_lengths"])]
         found = run_session(session, alone).exp()
@@ -162,7 +185,7 @@ def test_in_a_graph_too_a_clip_does_not_depend_on_its_batch(case: int) -> None:
 @every_architecture
 def test_a_graphs_first_output_is_the_folds_average(case: int) -> None:
     expert, session = exported(case)
-    batch = example_batch(expert.kinds, SHAPE, clips=2, share=0.9, seed=10)
+    batch = example_batch(expert.kinds, shape_of(case), clips=2, share=0.9, seed=10)
     inputs = {item.name: batch[item.name].numpy() for item in session.get_inputs()}
     average, by_fold = (torch.from_numpy(x) for x in session.run(None, inputs))
     torch.testing.assert_close(average, average_folds(by_fold), atol=1e-5, rtol=0)

@@ -20,7 +20,7 @@ def one_thread() -> None:
 
 @pytest.fixture()
 def shape() -> ClipShape:
-    """Clips with sound, pictures and features."""
+    """Clips with sound, pictures, saliency maps and features, of the clip and of its frames."""
     return ClipShape(
         num_classes=3,
         sample_rate_hz=16000,
@@ -28,12 +28,17 @@ def shape() -> ClipShape:
         frames=12,
         frame_size=(60, 100),
         num_features=5,
+        feature_steps=12,
+        saliency_maps=True,
     )
 
 
 @pytest.fixture()
 def make_clips() -> Clips:
-    """Noise of given lengths (in samples and in frames), zeros behind each clip's end."""
+    """Noise of given lengths (in samples and in frames), zeros behind each clip's end.
+
+    A feature sequence has a step a frame; a frame's fourth channel is its saliency map.
+    """
 
     def make(
         samples: Sequence[int], frames: Sequence[int] | None = None, *, seed: int = 0
@@ -45,14 +50,17 @@ def make_clips() -> Clips:
             "audio": torch.randn(count, max(samples), generator=generator) * 0.1,
             "audio_lengths": torch.tensor(samples),
             "video": torch.randint(
-                0, 256, (count, max(frames), 60, 100, 3), generator=generator, dtype=torch.uint8
+                0, 256, (count, max(frames), 60, 100, 4), generator=generator, dtype=torch.uint8
             ),
             "video_lengths": torch.tensor(frames),
             "features": torch.randn(count, 5, generator=generator),
+            "feature_sequence": torch.randn(count, max(frames), 5, generator=generator),
+            "feature_sequence_lengths": torch.tensor(frames),
         }
         for clip in range(count):
             batch["audio"][clip, samples[clip] :] = 0
-            batch["video"][clip, frames[clip] :] = 0
+            for name in ("video", "feature_sequence"):
+                batch[name][clip, frames[clip] :] = 0
         return batch
 
     return make

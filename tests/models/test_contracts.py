@@ -40,6 +40,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "spectrogram_cnn": {"crop_seconds": 0.6, "num_bins": 24},
     "spectrogram_cnn_rnn": {"crop_seconds": 0.6, "num_bins": 24},
     "spectrogram_cnn_lstm": {"crop_seconds": 0.6, "num_bins": 24},
+    "resnet_lstm": {"frames": 4, "size": 32, "stages": 1, "recurrent_units": 8},
+    "spatial_transformer": {"frames": 4, "units": 8},
+    **{
+        name: {"frames": 4, "size": 32, "stages": 1}
+        for name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t")
+    },
 }
 FURTHER: list[tuple[str, dict[str, Any]]] = [
     ("functionals", {"hidden_units": 8}),
@@ -52,6 +58,14 @@ FURTHER: list[tuple[str, dict[str, Any]]] = [
     ("spectrogram_cnn_rnn", {"crop_seconds": 0.6, "num_bins": 24, "one_step": True}),
     ("action_units", {"hidden_units": 0}),
     ("frame_cnn", {"grey": False}),
+    ("resnet_lstm", {**SMALL["resnet_lstm"], "recurrent_units": 0, "pooling": "mean"}),
+    ("resnet_lstm", {**SMALL["resnet_lstm"], "depth": 50, "bidirectional": True}),
+    ("spatial_transformer", {**SMALL["spatial_transformer"], "guide": "none"}),
+    ("spatial_transformer", {**SMALL["spatial_transformer"], "guide": "maps"}),
+    ("spatial_transformer", {**SMALL["spatial_transformer"], "frame_values": 810}),
+    ("r3d_18", {"frames": 8, "size": 32, "stages": 2, "pooling": "mean_max"}),
+    ("s3d", {"frames": 8, "size": 32, "stages": 4}),
+    ("swin3d_t", {"frames": 20, "size": 16, "stages": 2}),
 ]
 PAIRS = [
     ("functionals", "action_units"),
@@ -98,6 +112,14 @@ FURTHER_CASES = [
 every_architecture = pytest.mark.parametrize(
     ("name", "settings"), [*cases(small=True), *FURTHER_CASES]
 )
+every_single = pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        case
+        for case in [*cases(small=True), *FURTHER_CASES]
+        if get_architecture(str(case.values[0])).modality != "early"
+    ],
+)
 # Where both parts are tiny, the join dominates, which the estimate leaves out: not listed.
 every_default = pytest.mark.parametrize(
     ("name", "settings"),
@@ -119,7 +141,19 @@ def fit_statistics(expert: Expert, batch: Mapping[str, Tensor]) -> None:
     fixed = expert.preprocess(batch)
     for kind in expert.kinds:
         if expert.encoder(kind).counts_statistics:
-            expert.encoder(kind).fit_statistics(fixed[kind])
+            expert.encoder(kind).fit_statistics(fixed[kind], fixed[f"{kind}_lengths"])
+
+
+def steps(expert: Expert, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What the only encoder makes of clips over time."""
+    (kind,) = expert.kinds
+    fixed = expert.preprocess(batch)
+    return expert.encoder(kind).steps(fixed[kind], fixed[f"{kind}_lengths"])
+
+
+def over_time(expert: Expert) -> bool:
+    """Whether it is a fusion that reads steps instead of vectors."""
+    return expert.fusion is not None and expert.fusion.over_time
 
 
 def rows(batch: Mapping[str, Tensor], order: list[int]) -> dict[str, Tensor]:
@@ -130,7 +164,7 @@ def rows(batch: Mapping[str, Tensor], order: list[int]) -> dict[str, Tensor]:
 def alone(batch: Mapping[str, Tensor], clip: int) -> dict[str, Tensor]:
     """One clip of a batch without any padding."""
     single = rows(batch, [clip])
-    for kind in ("audio", "video"):
+    for kind in ("audio", "video", "feature_sequence"):
         single[kind] = single[kind][:, : int(single[f"{kind}_lengths"])]
     return single
 
@@ -161,6 +195,29 @@ def test_padding_does_not_change_the_output(
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
 
 
+@every_single
+def test_steps_end_with_the_clip_and_do_not_depend_on_padding(
+    name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
+) -> None:
+    expert = build(name, settings, shape)
+    (kind,) = expert.kinds
+    batch = make_clips([12000, 8000, 8480, 8640, 4321], [12, 1, 2, 7, 9])
+    with torch.no_grad():
+        together, lengths = steps(expert, batch)
+        apart = [steps(expert, alone(batch, clip)) for clip in range(5)]
+    assert together.shape[::2] == (5, expert.encoder(kind).steps_dim)
+    assert lengths.dtype == torch.int64
+    assert 1 <= int(lengths.min()) <= int(lengths.max()) <= together.shape[1]
+    tolerance = 1e-5 * max(1.0, float(together.abs().max()))  # steps have any scale
+    for clip, (single, own) in enumerate(apart):
+        assert int(own) == int(lengths[clip])
+        torch.testing.assert_close(
+            together[clip, : int(own)], single[0, : int(own)], atol=tolerance, rtol=1e-5
+        )
+        assert not together[clip, int(own) :].any(), f"clip {clip} goes on behind its end"
+        assert not single[0, int(own) :].any(), f"clip {clip} alone goes on behind its end"
+
+
 @every_architecture
 def test_the_order_of_clips_in_a_batch_does_not_matter(
     name: str, settings: dict[str, Any], shape: ClipShape, make_clips: Any
@@ -186,12 +243,15 @@ def test_every_parameter_gets_a_finite_gradient(
     nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0, 1, 2])).backward()
     without = []
     for parameter_name, parameter in expert.named_parameters():
+        if over_time(expert) and parameter_name.startswith("encoders.") and parameter.grad is None:
+            continue  # it reads steps, in front of a part's own pooling
         assert parameter.grad is not None, f"{parameter_name} takes no part"
         assert torch.isfinite(parameter.grad).all(), parameter_name
         if not float(parameter.grad.abs().max()) > 1e-12:
             without.append(parameter_name)
     # A softmax ignores a shift of all its scores (of pooling, of a query over all keys); a single
-    # step has no earlier state, and nothing to choose among.
+    # step has no earlier state, and nothing to choose among; a spatial transformer begins at the
+    # identity, whatever it sees.
     single = bool(settings.get("one_step")) or "functionals" in str(settings.get("audio"))
     idle = ("weight_hh", "pool.score", "query", "key")
     expected = [
@@ -199,6 +259,7 @@ def test_every_parameter_gets_a_finite_gradient(
         for n, _ in expert.named_parameters()
         if n.endswith(("pool.score.bias", "k_proj.bias"))
         or (single and any(part in n for part in idle))
+        or (".localisation." in n and ".localisation.9." not in n)
     ]
     assert set(without) <= set(expected)
 
@@ -269,7 +330,8 @@ def test_a_clip_of_one_sample_and_silence_give_finite_logits(
 ) -> None:
     expert = build(name, settings, shape)
     silence = {name: torch.zeros_like(x) for name, x in make_clips([8000], [4]).items()}
-    silence["audio_lengths"], silence["video_lengths"] = torch.tensor([8000]), torch.tensor([4])
+    lengths = {"audio": 8000, "video": 4, "feature_sequence": 4}
+    silence |= {f"{kind}_lengths": torch.tensor([count]) for kind, count in lengths.items()}
     with torch.no_grad():
         assert torch.isfinite(expert(silence)).all()
         assert torch.isfinite(expert(make_clips([1], [1]))).all()
