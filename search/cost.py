@@ -20,7 +20,7 @@ from search.plan import TrialPlan
 from search.train import choose_precision
 
 _PROBE_CLIPS = 16
-_CHEAP = 2e6  # multiply-accumulates; below, a step's fixed cost decides
+_CHEAP = 4e5  # multiply-accumulates; below, a step's fixed cost decides
 _HEAVY = 5e8  # from here on two clips tell enough
 _FASTEST = {"cpu": 2e12, "cuda": 1e15}
 """Floating-point operations a second that no core, and no GPU, reaches in training."""
@@ -118,7 +118,9 @@ def _epochs(plan: TrialPlan, offer: Offer) -> int:
 
 
 def _macs(plan: TrialPlan, data: TrainingData) -> float:
-    return get_architecture(plan.architecture).cost(plan.settings, data.shape)
+    settings = dict(plan.settings)
+    settings |= dict((settings.get("checkpoint") or {}).get("settings", {}))
+    return get_architecture(plan.architecture).cost(settings, data.shape)
 
 
 def gpu_share(needed: float, whole: float) -> float:

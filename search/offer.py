@@ -56,6 +56,7 @@ class Offer:
         transfers: Architecture → how its backbone may start; those that have one.
         epochs_scale: A preset shortens or lengthens every schedule.
         epochs: Every schedule's length, where it is not searched.
+        saliency_maps: Whether the clips' frames come with maps of their own.
         all_recipes: Whether everything about training is searched, or the core of it.
         why_not: Architecture → why it is not offered.
         generation: 1, and one more whenever a finished search was given more architectures.
@@ -67,6 +68,7 @@ class Offer:
     transfers: Mapping[str, Transfer] = field(default_factory=dict)
     epochs_scale: float = 1.0
     epochs: int | None = None
+    saliency_maps: bool = False
     all_recipes: bool = False
     why_not: Mapping[str, str] = field(default_factory=dict)
     generation: int = 1
@@ -207,6 +209,7 @@ def offer_for(
         transfers=transfers,
         epochs_scale=epochs_scale,
         epochs=epochs,
+        saliency_maps=shape.saliency_maps,
         all_recipes=all_recipes,
         why_not=left_out,
     )
@@ -236,7 +239,10 @@ def _unfit(
 
 def missing_weights(offer: Offer, weights: Path | None) -> str | None:
     """One line on what would train from pretrained weights if they were there; None if all are."""
-    names = [name for name, t in offer.transfers.items() if not t.checkpoints]
+    offered = {
+        name for group in (offer.single, offer.parts) for side in group.values() for name in side
+    }
+    names = [n for n, t in offer.transfers.items() if n in offered and not t.checkpoints]
     if not names:
         return None
     if weights is None:

@@ -126,6 +126,33 @@ _CNN_TRAINING: Space = {
     "spec_augment": Choice((0.0, 0.1, 0.2)),
 }
 
+_SCRATCH: Condition = {"transfer": ("scratch",)}
+"""What pretrained weights settle."""
+
+_SPEECH: Space = {
+    "units": Choice((128, 256, 512)),
+    "pooling": Choice(("mean", "attention")),
+    "epochs": Choice((10, 20, 40)),
+    "learning_rate": Range(3e-4, 5e-3, log=True),
+    "weight_decay": Range(1e-3, 0.1, log=True),
+    "dropout": Range(0.0, 0.5),
+    "label_smoothing": Choice((0.0, 0.1)),
+    "mixup": Choice((0.0, 0.2, 0.4)),
+}
+
+_KINETICS: Space = {
+    "frames": Choice((8, 16)),
+    "size": Choice((64, 80, 112)),
+    "stages": Choice((3, 4)),
+    "pooling": Choice(("mean", "mean_max")),
+    "epochs": Choice((10, 20, 30)),
+    "learning_rate": Range(1e-4, 3e-3, log=True),
+    "weight_decay": Range(0.01, 0.3, log=True),
+    "dropout": Range(0.1, 0.6),
+    "label_smoothing": Choice((0.0, 0.1)),
+    "mixup": Choice((0.0, 0.2)),
+}
+
 SPACE: dict[str, Space] = {
     # audio
     "functionals": {
@@ -172,6 +199,62 @@ SPACE: dict[str, Space] = {
         "one_step": Choice((False, True)),
         "epochs": Choice((20, 30)),
     },
+    "cnn14": {
+        "hidden_units": Choice((0, 256, 512)),
+        "rate_hz": Choice((16000, 32000), when=_SCRATCH),
+        "epochs": Choice((15, 20, 30)),
+        "learning_rate": Range(1e-4, 3e-3, log=True),
+        "weight_decay": Range(1e-3, 0.1, log=True),
+        "dropout": Range(0.2, 0.6),
+        "label_smoothing": Choice((0.0, 0.1)),
+        "mixup": Choice((0.0, 0.2, 0.4)),
+        "spec_augment": Choice((0.0, 0.1, 0.2)),
+    },
+    "alexnet": {
+        "hidden_units": Choice((0, 256)),
+        "num_mels": Choice((64, 128)),
+        "colours": Choice((False, True)),
+        "trim_db": Choice((0.0, 45.0)),
+        "epochs": Choice((15, 20, 30)),
+        "learning_rate": Range(5e-5, 2e-3, log=True),
+        "weight_decay": Range(1e-3, 0.1, log=True),
+        "dropout": Range(0.2, 0.6),
+        "label_smoothing": Choice((0.0, 0.1)),
+        "mixup": Choice((0.0, 0.2)),
+        "spec_augment": Choice((0.0, 0.1)),
+    },
+    "waveform_cnn_lstm": {
+        "variant": Choice(("code", "paper")),
+        "further_filters": Choice((40, 400)),
+        "recurrent_units": Choice((64, 128, 256)),
+        "waveform_dropout": Choice((0.0, 0.5)),
+        "crop_seconds": Choice((1.0, 2.0, 3.0)),
+        "epochs": Choice((20, 40, 60)),
+        "learning_rate": Range(1e-4, 3e-3, log=True),
+        "weight_decay": Range(1e-3, 0.1, log=True),
+        "dropout": Range(0.1, 0.6),
+        "label_smoothing": Choice((0.0, 0.1)),
+        "mixup": Choice((0.0, 0.2)),
+    },
+    "residual_lstm": {
+        "num_mels": Choice((48, 64, 80)),
+        "units": Choice((48, 64, 96)),
+        "layers": Choice((2, 3)),
+        "heads": Choice((2, 4)),
+        "layer_dropout": Choice((0.1, 0.2, 0.3)),
+        "trim_db": Choice((30.0, 45.0)),
+        "epochs": Choice((25, 40, 60)),
+        "learning_rate": Range(5e-4, 5e-3, log=True),
+        "weight_decay": Range(0.01, 0.3, log=True),
+        "dropout": Range(0.2, 0.5),
+        "label_smoothing": Choice((0.0, 0.1)),
+        "mixup": Choice((0.0, 0.2, 0.4)),
+        "spec_augment": Choice((0.0, 0.1)),
+        "speed_perturbation": Choice((0.0, 0.1)),
+    },
+    "wav2vec2": _SPEECH,
+    "hubert": _SPEECH,
+    "wavlm": _SPEECH,
     # video
     "action_units": {
         "hidden_units": Choice((0, 80, 128, 256)),
@@ -204,6 +287,50 @@ SPACE: dict[str, Space] = {
         "label_smoothing": Choice((0.0, 0.1)),
         "mixup": Choice((0.0, 0.2, 0.4)),
     },
+    "action_unit_lstm": {
+        "units": Choice((50, 150, 200, 300)),
+        "recurrent_dropout": Choice((0.0, 0.3, 0.5)),
+        "epochs": Choice((30, 60, 100)),
+        "learning_rate": Range(3e-4, 3e-3, log=True),
+        "weight_decay": Range(0.01, 0.5, log=True),
+        "dropout": Range(0.1, 0.6),
+        "label_smoothing": Choice((0.0, 0.1)),
+        "mixup": Choice((0.0, 0.2)),
+    },
+    "spatial_transformer": {
+        "guide": Choice(("spectral", "none")),
+        "frames": Choice((8, 16, 32)),
+        "scaling": Choice(("clip", "unit")),
+        "frame_values": Choice((50, 810)),
+        "units": Choice((50, 150, 300)),
+        "recurrent_dropout": Choice((0.0, 0.3, 0.5)),
+        "epochs": Choice((20, 40, 80)),
+        "learning_rate": Range(3e-4, 3e-3, log=True),
+        "weight_decay": Range(0.01, 0.3, log=True),
+        "dropout": Range(0.1, 0.6),
+        "label_smoothing": Choice((0.0, 0.1)),
+        "mixup": Choice((0.0, 0.2)),
+    },
+    "resnet_lstm": {
+        "depth": Choice((18, 34, 50), when=_SCRATCH),
+        "stages": Choice((3, 4)),
+        "frames": Choice((4, 8, 16)),
+        "size": Choice((64, 96)),
+        "scaling": Choice(("unit", "imagenet", "clip")),
+        "recurrent_units": Choice((64, 128, 256)),
+        "bidirectional": Choice((False, True)),
+        "epochs": Choice((10, 20, 30)),
+        "learning_rate": Range(1e-4, 3e-3, log=True),
+        "weight_decay": Range(0.01, 0.3, log=True),
+        "dropout": Range(0.1, 0.6),
+        "label_smoothing": Choice((0.0, 0.1)),
+        "mixup": Choice((0.0, 0.2)),
+    },
+    "r3d_18": _KINETICS,
+    "mc3_18": _KINETICS,
+    "r2plus1d_18": _KINETICS,
+    "s3d": _KINETICS,
+    "swin3d_t": _KINETICS,
     # early fusion
     "concatenation": EARLY,
     "gated": {**EARLY, "dim": Choice((32, 64, 128))},
@@ -233,6 +360,8 @@ def space_of(name: str, offer: Offer) -> Space:
         recipe |= AUDIO_RECIPE if "audio" in entry.inputs else {}
         recipe |= VIDEO_RECIPE if "video" in entry.inputs else {}
     core = dict(SPACE[name])
+    if offer.saliency_maps and "guide" in core:
+        core["guide"] = Choice(("spectral", "none", "maps"))
     if transfer and "finetune" in transfer.modes:
         recipe |= FINETUNE
     if "learning_rate" in core:

@@ -253,7 +253,7 @@ def test_every_parameter_gets_a_finite_gradient(
     # step has no earlier state, and nothing to choose among; a spatial transformer begins at the
     # identity, whatever it sees.
     single = bool(settings.get("one_step")) or "functionals" in str(settings.get("audio"))
-    idle = ("weight_hh", "pool.score", "query", "key")
+    idle = ("weight_hh", "pool.score", "query", "key", ".before.")
     expected = [
         n
         for n, _ in expert.named_parameters()
