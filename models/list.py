@@ -19,7 +19,7 @@ from rich.table import Table
 
 from models.expert import build_expert
 from models.pretrained import find_checkpoints
-from models.registry import Architecture, ClipShape, ModelError, architectures
+from models.registry import Architecture, ClipShape, ModelError, architectures, get_architecture
 
 SHAPE = ClipShape(
     num_classes=8,
@@ -78,6 +78,13 @@ def describe(entry: Architecture, weights: Path | None) -> Row:
         paper=entry.paper,
         weights=files,
     )
+
+
+def _asked(only: str | None) -> list[Architecture]:
+    """Those named, or all: audio, video, early fusion; raises ModelError."""
+    if only:
+        return [get_architecture(name.strip()) for name in only.split(",")]
+    return [*architectures("audio"), *architectures("video"), *architectures("early")]
 
 
 def _short(number: float) -> str:
@@ -143,6 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=os.environ.get("EMOTION_WEIGHTS"),
         help="folder of pretrained weights (default: EMOTION_WEIGHTS)",
     )
+    parser.add_argument("--only", help="these architectures, separated by commas")
     parser.add_argument("--json", action="store_true", help="for programs, every file named")
     given = parser.parse_args(arguments)
     weights = Path(given.weights) if given.weights else None
@@ -150,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
         if weights is not None and not weights.is_dir():
             raise ModelError(f"No such folder: '{weights}' (--weights).")
         with Console(stderr=True).status("building every architecture"):
-            rows = [describe(entry, weights) for entry in architectures()]
+            rows = [describe(entry, weights) for entry in _asked(given.only)]
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from models import get_architecture
-from models.registry import ModelError
+from models.registry import Architecture, ModelError
 from search.offer import SIDES, Offer
 from search.plan import OPTIMIZERS, SCHEDULES, TrainSettings, TrialPlan
 
@@ -359,7 +359,7 @@ def space_of(name: str, offer: Offer) -> Space:
         recipe = dict(RECIPE)
         recipe |= AUDIO_RECIPE if "audio" in entry.inputs else {}
         recipe |= VIDEO_RECIPE if "video" in entry.inputs else {}
-    core = dict(SPACE[name])
+    core = dict(SPACE.get(name) or _around_known_good(entry))
     if offer.saliency_maps and "guide" in core:
         core["guide"] = Choice(("spectral", "none", "maps"))
     if transfer and "finetune" in transfer.modes:
@@ -373,6 +373,20 @@ def space_of(name: str, offer: Offer) -> Space:
     if offer.epochs is not None:
         space.pop("epochs", None)
     return space
+
+
+def _around_known_good(entry: Architecture) -> Space:
+    """For an architecture without an entry above: its training, and nothing of the network."""
+    known = TrainSettings(**entry.training)
+    rate, decay = known.learning_rate, max(known.weight_decay, 1e-4)
+    return {
+        "epochs": Choice(tuple(max(1, round(known.epochs * share)) for share in (0.6, 1.0, 1.6))),
+        "learning_rate": Range(rate / 5, rate * 5, log=True),
+        "weight_decay": Range(decay / 5, decay * 5, log=True),
+        "dropout": Range(0.0, 0.6),
+        "label_smoothing": Choice((0.0, 0.1)),
+        "mixup": Choice((0.0, 0.2, 0.4)),
+    }
 
 
 def _unless_varied(domain: Choice | Range, recipe: Space) -> Choice | Range:
