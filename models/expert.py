@@ -22,13 +22,15 @@ class FrontEnd(nn.Module):
         name: Kind and settings; what two front ends of the same name compute is the same,
             and is cached under it.
         worth_caching: Whether computing it costs more than reading its result.
-        frames_per_second: Of a spectrogram (B, T, F); 0 for anything else.
+        frames_per_second: Of what has a time axis that may be cut, (B, T, F); 0 for anything else.
+        has_bands: Whether F are bands, which SpecAugment may mask.
         storage: How its result is kept in the cache: float32 or float16.
     """
 
     name: str = "identity"
     worth_caching: bool = False
     frames_per_second: float = 0.0
+    has_bands: bool = True
     storage: str = "float32"
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

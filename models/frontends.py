@@ -33,32 +33,41 @@ def frame_mask(lengths: Tensor, count: int) -> Tensor:
 
 
 class Stft(FrontEnd):
-    """Power spectrogram, (B, L) → (B, T, window // 2 + 1), T = 1 + L // hop."""
+    """Power spectrogram, (B, L) → (B, T, window // 2 + 1), T = 1 + L // hop.
 
-    def __init__(self, *, fft_size: int, hop: int) -> None:
+    Args:
+        fft_size: Samples of the Hann window.
+        hop: Samples between frames.
+        reflect: Continue a clip behind its own ends by its mirror image, where it is otherwise
+            followed by zeros; a clip then needs more than `fft_size // 2` samples.
+    """
+
+    def __init__(self, *, fft_size: int, hop: int, reflect: bool = False) -> None:
         super().__init__()
-        self.fft_size, self.hop = fft_size, hop
+        self.fft_size, self.hop, self.reflect = fft_size, hop, reflect
         self.register_buffer("window", torch.hann_window(fft_size), persistent=False)
         self.window: Tensor
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Zero-padded at both ends, so that a clip's edge is the same in any batch."""
+        """Padded at both ends of each clip, so that its edge is the same in any batch."""
         frames = 1 + torch.div(lengths, self.hop, rounding_mode="floor")
+        half = self.fft_size // 2
+        padded = _mirror(x, lengths, half) if self.reflect else functional.pad(x, (half, half))
         if torch.onnx.is_in_onnx_export():
-            return self._as_convolution(x), frames
+            return self._as_convolution(padded), frames
         # Frame by frame in memory, as all that follows reads it; torch.stft lays out bin by bin.
-        padded = functional.pad(x, (self.fft_size // 2, self.fft_size // 2))
         spectrum = torch.fft.rfft(padded.unfold(1, self.fft_size, self.hop) * self.window)
         return spectrum.real.square().add_(spectrum.imag.square()), frames
 
-    def _as_convolution(self, x: Tensor) -> Tensor:
+    def _as_convolution(self, padded: Tensor) -> Tensor:
         """The same without complex numbers, which the ONNX exporter does not know."""
         bins = self.fft_size // 2 + 1
         angle = torch.arange(bins, dtype=torch.float64)[:, None] * torch.arange(self.fft_size)
         angle = (angle % self.fft_size) * (2.0 * math.pi / self.fft_size)
         basis = torch.cat([angle.cos(), angle.sin()]).to(torch.float32) * self.window.cpu()
-        padded = functional.pad(x[:, None], (self.fft_size // 2, self.fft_size // 2))
-        parts = functional.conv1d(padded, basis[:, None].to(x.device), stride=self.hop)
+        parts = functional.conv1d(
+            padded[:, None], basis[:, None].to(padded.device), stride=self.hop
+        )
         power = parts[:, :bins].square() + parts[:, bins:].square()
         return power.transpose(1, 2)
 
@@ -387,6 +396,7 @@ class GatedNoise(FrontEnd):
         self.overlap: Tensor
         self.name = f"gate {sample_rate_hz} {strength} | {then.name}"
         self.frames_per_second, self.storage = then.frames_per_second, then.storage
+        self.has_bands = then.has_bands
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L), (B,) → what `then` makes of the cleaned waveform."""
@@ -422,6 +432,15 @@ class Features(FrontEnd):
     """Features as they are: (B, F) → (B, F), or of every frame, (B, S, F) → (B, S, F)."""
 
     name = "features"
+
+
+def _mirror(x: Tensor, lengths: Tensor, count: int) -> Tensor:
+    """(B, L) → (B, L + 2·count): each clip reflected at its own ends, zero behind that."""
+    position = torch.arange(-count, x.shape[1] + count, device=x.device)[None]
+    keep = position < lengths[:, None] + count
+    last = lengths[:, None] - 1
+    position = last - (last - position.abs()).abs()
+    return x.gather(1, position.clamp(min=0)) * keep.to(x.dtype)
 
 
 def _trim(x: Tensor, lengths: Tensor, wanted: Tensor, margin: int) -> tuple[Tensor, Tensor]:

@@ -227,7 +227,7 @@ def augment(inputs: dict[str, Tensor], expert: Expert, plan: TrialPlan) -> None:
         if rate := frontend.frames_per_second:
             if seconds := plan.crop_seconds(kind):
                 x, lengths = time_crop(x, lengths, round(seconds * rate))
-            if share := settings.spec_augment:
+            if frontend.has_bands and (share := settings.spec_augment):
                 x = spec_augment(x, lengths, time_share=share, band_share=share)
         elif kind == "video" and x.ndim == 5 and not isinstance(frontend, FrozenBackbone):
             if settings.spatial_crop:

@@ -209,6 +209,7 @@ SPACE: dict[str, Space] = {
         "label_smoothing": Choice((0.0, 0.1)),
         "mixup": Choice((0.0, 0.2, 0.4)),
         "spec_augment": Choice((0.0, 0.1, 0.2)),
+        "crop_seconds": Choice((0.0, 2.0, 3.0)),
     },
     "alexnet": {
         "hidden_units": Choice((0, 256)),
@@ -238,10 +239,11 @@ SPACE: dict[str, Space] = {
     },
     "residual_lstm": {
         "num_mels": Choice((48, 64, 80)),
-        "units": Choice((48, 64, 96)),
+        "stack": Choice((3, 4, 8)),
+        "units": Choice((32, 48, 64)),
         "layers": Choice((2, 3)),
         "heads": Choice((2, 4)),
-        "layer_dropout": Choice((0.1, 0.2, 0.3)),
+        "layer_dropout": Choice((0.1, 0.2, 0.4)),
         "trim_db": Choice((30.0, 45.0)),
         "epochs": Choice((25, 40, 60)),
         "learning_rate": Range(5e-4, 5e-3, log=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.audio.colours import draw
 from models.audio.spectrogram_cnn import SpectrogramConvolutions, convolution_cost
 from models.expert import Encoder
 from models.frontends import SpectrogramImage, frame_mask
@@ -14,11 +15,11 @@ from models.registry import ClipShape, ModelError, Settings, register
 
 def _cost(settings: Settings, shape: ClipShape) -> float:
     seconds = float(settings.get("crop_seconds", 3.0)) or shape.seconds
-    bins = int(settings.get("num_bins", 200))
+    bins, filters = int(settings.get("num_bins", 200)), int(settings.get("last_filters", 24))
     steps = seconds * 100 / 8
     gates = 4 if settings.get("cell") == "lstm" else 1
-    recurrent = steps * 2 * gates * 128 * (24 * bins / 8 + 128 + 256 + 128)
-    return convolution_cost(bins, round(seconds * 100)) + recurrent
+    recurrent = steps * 2 * gates * 128 * (filters * bins / 8 + 128 + 256 + 128)
+    return convolution_cost(settings, round(seconds * 100)) + recurrent
 
 
 class _SpectrogramRecurrent(Encoder):
@@ -34,6 +35,7 @@ class _SpectrogramRecurrent(Encoder):
         num_bins: Rows of the image.
         one_step: As in the released code; needs `crop_seconds` > 0.
         last_filters: Of the third convolution; 24 in the slides, 32 in the released code.
+        colours: Three channels, by a fixed colour map, as in the released code.
     """
 
     kind = "audio"
@@ -49,6 +51,7 @@ class _SpectrogramRecurrent(Encoder):
         num_bins: int = 200,
         one_step: bool = False,
         last_filters: int = 24,
+        colours: bool = False,
     ) -> None:
         super().__init__()
         if one_step and crop_seconds <= 0:
@@ -56,7 +59,8 @@ class _SpectrogramRecurrent(Encoder):
         self.frontend = SpectrogramImage(sample_rate_hz=shape.sample_rate_hz, num_bins=num_bins)
         self.crop_frames = round(crop_seconds * 100)
         self.one_step = one_step
-        self.convolutions = SpectrogramConvolutions(last_filters=last_filters)
+        self.colours = colours
+        self.convolutions = SpectrogramConvolutions(last_filters=last_filters, colours=colours)
         after = self.convolutions.after
         width = last_filters * after(num_bins)
         if one_step:
@@ -79,20 +83,28 @@ class _SpectrogramRecurrent(Encoder):
 
     def _recur(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The recurrence's outputs, (B, S, 2·128), and (B,) steps."""
+        seen = lengths
         if self.crop_frames:
             x = fit_length(x, lengths, self.crop_frames, random=self.training)
+            seen = lengths.clamp(max=self.crop_frames)
             lengths = torch.full_like(lengths, self.crop_frames)
-        maps = self._convolve(x, lengths).permute(0, 3, 1, 2).flatten(2)  # (B, T', C·F')
+        maps = self._convolve(x, lengths, seen).permute(0, 3, 1, 2).flatten(2)  # (B, T', C·F')
         if self.one_step:
             maps = maps.flatten(1)[:, None]
         steps = torch.ones_like(lengths) if self.one_step else _steps(lengths)
         return self.recurrence(maps, steps), steps
 
-    def _convolve(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The convolutions, with what lies behind a clip's end kept at zero in between."""
+    def _convolve(self, x: Tensor, lengths: Tensor, seen: Tensor) -> Tensor:
+        """The convolutions, with what lies behind a clip's end kept at zero in between.
+
+        Args:
+            x: (B, T, F) image.
+            lengths: (B,) frames, with the silence that a crop longer than the clip ends in.
+            seen: (B,) frames without it.
+        """
         # Three poolings need five frames; a shorter clip is followed by silence.
         x = nn.functional.pad(x, (0, 0, 0, max(0, 5 - x.shape[1])))
-        maps = x.transpose(1, 2)[:, None]
+        maps = draw(x, seen, colours=self.colours)
         layers = self.convolutions.layers
         frames = lengths
         for start in range(0, len(layers), 3):

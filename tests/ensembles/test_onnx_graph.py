@@ -63,6 +63,10 @@ SMALL: dict[str, dict[str, Any]] = {
         name: {"frames": 4, "size": 32, "stages": 1}
         for name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t")
     },
+    "alexnet": {"width": 2, "num_mels": 32},
+    "cnn14": {"width": 2},
+    "residual_lstm": {"units": 8},
+    "waveform_cnn_lstm": {"recurrent_units": 8},
 }
 EARLY = {
     modality: {"architecture": name, "settings": SMALL.get(name, {})}
@@ -78,6 +82,11 @@ CASES = [
     ("spectrogram_cnn_rnn", {**_PICTURE, "crop_seconds": 0.0}),
     ("spectrogram_cnn_lstm", {**_PICTURE, "crop_seconds": 0.0}),
     ("spectrogram_cnn_rnn", {**_PICTURE, "one_step": True}),
+    ("spectrogram_cnn_rnn", {**_PICTURE, "crop_seconds": 0.0, "colours": True}),
+    ("cnn14", {"width": 2, "rate_hz": 32000, "hidden_units": 8}),
+    ("alexnet", {"width": 2, "num_mels": 32, "colours": True, "hidden_units": 8}),
+    ("residual_lstm", {"units": 4, "layers": 3, "stack": 3, "heads": 2, "trim_db": 0.0}),
+    ("waveform_cnn_lstm", {"recurrent_units": 0}),
     ("frame_cnn", {"grey": False}),
     ("resnet_lstm", {**SMALL["resnet_lstm"], "recurrent_units": 0, "pooling": "mean"}),
     ("resnet_lstm", {**SMALL["resnet_lstm"], "bidirectional": True, "scaling": "imagenet"}),

@@ -46,6 +46,10 @@ SMALL: dict[str, dict[str, Any]] = {
         name: {"frames": 4, "size": 32, "stages": 1}
         for name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t")
     },
+    "alexnet": {"width": 2, "num_mels": 32},
+    "cnn14": {"width": 2},
+    "residual_lstm": {"units": 8},
+    "waveform_cnn_lstm": {"recurrent_units": 8},
 }
 FURTHER: list[tuple[str, dict[str, Any]]] = [
     ("functionals", {"hidden_units": 8}),
@@ -56,7 +60,14 @@ FURTHER: list[tuple[str, dict[str, Any]]] = [
     ("spectrogram_cnn_rnn", {"crop_seconds": 0.0, "num_bins": 24}),
     ("spectrogram_cnn_lstm", {"crop_seconds": 0.0, "num_bins": 24}),
     ("spectrogram_cnn_rnn", {"crop_seconds": 0.6, "num_bins": 24, "one_step": True}),
+    ("spectrogram_cnn", {"crop_seconds": 0.6, "num_bins": 24, "colours": True}),
+    ("spectrogram_cnn_rnn", {"crop_seconds": 0.0, "num_bins": 24, "colours": True}),
     ("action_units", {"hidden_units": 0}),
+    ("cnn14", {"width": 2, "rate_hz": 32000, "hidden_units": 8}),
+    ("alexnet", {"width": 2, "num_mels": 32, "colours": True, "hidden_units": 8}),
+    ("residual_lstm", {"units": 4, "layers": 3, "stack": 3, "heads": 2, "trim_db": 0.0}),
+    ("waveform_cnn_lstm", {"recurrent_units": 0}),
+    ("waveform_cnn_lstm", {"variant": "paper", "further_filters": 10, "recurrent_units": 4}),
     ("frame_cnn", {"grey": False}),
     ("resnet_lstm", {**SMALL["resnet_lstm"], "recurrent_units": 0, "pooling": "mean"}),
     ("resnet_lstm", {**SMALL["resnet_lstm"], "depth": 50, "bidirectional": True}),
