@@ -149,10 +149,8 @@ def drop_expensive(offer: Offer, seconds: Mapping[str, float], longest: float) -
                 transfers[name] = replace(transfer, modes=kept or (str(best),))
 
     def keep(names: tuple[str, ...], cost: Mapping[str, float]) -> tuple[str, ...]:
-        kept = tuple(name for name in names if cost[name] <= longest)
-        if names and not kept:
-            kept = (min(names, key=lambda name: cost[name]),)
-        return kept
+        by_cost = sorted(names, key=lambda name: cost[name])  # cheap ones are tried first
+        return tuple(name for name in by_cost if cost[name] <= longest) or tuple(by_cost[:1])
 
     single = {side: keep(names, cheapest) for side, names in offer.single.items()}
     for side, names in offer.single.items():

@@ -11,6 +11,9 @@ from models import ClipShape, get_architecture
 from models.pretrained import Found, find_checkpoints
 from models.registry import Architecture, Modality, ModelError, architectures
 
+PLAIN_FUSION = "concatenation"
+"""The early fusion whose parts are compared first."""
+
 SIDES: tuple[Modality, ...] = ("audio", "video")
 """The modalities that have experts of their own, and early fusion's parts."""
 
@@ -172,7 +175,12 @@ def offer_for(
     """
     for name in only:
         get_architecture(name)
-    fusions = tuple(e.name for e in architectures("early") if not only or e.name in only)
+    fusions = tuple(
+        sorted(
+            (e.name for e in architectures("early") if not only or e.name in only),
+            key=lambda name: name != PLAIN_FUSION,
+        )
+    )
     alone = bool(only) and all(get_architecture(name).modality == "early" for name in only)
     single: dict[str, tuple[str, ...]] = {}
     parts: dict[str, tuple[str, ...]] = {}

@@ -139,7 +139,7 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
     checkpoints=(
         Checkpoint(
             files=("alexnet-owt-7be5be79.pth",),
-            source="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            source="torchvision, alexnet on ImageNet",
             settings={"width": 64},
         ),
     ),

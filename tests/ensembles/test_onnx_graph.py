@@ -22,6 +22,7 @@ from ensembles.onnx_graph import (
     to_onnx,
 )
 from models import ClipShape, architectures, build_expert
+from tests.small import SMALL, SPEECH_LARGE, small_settings
 
 SHAPE = ClipShape(
     num_classes=3,
@@ -32,53 +33,14 @@ SHAPE = ClipShape(
     num_features=5,
     feature_steps=8,
 )
-# The papers' networks are large; a small picture has the same layers.
-_PICTURE = {"crop_seconds": 0.6, "num_bins": 24}
-# The pretrained transformers' layers in small: 25 ms a frame, every 20 ms.
-_SPEECH: dict[str, Any] = {
-    "extractor_conv_layer_config": [[8, 10, 5], [8, 8, 8], [8, 10, 8]],
-    "encoder_embed_dim": 16,
-    "encoder_pos_conv_kernel": 8,
-    "encoder_pos_conv_groups": 4,
-    "encoder_num_layers": 2,
-    "encoder_num_heads": 2,
-    "encoder_ff_interm_features": 24,
-}
-_SPEECH_LARGE = {
-    **_SPEECH,
-    "extractor_mode": "layer_norm",
-    "extractor_conv_bias": True,
-    "encoder_layer_norm_first": True,
-}
-SMALL: dict[str, dict[str, Any]] = {
-    "wav2vec2": {"config": _SPEECH, "units": 8},
-    "hubert": {"config": _SPEECH, "units": 8, "pooling": "attention"},
-    "wavlm": {"config": _SPEECH, "units": 8},
-    "spectrogram_cnn": _PICTURE,
-    "spectrogram_cnn_rnn": _PICTURE,
-    "spectrogram_cnn_lstm": _PICTURE,
-    "resnet_lstm": {"frames": 4, "size": 32, "stages": 1, "recurrent_units": 8},
-    "spatial_transformer": {"frames": 4, "units": 8},
-    **{
-        name: {"frames": 4, "size": 32, "stages": 1}
-        for name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t")
-    },
-    "alexnet": {"width": 2, "num_mels": 32},
-    "cnn14": {"width": 2},
-    "residual_lstm": {"units": 8},
-    "waveform_cnn_lstm": {"recurrent_units": 8},
-}
-EARLY = {
-    modality: {"architecture": name, "settings": SMALL.get(name, {})}
-    for modality, name in (("audio", "spectrogram_cnn_rnn"), ("video", "frame_cnn"))
-}
+_PICTURE = SMALL["spectrogram_cnn_rnn"]
 CASES = [
-    *((e.name, SMALL.get(e.name, {})) for m in ("audio", "video") for e in architectures(m)),
+    *((e.name, small_settings(e.name)) for e in architectures()),
     # The whole clip instead of a crop, and other layers behind the same name.
     ("functionals", {"hidden_units": 8}),
     ("logmel_resnet", {"recurrent_units": 0, "normalisation": "bin"}),
-    ("wav2vec2", {"config": _SPEECH_LARGE, "normalise_waveform": True, "frame_step": 1}),
-    ("wavlm", {"config": _SPEECH_LARGE, "normalise_waveform": True, "frame_step": 3}),
+    ("wav2vec2", {"config": SPEECH_LARGE, "normalise_waveform": True, "frame_step": 1}),
+    ("wavlm", {"config": SPEECH_LARGE, "normalise_waveform": True, "frame_step": 3}),
     ("spectrogram_cnn_rnn", {**_PICTURE, "crop_seconds": 0.0}),
     ("spectrogram_cnn_lstm", {**_PICTURE, "crop_seconds": 0.0}),
     ("spectrogram_cnn_rnn", {**_PICTURE, "one_step": True}),
@@ -95,13 +57,10 @@ CASES = [
     ("r3d_18", {"frames": 8, "size": 32, "stages": 2, "pooling": "mean_max"}),
     ("s3d", {"frames": 8, "size": 32, "stages": 2}),
     ("swin3d_t", {"frames": 20, "size": 16, "stages": 2}),
-    ("concatenation", EARLY),
 ]
-_HIDDEN = (*_PICTURE, "config", "units")
+_HIDDEN = (*_PICTURE, "config", "units", "audio", "video")
 NAMES = [
     name + "".join(f"-{k}={v}" for k, v in settings.items() if k not in _HIDDEN or not v)
-    if name != "concatenation"
-    else "concatenation"
     for name, settings in CASES
 ]
 every_architecture = pytest.mark.parametrize("case", range(len(CASES)), ids=NAMES)
@@ -214,7 +173,7 @@ def test_a_graph_names_its_inputs_and_outputs(case: int) -> None:
 @pytest.mark.parametrize("name", ["wav2vec2", "wavlm"])
 def test_resampling_and_a_frozen_backbone_are_in_the_graph(name: str) -> None:
     shape = ClipShape(num_classes=3, sample_rate_hz=22_050, seconds=1.0)
-    checkpoint = {"file": "elsewhere", "sha256": "0", "settings": {"config": _SPEECH_LARGE}}
+    checkpoint = {"file": "elsewhere", "sha256": "0", "settings": {"config": SPEECH_LARGE}}
     settings = {"transfer": "frozen", "checkpoint": checkpoint}
     torch.manual_seed(0)
     expert = FoldedExpert([build_expert(name, settings, shape).eval()])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import architectures, get_architecture
+from models import architectures
 from models.registry import ModelError
 from search.inputs import TrainingData
 from search.plan import TrainSettings, TrialPlan
@@ -18,8 +18,9 @@ from search.train import (
     choose_precision,
     is_out_of_memory,
 )
+from tests.small import small_settings
 
-EARLY = {
+EARLY: dict[str, Any] = {
     "audio": {"architecture": "functionals", "settings": {}},
     "video": {"architecture": "action_units", "settings": {}},
 }
@@ -30,7 +31,7 @@ AUGMENTED = {
 
 
 def plan(name: str, **training: Any) -> TrialPlan:
-    settings: dict[str, Any] = EARLY if get_architecture(name).modality == "early" else {}
+    settings = EARLY if name == "concatenation" else small_settings(name)
     return TrialPlan.of(name, settings, {"epochs": 1, **training})
 
 

@@ -1,0 +1,78 @@
+"""Keeps the backbone of a trained expert for other searches: `python -m ensembles.backbone RUN EXPERT --out DIR`.
+
+What a search on one corpus has learnt of faces or voices, another one can start from
+(`--weights DIR`). The backbone is one fold's: that fold's speakers took no part in it, the
+others did, so that it must not start a search that is scored on any of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from ensembles import EnsembleError
+from ensembles.folded import load_folded, read_plan
+from models import BackboneEncoder
+
+
+def save_backbones(weights: Path, fold: int, out: Path) -> list[Path]:
+    """Writes `ARCHITECTURE.safetensors` for each backbone of an expert.
+
+    Args:
+        weights: The expert's folder in a run.
+        fold: Whose network.
+        out: A folder for `--weights`.
+
+    Raises:
+        EnsembleError: No such expert or fold, or one without a backbone that has trained.
+    """
+    if not weights.is_dir():
+        raise EnsembleError(f"No expert's weights in '{weights}'.")
+    plan, expert = read_plan(weights / "plan.json"), load_folded(weights)
+    if not 0 <= fold < len(expert.networks):
+        raise EnsembleError(f"There is no fold {fold}; '{weights}' has {len(expert.networks)}.")
+    network, written = expert.network(fold), []
+    for kind in network.kinds:
+        encoder = network.encoder(kind)
+        side = "audio" if kind == "audio" else "video"
+        name = plan["settings"].get(side, plan)["architecture"]
+        state = encoder.backbone.state_dict() if isinstance(encoder, BackboneEncoder) else {}
+        if not state:
+            continue
+        path = out / f"{name}.safetensors"
+        if path.exists():
+            raise EnsembleError(f"'{path}' is there already. Name another --out.")
+        out.mkdir(parents=True, exist_ok=True)
+        save_file({key: x.contiguous() for key, x in state.items()}, path)
+        written.append(path)
+    if not written:
+        raise EnsembleError(f"'{weights}' has no backbone that has trained.")
+    return written
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0: written; 2: in one line, why not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ensembles.backbone",
+        description="Keeps the backbone of a trained expert, for --weights of a search on another corpus.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, such as runs/NAME")
+    parser.add_argument("expert", metavar="EXPERT", help="a trial, such as video-0003")
+    parser.add_argument("--fold", type=int, default=0, help="whose network (default: 0)")
+    parser.add_argument("--out", type=Path, required=True, help="the weights' folder")
+    given = parser.parse_args(arguments)
+    try:
+        written = save_backbones(given.run / "weights" / given.expert, given.fold, given.out)
+    except (EnsembleError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in written:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
