@@ -254,13 +254,15 @@ class _Record:
         from safetensors.torch import save
 
         from ensembles.bank import write_atomically
+        from models.pretrained import FrozenBackbone
 
         expert = self.trial.trainers[0].expert
         state = expert.frozen_state()
         if not state:
             return None
-        fronts = " ".join(expert.encoder(kind).frontend.name for kind in expert.kinds)
-        name = f"frozen-{hashlib.sha256(fronts.encode()).hexdigest()[:24]}.safetensors"
+        fronts = [expert.encoder(kind).frontend for kind in expert.kinds]
+        names = " ".join(f.name for f in fronts if isinstance(f, FrozenBackbone))
+        name = f"frozen-{hashlib.sha256(names.encode()).hexdigest()[:24]}.safetensors"
         path = self.run.path / "weights" / name
         if not path.exists():
             tensors = {key: x.detach().cpu().contiguous() for key, x in state.items()}

@@ -11,7 +11,7 @@ from datasets.prepare import ShardSettings, prepare
 
 
 def make_tiny_shards(tiny_corpus: Corpus, out: Path) -> None:
-    """A corpus in four shards, with invented clip-level features beside sound and pictures."""
+    """A corpus in four shards, with invented features of seven frames beside sound and pictures."""
     generator = np.random.default_rng(0)
     means = generator.normal(size=(6, 5))
     clips = [
@@ -22,7 +22,9 @@ def make_tiny_shards(tiny_corpus: Corpus, out: Path) -> None:
             audio=record.audio,
             video=record.video,
             features=(
-                means[tiny_corpus.labels.index(record.label)] + generator.normal(size=5)
+                means[tiny_corpus.labels.index(record.label)]
+                + generator.normal(size=5)
+                + generator.normal(0.0, 0.3, (7, 5))
             ).astype(np.float32),
         )
         for record in tiny_corpus.clips

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.expert import Encoder, Fusion, Part
-from models.fusion.parts import cost_of_parts, vectors_of
+from models.fusion.parts import SMALLEST, cost_of_parts, vectors_of
 from models.registry import register
 
 
@@ -39,7 +39,7 @@ class Bilinear(Fusion):
         super().__init__()
         self.joined_dim, self.rank = dim, rank
         widths = [encoder.embedding_dim for encoder in encoders]
-        self.scales = nn.ModuleList(nn.LayerNorm(width) for width in widths)
+        self.scales = nn.ModuleList(nn.LayerNorm(width, eps=SMALLEST) for width in widths)
         # The bias is the weight of the constant.
         self.factors = nn.ModuleList(nn.Linear(width, rank * dim) for width in widths)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.expert import Encoder, Fusion, Part
 from models.frontends import frame_mask
-from models.fusion.parts import cost_of_parts, steps_of
+from models.fusion.parts import SMALLEST, cost_of_parts, steps_of
 from models.layers import AttentionPooling, Recurrence
 from models.registry import ClipShape, Settings, register
 
@@ -48,7 +48,9 @@ class JointLstm(Fusion):
     def __init__(self, encoders: Sequence[Encoder], units: int = 256) -> None:
         super().__init__()
         width = sum(encoder.steps_dim for encoder in encoders)
-        self.scales = nn.ModuleList(nn.LayerNorm(encoder.steps_dim) for encoder in encoders)
+        self.scales = nn.ModuleList(
+            nn.LayerNorm(encoder.steps_dim, eps=SMALLEST) for encoder in encoders
+        )
         self.recurrence = Recurrence("lstm", width, units, 2, bidirectional=False)
         self.pool = AttentionPooling(units)
         self.joined_dim = units

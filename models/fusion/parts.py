@@ -9,6 +9,9 @@ from torch import Tensor
 from models.expert import Part
 from models.registry import ClipShape, Settings, get_architecture
 
+SMALLEST = 1e-2
+"""Variance below which a part's vector is not scaled up: of silence, nothing but noise would be."""
+
 
 def cost_of_parts(settings: Settings, shape: ClipShape) -> float:
     """Multiply-accumulates of both encoders; joining them costs little beside."""

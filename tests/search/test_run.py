@@ -36,7 +36,7 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[object]) -> str
         (["--protocol", "ravdess-luna5"], "knows Actor_01 to Actor_24, not 'speaker_00'"),
         (["--classes", "happy,joyful"], "Unknown class 'joyful'. Known: neutral, happy, sad"),
         (["--classes", "happy"], "two or more different classes"),
-        (["--only", "resnet999"], "Unknown architecture 'resnet999'. Known: functionals"),
+        (["--only", "resnet999"], "Unknown architecture 'resnet999'. Known: alexnet"),
         (["--resume", "nothing"], "No run 'nothing'"),
         (["--resume", "nothing", "--seed", "4"], "No run 'nothing'"),
         (["--cache-gb", "0.000001"], "Raise --cache-gb"),

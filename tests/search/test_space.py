@@ -151,7 +151,7 @@ def test_an_offer_of_an_older_program_is_refused() -> None:
 
 
 def test_an_unknown_architecture_lists_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"Unknown architecture 'resnet999'\. Known: functionals"):
+    with pytest.raises(ModelError, match=r"Unknown architecture 'resnet999'\. Known: alexnet"):
         offer_for(EVERYTHING, ("resnet999",))
 
 
