@@ -104,19 +104,12 @@ def _weights(row: Row) -> str:
 def print_table(rows: list[Row], console: Console) -> None:
     """For people."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in (
-        "architecture",
-        "modality",
-        "reads",
-        "parameters",
-        "MACs, 3 s",
-        "paper",
-        "weights",
-    ):
-        right = title in ("parameters", "MACs, 3 s")
-        table.add_column(
-            title, justify="right" if right else "left", no_wrap=title == "architecture"
-        )
+    for title in ("architecture", "modality", "reads"):
+        table.add_column(title, no_wrap=title != "reads", overflow="fold")
+    for title in ("parameters", "MACs, 3 s"):
+        table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
+    for title in ("paper", "weights"):
+        table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(
             row.name,
