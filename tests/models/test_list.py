@@ -41,8 +41,9 @@ def test_every_backbone_names_its_files(entry: Architecture) -> None:
 
 
 def test_weights_that_are_there_are_shown(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
     name = "spatial_transformer"
     assert listed(capsys, "--only", name, "--weights", str(tmp_path))[0][
         "weights"
@@ -53,7 +54,7 @@ def test_weights_that_are_there_are_shown(
     (row,) = listed(capsys, "--only", name, "--weights", str(tmp_path))
     assert row["weights"][f"{name}.safetensors"] is True  # type: ignore[index]
     main(["--only", name, "--weights", str(tmp_path)])
-    assert f"{name}.safetensors" in "".join(capsys.readouterr().out.split())
+    assert f"{name}.safetensors" in capsys.readouterr().out
 
 
 def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
