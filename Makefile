@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 run: $(VENV)/.ready  ## search the embedded synthetic corpus (no data, no GPU, no cluster)
 	$(BIN)/python -m search.run
 
-test: lint  ## everything that must hold
-	$(BIN)/python -m pytest -rs
+test: lint  ## everything that must hold; what uses few processes, side by side
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n auto --dist loadfile -m "not slow and not cluster"
+	$(BIN)/python -m pytest -rs -m "slow or cluster"
 
 test-cluster: $(VENV)/.ready  ## three hosts, made of network namespaces
 	$(BIN)/python -m pytest -m cluster -rs
