@@ -175,52 +175,54 @@ def offer_for(
     """
     for name in only:
         get_architecture(name)
-    fusions = tuple(
-        sorted(
-            (e.name for e in architectures("early") if not only or e.name in only),
-            key=lambda name: name != PLAIN_FUSION,
-        )
-    )
-    alone = bool(only) and all(get_architecture(name).modality == "early" for name in only)
-    single: dict[str, tuple[str, ...]] = {}
-    parts: dict[str, tuple[str, ...]] = {}
-    why_not: dict[str, str] = {}
-    transfers: dict[str, Transfer] = {}
-    for side in SIDES:
-        fitting = []
-        for entry in architectures(side):
-            transfer = _transfer(entry, weights)
-            asked = entry.name in only
-            if reason := _unfit(entry, shape, transfer, asked):
-                why_not[entry.name] = reason
-                continue
-            if transfer is not None:
-                transfers[entry.name] = transfer
-            fitting.append(entry.name)
-        wanted = tuple(name for name in fitting if not only or name in only)
-        single[side] = wanted
-        # Early fusion alone, or with experts of one modality: other parts may be anything that fits.
-        parts[side] = wanted if wanted and not alone else tuple(fitting)
-    if not (parts["audio"] and parts["video"]):
-        fusions = ()
-    if not fusions and not any(single.values()):
-        named = {name: why for name, why in why_not.items() if not only or name in only}
-        reasons = "; ".join(f"{name}: {why}" for name, why in named.items())
+    fitting, transfers, why_not = _sort_out(shape, only, weights)
+    why_not = {name: why for name, why in why_not.items() if not only or name in only}
+    single = {
+        side: tuple(name for name in names if not only or name in only)
+        for side, names in fitting.items()
+    }
+    # Early fusion alone, or with experts of one side: other parts may be anything that fits.
+    alone = not any(single.values())
+    parts = {side: fitting[side] if alone or not single[side] else single[side] for side in SIDES}
+    fusions = [e.name for e in architectures("early") if not only or e.name in only]
+    fusions = sorted(fusions, key=lambda name: name != PLAIN_FUSION) if all(parts.values()) else []
+    if not fusions and alone:
+        reasons = "; ".join(f"{name}: {why}" for name, why in why_not.items())
         raise ModelError(
             f"No architecture is left to search. {reasons or 'The clips hold nothing that one reads.'}"
         )
-    left_out = {name: why for name, why in why_not.items() if not only or name in only}
     return Offer(
         single=single,
-        fusions=fusions,
+        fusions=tuple(fusions),
         parts=parts if fusions else {},
         transfers=transfers,
         epochs_scale=epochs_scale,
         epochs=epochs,
         saliency_maps=shape.saliency_maps,
         all_recipes=all_recipes,
-        why_not=left_out,
+        why_not=why_not,
     )
+
+
+def _sort_out(
+    shape: ClipShape, only: tuple[str, ...], weights: Path | None
+) -> tuple[dict[str, tuple[str, ...]], dict[str, Transfer], dict[str, str]]:
+    """Side → architectures that fit; how their backbones may start; why the others do not fit."""
+    fitting: dict[str, tuple[str, ...]] = {}
+    transfers: dict[str, Transfer] = {}
+    why_not: dict[str, str] = {}
+    for side in SIDES:
+        names = []
+        for entry in architectures(side):
+            transfer = _transfer(entry, weights)
+            if reason := _unfit(entry, shape, transfer, entry.name in only):
+                why_not[entry.name] = reason
+                continue
+            names.append(entry.name)
+            if transfer is not None:
+                transfers[entry.name] = transfer
+        fitting[side] = tuple(names)
+    return fitting, transfers, why_not
 
 
 def _transfer(entry: Architecture, weights: Path | None) -> Transfer | None:
