@@ -182,11 +182,10 @@ def offer_for(
         for side, names in fitting.items()
     }
     # Early fusion alone, or with experts of one side: other parts may be anything that fits.
-    alone = not any(single.values())
-    parts = {side: fitting[side] if alone or not single[side] else single[side] for side in SIDES}
+    parts = {side: single[side] or fitting[side] for side in fitting}
     fusions = [e.name for e in architectures("early") if not only or e.name in only]
     fusions = sorted(fusions, key=lambda name: name != PLAIN_FUSION) if all(parts.values()) else []
-    if not fusions and alone:
+    if not fusions and not any(single.values()):
         reasons = "; ".join(f"{name}: {why}" for name, why in why_not.items())
         raise ModelError(
             f"No architecture is left to search. {reasons or 'The clips hold nothing that one reads.'}"
