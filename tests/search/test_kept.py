@@ -155,7 +155,7 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     resume = ["--resume", "night", "--runs-dir", "s3://kept/runs"]
-    _out, err = launch(*resume, cache=elsewhere).communicate(timeout=60)
+    _out, err = launch(*resume, cache=elsewhere).communicate(timeout=400)
     if "is in use by" in err:  # within a minute the other might still be there
         lease = {"owner": "it", "token": "it", "at": 0}
         body = json.dumps(lease).encode()
