@@ -72,10 +72,10 @@ RECIPE: Space = {
 }
 
 _HEARD: Condition = {"transfer": ("scratch", "finetune")}
-"""A frozen backbone hears and sees every clip once, as it was recorded."""
+"""A frozen backbone hears and sees every clip once, as it was recorded, and one way for all trials."""
 
 AUDIO_RECIPE: Space = {
-    "noise_removal": Choice((0.0, 0.5, 0.8)),
+    "noise_removal": Choice((0.0, 0.5, 0.8), when=_HEARD),
     "noise": Choice((0.0, 0.3), when=_HEARD),
     "reverberation": Choice((0.0, 0.3), when=_HEARD),
     "speed_perturbation": Choice((0.0, 0.1), when=_HEARD),
@@ -141,9 +141,9 @@ _SPEECH: Space = {
 }
 
 _KINETICS: Space = {
-    "frames": Choice((8, 16)),
-    "size": Choice((64, 80, 112)),
-    "stages": Choice((3, 4)),
+    "frames": Choice((8, 16), when=_HEARD),
+    "size": Choice((64, 80, 112), when=_HEARD),
+    "stages": Choice((3, 4), when=_HEARD),
     "pooling": Choice(("mean", "mean_max")),
     "epochs": Choice((10, 20, 30)),
     "learning_rate": Range(1e-4, 3e-3, log=True),
@@ -213,9 +213,9 @@ SPACE: dict[str, Space] = {
     },
     "alexnet": {
         "hidden_units": Choice((0, 256)),
-        "num_mels": Choice((64, 128)),
-        "colours": Choice((False, True)),
-        "trim_db": Choice((0.0, 45.0)),
+        "num_mels": Choice((64, 128), when=_HEARD),
+        "colours": Choice((False, True), when=_HEARD),
+        "trim_db": Choice((0.0, 45.0), when=_HEARD),
         "epochs": Choice((15, 20, 30)),
         "learning_rate": Range(5e-5, 2e-3, log=True),
         "weight_decay": Range(1e-3, 0.1, log=True),
@@ -300,10 +300,10 @@ SPACE: dict[str, Space] = {
         "mixup": Choice((0.0, 0.2)),
     },
     "spatial_transformer": {
-        "guide": Choice(("spectral", "none")),
-        "frames": Choice((8, 16, 32)),
-        "scaling": Choice(("clip", "unit")),
-        "frame_values": Choice((50, 810)),
+        "guide": Choice(("spectral", "none"), when=_HEARD),
+        "frames": Choice((8, 16, 32), when=_HEARD),
+        "scaling": Choice(("clip", "unit"), when=_HEARD),
+        "frame_values": Choice((50, 810), when=_HEARD),
         "units": Choice((50, 150, 300)),
         "recurrent_dropout": Choice((0.0, 0.3, 0.5)),
         "epochs": Choice((20, 40, 80)),
@@ -315,10 +315,10 @@ SPACE: dict[str, Space] = {
     },
     "resnet_lstm": {
         "depth": Choice((18, 34, 50), when=_SCRATCH),
-        "stages": Choice((3, 4)),
-        "frames": Choice((4, 8, 16)),
-        "size": Choice((64, 96)),
-        "scaling": Choice(("unit", "imagenet", "clip")),
+        "stages": Choice((3, 4), when=_HEARD),
+        "frames": Choice((4, 8, 16), when=_HEARD),
+        "size": Choice((64, 96), when=_HEARD),
+        "scaling": Choice(("unit", "imagenet", "clip"), when=_HEARD),
         "recurrent_units": Choice((64, 128, 256)),
         "bidirectional": Choice((False, True)),
         "epochs": Choice((10, 20, 30)),
@@ -363,7 +363,7 @@ def space_of(name: str, offer: Offer) -> Space:
         recipe |= VIDEO_RECIPE if "video" in entry.inputs else {}
     core = dict(SPACE.get(name) or _around_known_good(entry))
     if offer.saliency_maps and "guide" in core:
-        core["guide"] = Choice(("spectral", "none", "maps"))
+        core["guide"] = Choice(("spectral", "none", "maps"), when=_HEARD)
     if transfer and "finetune" in transfer.modes:
         recipe |= FINETUNE
     if "learning_rate" in core:
