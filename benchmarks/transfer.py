@@ -41,7 +41,7 @@ def main() -> None:
         cache = open_cache(index, home / "cache")
         folds = make_folds(index, "speaker-kfold:2")
         for name in given.only.split(","):
-            data = TrainingData(cache, folds, weights=home / "weights")
+            data = TrainingData(cache, folds, weights=lambda: home / "weights")
             _save(name, data)
             first = _seconds(name, "frozen", data, given.epochs, given.device)
             later = _seconds(name, "frozen", data, given.epochs, given.device)
@@ -79,6 +79,7 @@ def _seconds(
             (kind,) = trainer.expert.kinds
             trainer.expert.encoder(kind).frontend.worth_caching = False
         data._files.clear()
+        data._dense.clear()
     for _ in trial.run():
         pass
     return time.perf_counter() - started

@@ -1,36 +1,43 @@
 """Keeps the backbone of a trained expert for other searches: `python -m ensembles.backbone RUN EXPERT --out DIR`.
 
-What a search on one corpus has learnt of faces or voices, another one can start from
-(`--weights DIR`). The backbone is one fold's: that fold's speakers took no part in it, the
-others did, so that it must not start a search that is scored on any of them.
+What a search on one corpus has learnt of faces or voices, a search on another one can start
+from (`--weights DIR`). The file says which settings it needs, and on whom it was trained: a
+search that would be scored on any of those speakers refuses it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
 from ensembles import EnsembleError
+from ensembles.bank import PosteriorBank
 from ensembles.folded import load_folded, read_plan
-from models import BackboneEncoder
+from models import BackboneEncoder, get_architecture
+from models.pretrained import ORIGIN
 
 
-def save_backbones(weights: Path, fold: int, out: Path) -> list[Path]:
+def save_backbones(run: Path, name: str, fold: int, out: Path) -> list[Path]:
     """Writes `ARCHITECTURE.safetensors` for each backbone of an expert.
 
     Args:
-        weights: The expert's folder in a run.
+        run: The run's folder.
+        name: The expert.
         fold: Whose network.
         out: A folder for `--weights`.
 
     Raises:
         EnsembleError: No such expert or fold, or one without a backbone that has trained.
     """
+    weights = run / "weights" / name
     if not weights.is_dir():
         raise EnsembleError(f"No expert's weights in '{weights}'.")
+    trained_on = _trained_on(run)
     plan, expert = read_plan(weights / "plan.json"), load_folded(weights)
     if not 0 <= fold < len(expert.networks):
         raise EnsembleError(f"There is no fold {fold}; '{weights}' has {len(expert.networks)}.")
@@ -46,11 +53,32 @@ def save_backbones(weights: Path, fold: int, out: Path) -> list[Path]:
         if path.exists():
             raise EnsembleError(f"'{path}' is there already. Name another --out.")
         out.mkdir(parents=True, exist_ok=True)
-        save_file({key: x.contiguous() for key, x in state.items()}, path)
+        settings = plan["settings"].get(side, plan)["settings"]
+        entry = get_architecture(name)
+        origin = {
+            "settings": {k: v for k, v in settings.items() if k in entry.arguments},
+            "trained_on": trained_on,
+        }
+        tensors = {key: x.contiguous() for key, x in state.items()}
+        save_file(tensors, path, metadata={ORIGIN: json.dumps(origin)})
         written.append(path)
     if not written:
         raise EnsembleError(f"'{weights}' has no backbone that has trained.")
     return written
+
+
+def _trained_on(run: Path) -> dict[str, Any]:
+    """Corpus, its checksum, and every speaker of it: other folds' trained this one's network."""
+    try:
+        facts = json.loads((run / "run.json").read_bytes())
+        table = PosteriorBank.open(run / "bank").table
+        return {
+            "corpus": facts["corpus"],
+            "checksum": facts["data_checksum"],
+            "speakers": sorted(set(table.speakers)),
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EnsembleError(f"'{run}' does not say what it was trained on: {error!r}.") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the weights' folder")
     given = parser.parse_args(arguments)
     try:
-        written = save_backbones(given.run / "weights" / given.expert, given.fold, given.out)
+        written = save_backbones(given.run, given.expert, given.fold, given.out)
     except (EnsembleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -24,6 +24,8 @@ class FrontEnd(nn.Module):
         worth_caching: Whether computing it costs more than reading its result.
         frames_per_second: Of what has a time axis that may be cut, (B, T, F); 0 for anything else.
         has_bands: Whether F are bands, which SpecAugment may mask.
+        has_mean: Whether the mean of its result over a speaker's clips says something of the
+            speaker (features, spectrograms), and can be taken off.
         storage: How its result is kept in the cache: float32 or float16.
     """
 
@@ -31,6 +33,7 @@ class FrontEnd(nn.Module):
     worth_caching: bool = False
     frames_per_second: float = 0.0
     has_bands: bool = True
+    has_mean: bool = True
     storage: str = "float32"
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -306,6 +306,7 @@ class Frames(FrontEnd):
         maps: Keep the saliency map, 0…1, as a fourth channel.
     """
 
+    has_mean = False
     worth_caching = True
 
     def __init__(
@@ -396,7 +397,7 @@ class GatedNoise(FrontEnd):
         self.overlap: Tensor
         self.name = f"gate {sample_rate_hz} {strength} | {then.name}"
         self.frames_per_second, self.storage = then.frames_per_second, then.storage
-        self.has_bands = then.has_bands
+        self.has_bands, self.has_mean = then.has_bands, then.has_mean
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L), (B,) → what `then` makes of the cleaned waveform."""

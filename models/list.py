@@ -139,14 +139,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--weights",
-        type=Path,
         default=os.environ.get("EMOTION_WEIGHTS"),
         help="folder of pretrained weights (default: EMOTION_WEIGHTS)",
     )
     parser.add_argument("--only", help="these architectures, separated by commas")
     parser.add_argument("--json", action="store_true", help="for programs, every file named")
     given = parser.parse_args(arguments)
-    weights = Path(given.weights) if given.weights else None
+    elsewhere = "://" in (given.weights or "")
+    if elsewhere:
+        print(f"note: '{given.weights}' is not on this machine: not looked into", file=sys.stderr)
+    weights = Path(given.weights) if given.weights and not elsewhere else None
     try:
         if weights is not None and not weights.is_dir():
             raise ModelError(f"No such folder: '{weights}' (--weights).")

@@ -10,13 +10,13 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -59,20 +59,23 @@ class Found:
         file: Its name under the weights' folder.
         sha256: Of the file that holds the tensors.
         settings: Constructor settings that it needs.
+        trained_on: Of a backbone that a search of ours trained: `corpus`, `checksum` and
+            `speakers`; empty of anyone else's.
     """
 
     file: str
     sha256: str
     settings: dict[str, Any]
+    trained_on: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For a plan's settings, and the run's record."""
-        return {"file": self.file, "sha256": self.sha256, "settings": self.settings}
+        return asdict(self)
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Found:
         """The inverse of `to_json`."""
-        return Found(str(document["file"]), str(document["sha256"]), dict(document["settings"]))
+        return Found(**document)
 
 
 def find_checkpoints(entry: Architecture, folder: Path) -> list[Found]:
@@ -97,9 +100,29 @@ def find_checkpoints(entry: Architecture, folder: Path) -> list[Found]:
                 settings = {**checkpoint.settings}
                 if checkpoint.read:
                     settings |= checkpoint.read(path)
-                found.append(Found(name, sha256(tensor_file(path)), settings))
+                origin = _origin(path)
+                settings |= origin.get("settings", {})
+                digest = sha256(tensor_file(path))
+                found.append(Found(name, digest, settings, origin.get("trained_on", {})))
                 break
     return found
+
+
+ORIGIN = "emotion_search"
+"""Key of what a backbone of ours says of itself, as JSON in its safetensors' metadata."""
+
+
+def _origin(path: Path) -> dict[str, Any]:
+    """The settings of a backbone of ours, and what it was trained on; empty of anyone else's."""
+    file = tensor_file(path)
+    if file.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(file, framework="pt") as content:
+            told = (content.metadata() or {}).get(ORIGIN)
+        return dict(json.loads(told)) if told else {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"'{file}' cannot be read as weights: {error}") from error
 
 
 def tensor_file(path: Path) -> Path:
@@ -184,6 +207,7 @@ class FrozenBackbone(FrontEnd):
     """A pretrained backbone as part of the front end: computed once a clip, and cached."""
 
     worth_caching = True
+    has_mean = False
     storage = "float16"
 
     def __init__(self, frontend: FrontEnd, backbone: Backbone, name: str) -> None:

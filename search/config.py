@@ -83,7 +83,7 @@ class SearchConfig:
             inputs normalised by so many clips of each new speaker. A setting of its own.
         name: Name of the run, a folder under runs_dir (default: corpus, preset and date).
         resume: Name of an interrupted or finished run to continue; of the other options only
-            trials, time_budget, confirm_seeds, enrolment, keep_weights, and where it runs (workers, runner,
+            trials, time_budget, confirm_seeds, enrolment, keep_weights, weights, and where it runs (workers, runner,
             workers_per_trial, address) may be given with it.
         extend: Name of a finished run to search further: trials (so many more), time_budget, and
             with only, architectures besides those that it had.
@@ -262,6 +262,7 @@ RESUME_KEYS = (
     "address",
     "wait",
     "keep_weights",
+    "weights",
     "log_to",
     "runs_dir",
     "dry_run",

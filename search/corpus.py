@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -59,13 +60,14 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
             highlight=False,
         )
     _check_enrolment(config, cache)
-    return TrainingData(cache, folds, weights=_weights(config, cache_folder))
-
-
-def _weights(config: SearchConfig, cache_folder: Path) -> Path | None:
-    """Pretrained weights on this machine."""
     if not config.weights:
-        return None
+        return TrainingData(cache, folds)
+    return TrainingData(cache, folds, weights=partial(_weights, config, cache_folder))
+
+
+def _weights(config: SearchConfig, cache_folder: Path) -> Path:
+    """Pretrained weights on this machine."""
+    assert config.weights
     try:
         return local_folder(config.weights, cache_folder)
     except OSError as error:

@@ -40,8 +40,8 @@ _USABLE, _LARGER, _MOST_ON_A_GPU = 0.9, 1.5, 8
 class Cost:
     """Of known-good trials, each on one worker.
 
-    Keys are what is trained: an architecture, `ARCHITECTURE MODE` where its backbone may start
-    in several ways, or `AUDIO+VIDEO` parts of early fusion.
+    Keys are what is trained: an architecture, `ARCHITECTURE MODE` where it has a backbone, or
+    `AUDIO+VIDEO` parts of early fusion.
 
     Attributes:
         seconds: Of a whole trial.
@@ -52,10 +52,9 @@ class Cost:
     gpu_share: dict[str, float]
 
 
-def key_of(architecture: str, mode: str | None, offer: Offer) -> str:
-    """What a trial's cost is found by."""
-    modes = offer.transfers[architecture].modes if architecture in offer.transfers else ()
-    return f"{architecture} {mode}" if len(modes) > 1 else architecture
+def key_of(architecture: str, mode: str | None) -> str:
+    """What a trial's cost is found by; `mode` is how its backbone starts, None without one."""
+    return f"{architecture} {mode}" if mode else architecture
 
 
 def measure_cost(
@@ -81,7 +80,7 @@ def measure_cost(
     for name in sorted(names):
         modes = offer.transfers[name].modes if name in offer.transfers else (None,)
         for mode in modes:
-            key = key_of(name, mode, offer)
+            key = key_of(name, mode)
             plan = TrialPlan.of(name, _start(name, mode, offer), {})
             epochs = _epochs(plan, offer)
             a_clip = 6 * _macs(plan, data) / _FASTEST[device]
@@ -94,7 +93,7 @@ def measure_cost(
             seconds[key] = _schedule(plan, [steps[key]], data, epochs)
             needed[key] = _gpu_bytes(plan, [steps[key]], data.folds.count)
     for pair in offer.pairs:
-        keys = [key_of(n, offer.start_of(n).get("transfer"), offer) for n in pair]
+        keys = [key_of(n, offer.start_of(n).get("transfer")) for n in pair]
         settings = {s: {"architecture": n} for s, n in zip(SIDES, pair, strict=True)}
         plan = TrialPlan.of(offer.fusions[0], {str(k): v for k, v in settings.items()}, {})
         both = [steps[key] for key in keys]
@@ -141,7 +140,7 @@ def drop_expensive(offer: Offer, seconds: Mapping[str, float], longest: float) -
         for name in names:
             transfer = offer.transfers.get(name)
             modes = transfer.modes if transfer else (None,)
-            cost = {mode: seconds[key_of(name, mode, offer)] for mode in modes}
+            cost = {mode: seconds[key_of(name, mode)] for mode in modes}
             cheapest[name] = min(cost.values())
             kept = tuple(mode for mode in modes if mode and cost[mode] <= longest)
             if transfer:
@@ -209,7 +208,7 @@ class _Step:
 
 def _measure_step(plan: TrialPlan, data: TrainingData, device: str, precision: str) -> _Step:
     cost = _macs(plan, data)
-    if device == "cpu" and cost < _CHEAP:
+    if device == "cpu" and cost < _CHEAP and plan.modes != {"frozen"}:
         return _Step(0.0, 0.0, 0)
     threads = torch.get_num_threads()
     if device == "cpu":
@@ -229,12 +228,15 @@ def _time_step(
     expert = arrange_memory(expert.to(device)).train()
     rows = np.linspace(0, len(data.cache.index.clips) - 1, clips).astype(np.int64)
     batch = {k: x.to(device) for k, x in data.cache.batch(rows, expert.kinds).items()}
-    started = time.perf_counter()
+    before = _peak_bytes(device, reset=True)
     fixed = expert.preprocess(batch)
+    _wait(device)
+    started = time.perf_counter()
+    fixed = expert.preprocess(batch)  # the first one warms up
+    _wait(device)
     preprocessed = time.perf_counter() - started
     frozen = any(isinstance(expert.encoder(k).frontend, FrozenBackbone) for k in expert.kinds)
     augment(fixed, expert, plan)
-    before = _peak_bytes(device, reset=True)
     elapsed = float("inf")
     for _ in range(3):  # the first one warms up
         started = time.perf_counter()
@@ -243,13 +245,18 @@ def _time_step(
         ):
             logits = expert.classify(fixed)
         nn.functional.cross_entropy(logits.float(), batch["target"]).backward()
-        if device != "cpu":
-            torch.cuda.synchronize()
+        _wait(device)
         elapsed = min(elapsed, time.perf_counter() - started)
     activations = max(0, _peak_bytes(device) - before)
     parameters = sum(p.numel() for p in expert.parameters())
     once = preprocessed / clips if frozen else 0.0
     return _Step(elapsed / clips, activations / clips, parameters, once)
+
+
+def _wait(device: str) -> None:
+    """Until the GPU has done what it was told."""
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 def _peak_bytes(device: str, *, reset: bool = False) -> int:

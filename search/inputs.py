@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -41,7 +42,7 @@ class TrainingData:
         cache: The decoded clips: of the whole corpus, or of this worker's part of it.
         folds: The protocol's split of the whole corpus.
         whole: The whole corpus's index, where `cache` holds a part.
-        weights: Folder of pretrained weights on this machine.
+        weights: Finds the folder of pretrained weights on this machine, when a trial needs it.
 
     Attributes:
         position: (n,) row in the whole corpus of each of the cache's clips.
@@ -53,15 +54,20 @@ class TrainingData:
         folds: Folds,
         whole: ShardIndex | None = None,
         *,
-        weights: Path | None = None,
+        weights: Callable[[], Path] | None = None,
     ) -> None:
-        self.cache, self.folds, self.weights = cache, folds, weights
+        self.cache, self.folds, self._find_weights = cache, folds, weights
         self.index = whole or cache.index
         row_of = {entry.clip: row for row, entry in enumerate(self.index.clips)}
         self.position = np.asarray([row_of[entry.clip] for entry in cache.index.clips], np.int64)
         self._files: dict[str, RaggedFile] = {}
         self._dense: dict[str, Tensor] = {}
         self._means: dict[tuple[str, str, int | None], Tensor] = {}
+
+    @cached_property
+    def weights(self) -> Path | None:
+        """The folder of pretrained weights."""
+        return self._find_weights() if self._find_weights else None
 
     @cached_property
     def shape(self) -> ClipShape:
@@ -94,7 +100,9 @@ class TrainingData:
     def less_speaker_mean(
         self, expert: Expert, fixed: dict[str, Tensor], rows: NDArray[np.int64], clips: int | None
     ) -> dict[str, Tensor]:
-        """Takes each speaker's own mean off what `fixed` returned (features, spectrograms).
+        """Takes each speaker's own mean off what `fixed` returned, where it has one.
+
+        Features and spectrograms have; waveforms, pictures and what a frozen backbone made stay.
 
         Args:
             expert: Whose front ends made it.
@@ -106,7 +114,7 @@ class TrainingData:
         centred = dict(fixed)
         for kind in expert.kinds:
             x = fixed[kind]
-            if x.ndim > 3:  # pictures
+            if not expert.encoder(kind).frontend.has_mean:
                 continue
             speakers = [self.cache.index.clips[row].speaker for row in rows]
             means = torch.stack([self._speaker_mean(expert, kind, s, clips) for s in speakers])
@@ -212,7 +220,8 @@ class TrainingData:
             dtype=frontend.storage,
             batch_clips=_FROZEN_CLIPS if heavy else _CLIPS,
         )
-        if file.data.ndim == 2 and file.lengths.max() == 1:
+        # A vector a clip; a backbone's single step stays a step.
+        if not heavy and file.data.ndim == 2 and file.lengths.max() == 1:
             self._dense[frontend.name] = torch.from_numpy(np.array(file.data)).float()
         self._files[frontend.name] = file
         return file

@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
+from datasets.index import ShardIndex
 from datasets.storage import is_url
+from models.pretrained import sha256, tensor_file
 from search.config import ConfigError, SearchConfig, parse_duration
 from search.cost import Cost, measure_cost
 from search.inputs import TrainingData
@@ -27,7 +29,7 @@ def join_cluster(config: SearchConfig, console: Console) -> str | None:
         return None
     if not config.address:
         console.print(f"joining the cluster at {address} (--address local: this machine alone)")
-    for name in ("data", "runs_dir"):
+    for name in ("data", "runs_dir", "weights"):
         place = getattr(config, name)
         if cluster.in_job() and place and not is_url(place) and not Path(place).is_absolute():
             raise ConfigError(
@@ -79,7 +81,7 @@ def offer_as_asked(config: SearchConfig, data: TrainingData, *further: str) -> O
         data: Its corpus.
         further: Architectures besides those of `--only`.
     """
-    return offer_for(
+    offer = offer_for(
         data.shape,
         (*config.architectures, *further),
         config.plan.epochs_scale,
@@ -87,6 +89,40 @@ def offer_as_asked(config: SearchConfig, data: TrainingData, *further: str) -> O
         all_recipes=config.plan.all_recipes,
         weights=data.weights,
     )
+    _refuse_known_speakers(offer, data.index)
+    return offer
+
+
+def _refuse_known_speakers(offer: Offer, index: ShardIndex) -> None:
+    """A backbone that has been trained on who is scored would make every number a lie."""
+    speakers = {entry.speaker for entry in index.clips}
+    for name, transfer in offer.transfers.items():
+        for found in transfer.checkpoints:
+            known = found.trained_on
+            if not known:
+                continue
+            met = (
+                sorted(speakers & set(known["speakers"])) if known["corpus"] == index.corpus else []
+            )
+            if met or known["checksum"] == index.checksum:
+                raise ConfigError(
+                    f"The weights '{found.file}' ({name}) were trained on speakers of this corpus: "
+                    f"{', '.join(met[:5]) or 'all'}. Take them away, or search other speakers."
+                )
+
+
+def check_weights(offer: Offer, weights: Path | None) -> None:
+    """The files that a run began with are still there; raises ConfigError that names the first other."""
+    for transfer in offer.transfers.values():
+        for found in transfer.checkpoints:
+            path = weights / found.file if weights else None
+            if path is None or not path.exists():
+                raise ConfigError(
+                    f"This run uses the weights '{found.file}', which are not in '{weights or ''}'. "
+                    "Say where they are with --weights."
+                )
+            if sha256(tensor_file(path)) != found.sha256:
+                raise ConfigError(f"'{path}' is not the file that this run began with (--weights).")
 
 
 def find_cost(

@@ -14,6 +14,8 @@ from models.registry import Architecture, Modality, ModelError, architectures
 PLAIN_FUSION = "concatenation"
 """The early fusion whose parts are compared first."""
 
+NEEDS_WEIGHTS = "needs pretrained weights"
+
 SIDES: tuple[Modality, ...] = ("audio", "video")
 """The modalities that have experts of their own, and early fusion's parts."""
 
@@ -190,11 +192,13 @@ def offer_for(
         raise ModelError(
             f"No architecture is left to search. {reasons or 'The clips hold nothing that one reads.'}"
         )
+    parts = parts if fusions else {}
+    offered = {name for group in (single, parts) for side in group.values() for name in side}
     return Offer(
         single=single,
         fusions=tuple(fusions),
-        parts=parts if fusions else {},
-        transfers=transfers,
+        parts=parts,
+        transfers={name: start for name, start in transfers.items() if name in offered},
         epochs_scale=epochs_scale,
         epochs=epochs,
         saliency_maps=shape.saliency_maps,
@@ -242,22 +246,18 @@ def _unfit(
     if lacking:
         return f"not every clip has {lacking[0].replace('_', ' ')}"
     if transfer and not transfer.checkpoints and not entry.from_scratch and not asked:
-        return "needs pretrained weights (--weights)"
+        return NEEDS_WEIGHTS
     return None
 
 
 def missing_weights(offer: Offer, weights: Path | None) -> str | None:
-    """One line on what would train from pretrained weights if they were there; None if all are."""
-    offered = {
-        name for group in (offer.single, offer.parts) for side in group.values() for name in side
-    }
-    names = [n for n, t in offer.transfers.items() if n in offered and not t.checkpoints]
-    if not names:
+    """One line on the pretrained weights that are not there; None if all are."""
+    scratch = [name for name, start in offer.transfers.items() if not start.checkpoints]
+    left_out = [name for name, why in offer.why_not.items() if why == NEEDS_WEIGHTS]
+    files = [f"{get_architecture(n).checkpoints[0].files[0]} ({n})" for n in (*scratch, *left_out)]
+    if not files:
         return None
-    if weights is None:
-        return (
-            f"from random weights: {', '.join(names)} (--weights DIR would hold pretrained ones; "
-            "python -m models.list names the files)"
-        )
-    files = [f"{get_architecture(name).checkpoints[0].files[0]} ({name})" for name in names]
-    return f"from random weights, for want of these in '{weights}': {', '.join(files)}"
+    where = f"not in '{weights}'" if weights else "no --weights DIR, which could hold"
+    return (
+        f"pretrained weights: {where}: {', '.join(files)}; python -m models.list --json names all"
+    )

@@ -9,6 +9,9 @@ from typing import Any
 from models import get_architecture
 from models.registry import ModelError
 
+SIDES = ("audio", "video")
+"""Early fusion's parts."""
+
 OPTIMIZERS = ("adamw", "adam_amsgrad", "sgd_nesterov")
 SCHEDULES = ("cosine", "one_cycle", "plateau")
 AVERAGES = ("none", "ema", "swa")
@@ -24,14 +27,17 @@ class TrainSettings:
         optimizer: adamw; adam_amsgrad (Reddi et al., 2018; its decay is AdamW's too); sgd_nesterov
             (momentum 0.9, decay in the gradient).
         learning_rate: The schedule's peak.
-        schedule: cosine to 0 after the warm-up; one_cycle (Smith & Topin, 2018): a twenty-fifth,
-            the peak at 30 %, then a cosine to 0; plateau: halved when the TRAINING loss has not
-            improved for three epochs (a held-out one would be a leak).
+        schedule: cosine to 0 after the warm-up; one_cycle (Smith & Topin, 2018, without their
+            cycle of momentum): a twenty-fifth, the peak at 30 %, then a cosine to 0; plateau:
+            halved when the TRAINING loss has not improved for three epochs (a held-out one would
+            be a leak).
         warmup_share: Of the schedule, in which the rate rises linearly (cosine, plateau).
         weight_decay: Of matrices; biases and normalisation are not decayed.
         gradient_clip: Largest norm of the gradient.
         averaging: What is predicted with: none, the last weights; ema, their exponential
-            average; swa, the mean over the epochs of the last quarter (Izmailov et al., 2018).
+            average; swa, the mean over the epochs of the last quarter (Izmailov et al., 2018, who
+            keep the rate up and count batch statistics anew: here the schedule is as chosen,
+            and the statistics are averaged as the weights are).
         dropout: In front of the last layer.
         label_smoothing: Share of probability spread over all classes.
         focal_gamma: γ of the focal loss (Lin et al., 2017); 0 for plain cross-entropy.
@@ -153,10 +159,22 @@ class TrialPlan:
         entry = get_architecture(self.architecture)
         if entry.modality != "early":
             return {entry.modality: self.architecture}
-        return {side: self.settings[side]["architecture"] for side in ("audio", "video")}
+        return {side: self.settings[side]["architecture"] for side in SIDES}
+
+    @property
+    def modes(self) -> set[str]:
+        """How pretrained backbones are used, frozen or finetune; empty without any."""
+        each = [self.settings, *(self.settings.get(side, {}).get("settings", {}) for side in SIDES)]
+        return {str(own["transfer"]) for own in each if own.get("checkpoint")}
 
     def crop_seconds(self, kind: str) -> float:
-        """How much of a clip training sees: the plan's, or what early fusion's part is known good with."""
+        """How much of a clip training sees: the plan's, or what early fusion's part is known good with.
+
+        A fusion over time sees all of it: the streams of a part and of the whole do not lie
+        side by side.
+        """
+        if getattr(get_architecture(self.architecture).build, "over_time", False):
+            return 0.0
         part = self.settings.get(kind)
         if self.training.crop_seconds or not isinstance(part, Mapping):
             return self.training.crop_seconds

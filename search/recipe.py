@@ -59,7 +59,7 @@ class Optimizer:
         further: What trains with it and is thrown away afterwards.
 
     Attributes:
-        stages: Modules of fine-tuned backbones from input to output; empty without any.
+        stages: Of each fine-tuned backbone its modules from input to output; empty without any.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Optimizer:
     ) -> None:
         self.settings, self.steps = settings, steps
         self.stages = _stages(expert)
-        self.thawed = len(self.stages)
+        self._all_thawed = not self.stages
         parameters = [*expert.parameters(), *(further.parameters() if further else ())]
         groups = _parameter_groups(parameters, self.stages, settings)
         self.optimizer = _OPTIMIZERS[settings.optimizer](groups, settings.learning_rate)
@@ -84,7 +84,7 @@ class Optimizer:
         rate = self.settings.learning_rate * self.factor * self._share(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_share"]
-        if self.stages:
+        if not self._all_thawed:
             self._thaw(step)
 
     def zero_grad(self) -> None:
@@ -117,16 +117,20 @@ class Optimizer:
         return cosine_share(step, self.steps, warmup)
 
     def _thaw(self, step: int) -> None:
-        """Stages train from the last to the first, evenly over `unfreeze_share` of the schedule."""
+        """Stages train from the last to the first, evenly over `unfreeze_share` of the schedule.
+
+        Until then they are as in evaluation: their batch normalisation learns nothing either.
+        """
         until = self.settings.unfreeze_share * self.steps
-        count = len(self.stages)
-        due = count if step >= until else min(count, int(count * step / until))
-        if due == self.thawed:
-            return
-        for number, stage in enumerate(self.stages):
-            for parameter in stage.parameters():
-                parameter.requires_grad_(number >= count - due)
-        self.thawed = due
+        for stages in self.stages:
+            count = len(stages)
+            due = count if step >= until else int(count * step / until)
+            for number, stage in enumerate(stages):
+                thawed = number >= count - due
+                stage.requires_grad_(thawed)
+                if not thawed:
+                    stage.eval()
+        self._all_thawed = step >= until
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that continues it."""
@@ -169,33 +173,34 @@ def _sgd_nesterov(groups: list[dict[str, Any]], rate: float) -> torch.optim.Opti
 _OPTIMIZERS = {"adamw": _adamw, "adam_amsgrad": _adam_amsgrad, "sgd_nesterov": _sgd_nesterov}
 
 
-def _stages(expert: Expert) -> list[nn.Module]:
-    """Of the backbones that start from pretrained weights."""
-    found: list[nn.Module] = []
-    for kind in expert.kinds:
-        encoder = expert.encoder(kind)
-        if isinstance(encoder, BackboneEncoder) and encoder.finetuned:
-            found += encoder.backbone.stages()
-    return found
+def _stages(expert: Expert) -> list[list[nn.Module]]:
+    """Of each backbone that starts from pretrained weights."""
+    encoders = [expert.encoder(kind) for kind in expert.kinds]
+    return [e.backbone.stages() for e in encoders if isinstance(e, BackboneEncoder) and e.finetuned]
 
 
 def _parameter_groups(
-    parameters: Iterable[nn.Parameter], stages: list[nn.Module], settings: TrainSettings
+    parameters: Iterable[nn.Parameter], stages: list[list[nn.Module]], settings: TrainSettings
 ) -> list[dict[str, Any]]:
-    """Matrices, and what is not decayed, of every stage; deeper stages learn slower."""
-    of_stage = {id(p): n for n, stage in enumerate(stages) for p in stage.parameters()}
+    """Matrices, and what is not decayed; a backbone's stages learn slower the deeper they are."""
+    depth = {
+        id(parameter): len(own) - number
+        for own in stages
+        for number, stage in enumerate(own)
+        for parameter in stage.parameters()
+    }
     members: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.requires_grad:
-            stage = of_stage.get(id(parameter), len(stages))
-            members.setdefault((stage, parameter.ndim > 1), []).append(parameter)
+            below = depth.get(id(parameter), 0)
+            members.setdefault((below, parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": alike,
             "weight_decay": settings.weight_decay if matrices else 0.0,
-            "rate_share": settings.layer_decay ** (len(stages) - stage),
+            "rate_share": settings.layer_decay**below,
         }
-        for (stage, matrices), alike in sorted(members.items(), key=lambda item: item[0])
+        for (below, matrices), alike in sorted(members.items(), key=lambda item: item[0])
     ]
 
 

@@ -29,7 +29,14 @@ from search.doctor import quick_findings
 from search.folder import RunFolder, new_run, provenance, resumed_run
 from search.inputs import TrainingData
 from search.interrupt import Interrupt
-from search.machine import choose_device, data_context, find_cost, join_cluster, offer_as_asked
+from search.machine import (
+    check_weights,
+    choose_device,
+    data_context,
+    find_cost,
+    join_cluster,
+    offer_as_asked,
+)
 from search.offer import Offer, missing_weights
 from search.report import print_report, write_predictions, write_reports
 from search.submit import is_dashboard, submit
@@ -57,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         facts = run.facts() if run else {}
         facts = facts or _find_out(config, data, console, address)
         _check_same_data(facts, data, run)
+        if run:
+            check_weights(Offer.from_json(facts["offer"]), data.weights)
         if run and run.extended and config.architectures:
             facts = _with_more(facts, config, data, console, address)
         if config.dry_run:
@@ -154,7 +163,7 @@ def _print_offer(
     for side, names in offer.single.items():
         for name in names:
             modes = offer.transfers[name].modes if name in offer.transfers else (None,)
-            for key in dict.fromkeys(key_of(name, mode, offer) for mode in modes):
+            for key in dict.fromkeys(key_of(name, mode) for mode in modes):
                 told = f"  {side:5}  {key}: about {seconds[key]:.0f} s a trial"
                 console.print(told, highlight=False)
     if offer.fusions:

@@ -89,7 +89,7 @@ VIDEO_RECIPE: Space = {
 
 EARLY: Space = {
     "modality_dropout": Choice((0.0, 0.1, 0.3)),
-    "alone_share": Choice((0.0, 0.3, 0.5)),
+    "alone_share": Choice((0.0, 0.25)),  # joint for as long before it is first judged
     "epochs": Choice((15, 30, 40)),
     "learning_rate": Range(3e-4, 5e-3, log=True),
     "weight_decay": Range(0.01, 1.0, log=True),
@@ -208,8 +208,8 @@ SPACE: dict[str, Space] = {
         "dropout": Range(0.2, 0.6),
         "label_smoothing": Choice((0.0, 0.1)),
         "mixup": Choice((0.0, 0.2, 0.4)),
-        "spec_augment": Choice((0.0, 0.1, 0.2)),
-        "crop_seconds": Choice((0.0, 2.0, 3.0)),
+        "spec_augment": Choice((0.0, 0.1, 0.2), when=_HEARD),
+        "crop_seconds": Choice((0.0, 2.0, 3.0), when=_HEARD),
     },
     "alexnet": {
         "hidden_units": Choice((0, 256)),
@@ -222,7 +222,7 @@ SPACE: dict[str, Space] = {
         "dropout": Range(0.2, 0.6),
         "label_smoothing": Choice((0.0, 0.1)),
         "mixup": Choice((0.0, 0.2)),
-        "spec_augment": Choice((0.0, 0.1)),
+        "spec_augment": Choice((0.0, 0.1), when=_HEARD),
     },
     "waveform_cnn_lstm": {
         "variant": Choice(("code", "paper")),
@@ -416,9 +416,21 @@ def _walk(name: str, offer: Offer, ask: Callable[[str, Choice | Range], Any]) ->
     values: dict[str, Any] = {}
     for key, domain in space_of(name, offer).items():
         known = {**_DEFAULTS, **offer.start_of(name), **values}
+        if key in _settled(name, known, offer):
+            continue
         if all(known[other] in wanted for other, wanted in domain.when.items()):
             values[key] = ask(key, domain)
     return values
+
+
+def _settled(name: str, known: Mapping[str, Any], offer: Offer) -> set[str]:
+    """Settings that the chosen weights bring with them."""
+    transfer = offer.transfers.get(name)
+    if transfer is None or known["transfer"] == "scratch":
+        return set()
+    chosen = known.get("checkpoint")
+    found = [f for f in transfer.checkpoints if f.file == chosen] or transfer.checkpoints[:1]
+    return set(found[0].settings)
 
 
 def suggest_plan(trial: optuna.Trial, modality: str, offer: Offer) -> TrialPlan:

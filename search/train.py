@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ class FoldTrainer:
             plan.settings,
             data.shape,
             dropout=settings.dropout,
-            weights=data.weights,
+            weights=self._weights_to_read(like),
         )
         if like is not None:
             share_frozen(like.expert, self.expert)
@@ -138,6 +139,11 @@ class FoldTrainer:
         )
         self._class_weights = self._balance()
         self._lengths = data.lengths(self.expert)
+
+    def _weights_to_read(self, like: FoldTrainer | None) -> Path | None:
+        """None where nothing is to be read: no pretrained part, or all of them are shared."""
+        shared = like is not None and self.plan.modes == {"frozen"}
+        return self.data.weights if self.plan.modes and not shared else None
 
     @property
     def predictor(self) -> Expert:
@@ -526,7 +532,13 @@ class LockstepTrial:
         times = np.zeros(count, np.int64)
         for trainer in self.trainers:
             rows = self.data.rows(trainer.fold, training=False)
-            logits[self.data.position[rows]] = trainer.predict(rows, enrolled)
+            found = trainer.predict(rows, enrolled)
+            if not np.isfinite(found).all():  # NaN stands for a clip without a prediction
+                raise NonFiniteLossError(
+                    f"The predictions of fold {trainer.fold} are not finite after epoch "
+                    f"{trainer.epoch} (learning_rate {self.plan.training.learning_rate:g})."
+                )
+            logits[self.data.position[rows]] = found
             times[self.data.position[rows]] += 1
         everyone = self.workers.sum(torch.from_numpy(times)).numpy()
         assert everyone.max() == 1, "a clip was predicted twice"

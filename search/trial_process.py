@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,6 +268,7 @@ class _Record:
         if not path.exists():
             tensors = {key: x.detach().cpu().contiguous() for key, x in state.items()}
             write_atomically(path, save(tensors))
+        if self.run.url and f"weights/{name}" not in self.run.sizes("weights"):
             self.run.send(f"weights/{name}")
         return name
 
@@ -340,7 +342,8 @@ def _cost_key(plan: dict[str, Any]) -> str:
     sides = [
         plan["settings"][m]["architecture"] for m in ("audio", "video") if m in plan["settings"]
     ]
-    return "+".join(sides) or describe(plan)
+    mode = plan["settings"].get("transfer")
+    return "+".join(sides) or (f"{plan['architecture']} {mode}" if mode else plan["architecture"])
 
 
 def gpus_for(spec: Spec) -> float:
@@ -442,6 +445,6 @@ def open_data(context: dict[str, Any], workers: Workers) -> Any:
         )
         _OPEN.clear()
         place = context["weights"]
-        held = local_folder(place, default_cache_folder()) if place else None
-        _OPEN[identity] = TrainingData(cache, folds, index, weights=held)
+        find = partial(local_folder, place, default_cache_folder()) if place else None
+        _OPEN[identity] = TrainingData(cache, folds, index, weights=find)
     return _OPEN[identity]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def needed(assessment: Assessment) -> set[str]:
 def fetch(run: RunFolder, assessment: Assessment) -> None:
     """Gets the needed networks of a run that is kept elsewhere."""
     run.kept.pull(f"weights/{name}" for name in sorted(needed(assessment)))
-    run.kept.pull(name for name in run.kept.sizes("weights") if name.count("/") == 1)
+    frozen = {_frozen(run, name) for name in needed(assessment)}
+    run.kept.pull(f"weights/{name}" for name in sorted(filter(None, frozen)))
 
 
 def lost(run: RunFolder, assessment: Assessment) -> list[str]:
@@ -48,9 +50,16 @@ def prune(run: RunFolder, assessment: Assessment) -> None:
     """Removes what killed trials left half written, and what the run was asked not to keep."""
     kept = needed(assessment) if run.config.keep_weights == "chosen" else None
     files = run.kept.sizes("weights")
+    left = []
     for name in sorted({file.split("/")[1] for file in files if file.count("/") > 1}):
         if f"weights/{name}/{PLAN}" not in files or (kept is not None and name not in kept):
             run.kept.remove(f"weights/{name}")
+        else:
+            left.append(name)
+    shared = {_frozen(run, name) for name in left}
+    for file in files:
+        if file.count("/") == 1 and file.split("/")[1] not in shared:
+            run.kept.remove(file)
 
 
 def summary(run: RunFolder) -> dict[str, Any]:
@@ -68,4 +77,17 @@ def _folder(run: RunFolder, name: str) -> Path:
 
 
 def _complete(run: RunFolder, name: str) -> bool:
-    return (_folder(run, name) / PLAN).is_file()
+    if not (_folder(run, name) / PLAN).is_file():
+        return False
+    frozen = _frozen(run, name)
+    return frozen is None or (run.path / "weights" / frozen).is_file()
+
+
+def _frozen(run: RunFolder, name: str) -> str | None:
+    """The file of an expert's frozen backbone, which it shares with others."""
+    run.kept.pull([f"weights/{name}/{PLAN}"])
+    try:
+        plan = json.loads((_folder(run, name) / PLAN).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return str(plan["frozen"]) if plan.get("frozen") else None

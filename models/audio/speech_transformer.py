@@ -107,6 +107,8 @@ class Waveform(FrontEnd):
         normalise: Zero mean and unit variance over each clip's own samples.
     """
 
+    has_mean = False
+
     def __init__(self, *, sample_rate_hz: int, normalise: bool) -> None:
         super().__init__()
         resampling = torchaudio.transforms.Resample(sample_rate_hz, SAMPLE_RATE_HZ)

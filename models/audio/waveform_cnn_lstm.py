@@ -53,7 +53,7 @@ class WaveformFrames(FrontEnd):
     """
 
     frames_per_second = _RATE_HZ / _FRAME
-    has_bands = False
+    has_bands = has_mean = False
 
     def __init__(self, *, sample_rate_hz: int) -> None:
         super().__init__()

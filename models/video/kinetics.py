@@ -53,8 +53,6 @@ def _cost(name: str) -> Callable[[Settings, ClipShape], float]:
     def cost(settings: Settings, shape: ClipShape) -> float:
         frames, stages = int(settings.get("frames", 8)), int(settings.get("stages", 4))
         head = frames * _CHANNELS[name][stages - 1]
-        if settings.get("transfer") == "frozen":
-            return float(head)
         pixels = frames * int(settings.get("size", 112)) ** 2
         return head + 1e9 * sum(_COST[name][: stages + 1]) * pixels / (16 * 112**2)
 

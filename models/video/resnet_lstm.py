@@ -29,8 +29,6 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
     ways = 2 if settings.get("bidirectional") else 1
     layers = ways * 4 * units * (width + units + ways * units + units)
     frame = 1e6 * sum(_COST[depth][: stages + 1]) * (int(settings.get("size", 96)) / 96) ** 2
-    if settings.get("transfer") == "frozen":
-        frame = 0.0
     return float(int(settings.get("frames", 8)) * (frame + layers + max(width, ways * units)))
 
 

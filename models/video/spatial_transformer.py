@@ -29,8 +29,6 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
     # The transform there and back, and the two filters: products of 48×48 matrices.
     saliency = 18 * _SIZE**3 if settings.get("guide") == "spectral" else 0
     frame = float(localisation + convolutions + saliency + 3 * 2 * _SIZE**2)
-    if settings.get("transfer") == "frozen":
-        frame = 0.0
     head = 8 * units * (values + 4 * units) + 2 * units * (2 * units + 1) + 16 * units
     return int(settings.get("frames", 16)) * (frame + head)
 

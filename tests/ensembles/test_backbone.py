@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from ensembles.backbone import main
+from ensembles.bank import ClipTable, PosteriorBank
 from models import ClipShape, build_expert, get_architecture
 from models.pretrained import find_checkpoints
 from tests.small import SMALL
@@ -26,6 +28,16 @@ def expert_in(run: Path, architecture: str, settings: dict[str, Any]) -> Any:
         torch.manual_seed(fold)
         network = build_expert(architecture, settings, SHAPE)
         save_file(network.learned_state(), folder / f"fold-{fold}.safetensors")
+    table = ClipTable(
+        clips=("a", "b"),
+        speakers=("ann", "ben"),
+        folds=np.array([0, 1]),
+        labels=np.array([0, 1]),
+        classes=("x", "y", "z"),
+    )
+    PosteriorBank.create(run / "bank", table)
+    facts = {"corpus": "other", "data_checksum": "abc"}
+    (run / "run.json").write_text(json.dumps(facts))
     plan = {"architecture": architecture, "settings": settings, "training": {}}
     plan["shape"] = {**SHAPE.__dict__}
     (folder / "plan.json").write_text(json.dumps(plan))
@@ -38,7 +50,9 @@ def test_what_was_learnt_is_found_and_fine_tuned_elsewhere(tmp_path: Path) -> No
     out = tmp_path / "weights"
     assert main([str(tmp_path / "run"), "video-0001", "--fold", "1", "--out", str(out)]) == 0
     (found,) = find_checkpoints(get_architecture("spatial_transformer"), out)
-    chosen = {**settings, "transfer": "finetune", "checkpoint": found.to_json()}
+    assert found.settings["frames"] == settings["frames"]
+    assert found.trained_on == {"corpus": "other", "checksum": "abc", "speakers": ["ann", "ben"]}
+    chosen = {"transfer": "finetune", "checkpoint": found.to_json()}
     again = build_expert("spatial_transformer", chosen, SHAPE, weights=out)
     backbone = "encoders.video.backbone."
     state = trained.state_dict()

@@ -53,7 +53,8 @@ def test_a_backbone_is_searched_frozen_and_fine_tuned_recorded_and_exported(
     run = tmp_path / "runs" / "transfer"
     facts = json.loads((run / "run.json").read_text())
     recorded = facts["offer"]["transfers"]["spatial_transformer"]["checkpoints"]
-    assert recorded == [{"file": FILE, "sha256": sha256(weights / FILE), "settings": {}}]
+    (found,) = recorded
+    assert (found["file"], found["sha256"]) == (FILE, sha256(weights / FILE))
     plans = {p.parent.name: json.loads(p.read_text()) for p in run.glob("weights/*/plan.json")}
     modes = {name: plan["settings"]["transfer"] for name, plan in plans.items()}
     assert modes["video-0000"] == "frozen", "the known-good default comes first"
@@ -87,5 +88,10 @@ def test_a_run_whose_weights_have_changed_says_so(
     state = load_file(home / FILE)
     save_file({key: x + 1 for key, x in state.items()}, home / FILE)
     again = launch("--resume", "changed", "--trials", 2, "--runs-dir", runs)
-    out, err = again.communicate(timeout=400)
-    assert "is not the file that this run began with" in " ".join((out + err).split())
+    _out, err = again.communicate(timeout=400)
+    assert again.returncode == 2
+    assert "is not the file that this run began with" in " ".join(err.split())
+    moved = home.rename(tmp_path / "moved")
+    (moved / FILE).write_bytes((weights / FILE).read_bytes())
+    resume = ["--resume", "changed", "--trials", 2, "--runs-dir", runs, "--weights", moved]
+    assert "2 trials finished" in " ".join(finish(launch(*resume)).split())

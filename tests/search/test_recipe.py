@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models import BackboneEncoder, Expert
 from models.expert import Backbone, FrontEnd
+from models.fusion.concatenation import Concatenation
 from models.registry import ModelError
 from search.inputs import TrainingData
 from search.plan import TrainSettings, TrialPlan
@@ -135,13 +136,28 @@ def test_lower_stages_learn_slower(finetuned: Expert) -> None:
     assert found["encoders.features.backbone.first.bias"] == pytest.approx(0.25)
 
 
+def test_two_backbones_have_rates_of_their_own() -> None:
+    torch.manual_seed(0)
+    parts = {"audio": _Encoder(), "features": _Encoder()}
+    expert = Expert(parts, 3, fusion=Concatenation(list(parts.values())))
+    settings = TrainSettings(learning_rate=1.0, layer_decay=0.5, warmup_share=0.0)
+    optimizer = Optimizer(expert, settings, 100)
+    optimizer.set_rate(0)
+    found = rates(optimizer, expert)
+    for kind in parts:
+        assert found[f"encoders.{kind}.backbone.second.weight"] == pytest.approx(0.5)
+        assert found[f"encoders.{kind}.backbone.first.weight"] == pytest.approx(0.25)
+
+
 def test_stages_thaw_from_the_last_to_the_first(finetuned: Expert) -> None:
     optimizer = Optimizer(finetuned, TrainSettings(unfreeze_share=0.5), 100)
     backbone = finetuned.encoder("features").backbone
     seen = []
     for step in (0, 24, 25, 49, 50, 99):
+        finetuned.train()
         optimizer.set_rate(step)
         seen.append((backbone.second.weight.requires_grad, backbone.first.weight.requires_grad))
+        assert (backbone.second.training, backbone.first.training) == seen[-1]
     assert seen == [
         (False, False), (False, False), (True, False), (True, False), (True, True), (True, True),
     ]  # fmt: skip
@@ -212,7 +228,7 @@ def test_ema_follows_the_weights_slowly(finetuned: Expert) -> None:
     # Decays (1 + n) / (10 + n) for n = 2, 3, 4.
     expected = 1.0 - (3 / 12) * (4 / 13) * (5 / 14)
     assert float(averaged.expert.classifier.weight[0, 0]) == pytest.approx(expected)
-    assert float(finetuned.classifier.weight[0, 0]) == 1.0
+    assert float(finetuned.classifier.weight[0, 0].detach()) == 1.0
 
 
 RECIPES: list[dict[str, Any]] = [
@@ -250,10 +266,15 @@ def test_averaged_weights_predict_and_the_last_ones_train_on(tiny_data: Training
     for _ in range(4):
         trainer.step_epoch()
     assert trainer.predictor is not trainer.expert
-    assert not trainer.predictor.training or trainer.predictor is trainer.averaged.expert
-    trainer.predict(np.arange(4))
     (kind,) = trainer.expert.kinds
     assert trainer.predictor.encoder(kind).frontend is trainer.expert.encoder(kind).frontend
+    last = copy.deepcopy(trainer.expert)
+    with torch.no_grad():
+        trainer.predictor.classifier.weight.zero_()
+        trainer.predictor.classifier.bias.copy_(torch.arange(6.0))
+    found = trainer.predict(np.arange(4))
+    np.testing.assert_array_equal(found, np.arange(6.0)[None].repeat(4, 0))
+    assert same(trainer.expert, last), "the averaged weights are not those that train"
 
 
 EARLY = {
