@@ -254,10 +254,15 @@ def missing_weights(offer: Offer, weights: Path | None) -> str | None:
     """One line on the pretrained weights that are not there; None if all are."""
     scratch = [name for name, start in offer.transfers.items() if not start.checkpoints]
     left_out = [name for name, why in offer.why_not.items() if why == NEEDS_WEIGHTS]
-    files = [f"{get_architecture(n).checkpoints[0].files[0]} ({n})" for n in (*scratch, *left_out)]
-    if not files:
+    names = (*scratch, *left_out)
+    if not names:
         return None
-    where = f"not in '{weights}'" if weights else "no --weights DIR, which could hold"
+    if weights is None:
+        return (
+            f"no pretrained weights for {len(names)} architectures: --weights DIR, with the files that "
+            "python -m models.list names"
+        )
+    files = ", ".join(f"{get_architecture(n).checkpoints[0].files[0]} ({n})" for n in names)
     return (
-        f"pretrained weights: {where}: {', '.join(files)}; python -m models.list --json names all"
+        f"pretrained weights: not in '{weights}': {files}; python -m models.list --json names all"
     )
