@@ -54,10 +54,11 @@ def save_backbones(run: Path, name: str, fold: int, out: Path) -> list[Path]:
             raise EnsembleError(f"'{path}' is there already. Name another --out.")
         out.mkdir(parents=True, exist_ok=True)
         settings = plan["settings"].get(side, plan)["settings"]
+        before = (settings.get("checkpoint") or {}).get("trained_on", [])
         entry = get_architecture(name)
         origin = {
             "settings": {k: v for k, v in settings.items() if k in entry.arguments},
-            "trained_on": trained_on,
+            "trained_on": [*before, trained_on],
         }
         tensors = {key: x.contiguous() for key, x in state.items()}
         save_file(tensors, path, metadata={ORIGIN: json.dumps(origin)})

@@ -59,14 +59,14 @@ class Found:
         file: Its name under the weights' folder.
         sha256: Of the file that holds the tensors.
         settings: Constructor settings that it needs.
-        trained_on: Of a backbone that a search of ours trained: `corpus`, `checksum` and
-            `speakers`; empty of anyone else's.
+        trained_on: `corpus`, `checksum` and `speakers` of every search of ours that has trained
+            it, one after the other; empty of anyone else's.
     """
 
     file: str
     sha256: str
     settings: dict[str, Any]
-    trained_on: dict[str, Any] = field(default_factory=dict)
+    trained_on: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """For a plan's settings, and the run's record."""
@@ -103,7 +103,7 @@ def find_checkpoints(entry: Architecture, folder: Path) -> list[Found]:
                 origin = _origin(path)
                 settings |= origin.get("settings", {})
                 digest = sha256(tensor_file(path))
-                found.append(Found(name, digest, settings, origin.get("trained_on", {})))
+                found.append(Found(name, digest, settings, origin.get("trained_on", [])))
                 break
     return found
 

@@ -71,13 +71,10 @@ def measure_cost(
             at the fastest that any machine computes is not timed.
     """
     clips = sum(len(data.rows(fold, training=True)) for fold in range(data.folds.count))
-    names = {
-        name for group in (offer.single, offer.parts) for side in group.values() for name in side
-    }
     seconds: dict[str, float] = {}
     needed: dict[str, float] = {}
     steps: dict[str, _Step] = {}
-    for name in sorted(names):
+    for name in sorted(offer.networks):
         modes = offer.transfers[name].modes if name in offer.transfers else (None,)
         for mode in modes:
             key = key_of(name, mode)

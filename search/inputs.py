@@ -89,12 +89,26 @@ class TrainingData:
                 return np.asarray([e.feature_steps for e in self.cache.index.clips], np.int64)
         return np.ones(len(self.cache.index.clips), np.int64)
 
-    def fixed(self, expert: Expert, rows: NDArray[np.int64]) -> dict[str, Tensor]:
-        """What `expert.preprocess` gives for some clips, read from the cache where it pays."""
+    def fixed(
+        self, expert: Expert, rows: NDArray[np.int64], *, changed: TrainSettings | None = None
+    ) -> dict[str, Tensor]:
+        """What `expert.preprocess` gives for some clips, read from the cache where it pays.
+
+        Args:
+            expert: Whose front ends.
+            rows: Clips.
+            changed: Of waveforms that are changed as these settings say; a frozen backbone
+                hears every clip once, as it was recorded.
+        """
         fixed: dict[str, Tensor] = {}
         for kind in expert.kinds:
             encoder = expert.encoder(kind)
-            fixed[kind], fixed[f"{kind}_lengths"] = self._front_end_output(encoder, rows)
+            frozen = isinstance(encoder.frontend, FrozenBackbone)
+            if changed and changed.changes_waveforms and kind == "audio" and not frozen:
+                found = self._heard_otherwise(encoder.frontend, rows, changed)
+            else:
+                found = self._front_end_output(encoder, rows)
+            fixed[kind], fixed[f"{kind}_lengths"] = found
         return fixed
 
     def less_speaker_mean(
@@ -155,33 +169,21 @@ class TrainingData:
     @staticmethod
     def _run(frontend: FrontEnd, kind: str, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """A front end on plain clips, where it lives: on a GPU it computes there."""
-        held = next(chain(frontend.parameters(), frontend.buffers()), torch.empty(0))
-        x = batch[kind].to(held.device)
+        device = _device_of(frontend)
+        x = batch[kind].to(device)
         lengths = batch.get(f"{kind}_lengths")
         if lengths is None:
             lengths = torch.ones(len(x), dtype=torch.int64)
         with torch.no_grad():
-            values, after = frontend(x, lengths.to(held.device))
+            values, after = frontend(x, lengths.to(device))
         return values, after
 
-    def hear_otherwise(
-        self,
-        expert: Expert,
-        rows: NDArray[np.int64],
-        settings: TrainSettings,
-        inputs: dict[str, Tensor],
-    ) -> None:
-        """Replaces the sound in `inputs` by the front end's view of changed waveforms.
-
-        A frozen backbone hears every clip once, as it was recorded.
-        """
-        if "audio" not in expert.kinds:
-            return
-        frontend = expert.encoder("audio").frontend
-        if isinstance(frontend, FrozenBackbone):
-            return
+    def _heard_otherwise(
+        self, frontend: FrontEnd, rows: NDArray[np.int64], settings: TrainSettings
+    ) -> tuple[Tensor, Tensor]:
+        """A front end's view of changed waveforms."""
         batch = self.cache.batch(rows, ["audio"])
-        device = inputs["audio"].device
+        device = _device_of(frontend)
         x, lengths = batch["audio"].to(device), batch["audio_lengths"].to(device)
         if settings.speed_perturbation:
             factor = 1.0 + settings.speed_perturbation * (2.0 * float(torch.rand(())) - 1.0)
@@ -190,12 +192,10 @@ class TrainingData:
             semitones = settings.pitch_perturbation * (2.0 * float(torch.rand(())) - 1.0)
             x = pitch_perturb(x, lengths, semitones)
         if settings.reverberation:
-            rate = self.shape.sample_rate_hz
-            x = reverberate(x, lengths, rate, settings.reverberation)
+            x = reverberate(x, lengths, self.shape.sample_rate_hz, settings.reverberation)
         if settings.noise:
             x = add_noise(x, lengths, settings.noise)
-        with torch.no_grad():
-            inputs["audio"], inputs["audio_lengths"] = frontend(x, lengths)
+        return self._run(frontend, "audio", {"audio": x, "audio_lengths": lengths})
 
     def _derived(self, encoder: Encoder) -> RaggedFile | None:
         """The cached output of a front end that is worth it; vectors are then held in memory."""
@@ -225,6 +225,11 @@ class TrainingData:
             self._dense[frontend.name] = torch.from_numpy(np.array(file.data)).float()
         self._files[frontend.name] = file
         return file
+
+
+def _device_of(frontend: FrontEnd) -> torch.device:
+    """Where a front end lives; one without tensors computes wherever its input is."""
+    return next(chain(frontend.parameters(), frontend.buffers()), torch.empty(0)).device
 
 
 def augment(inputs: dict[str, Tensor], expert: Expert, plan: TrialPlan) -> None:

@@ -98,17 +98,14 @@ def _refuse_known_speakers(offer: Offer, index: ShardIndex) -> None:
     speakers = {entry.speaker for entry in index.clips}
     for name, transfer in offer.transfers.items():
         for found in transfer.checkpoints:
-            known = found.trained_on
-            if not known:
-                continue
-            met = (
-                sorted(speakers & set(known["speakers"])) if known["corpus"] == index.corpus else []
-            )
-            if met or known["checksum"] == index.checksum:
-                raise ConfigError(
-                    f"The weights '{found.file}' ({name}) were trained on speakers of this corpus: "
-                    f"{', '.join(met[:5]) or 'all'}. Take them away, or search other speakers."
-                )
+            for known in found.trained_on:
+                same = known["corpus"] == index.corpus
+                met = sorted(speakers & set(known["speakers"])) if same else []
+                if met or known["checksum"] == index.checksum:
+                    raise ConfigError(
+                        f"The weights '{found.file}' ({name}) were trained on speakers of this "
+                        f"corpus: {', '.join(met[:5]) or 'all'}. Take them away, or search other speakers."
+                    )
 
 
 def check_weights(offer: Offer, weights: Path | None) -> None:

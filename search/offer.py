@@ -84,6 +84,12 @@ class Offer:
         found: list[str] = [side for side in SIDES if self.single.get(side)]
         return [*found, "early"] if self.fusions else found
 
+    @property
+    def networks(self) -> set[str]:
+        """Every architecture that takes part, as an expert or as a part of early fusion."""
+        groups = (*self.single.values(), *self.parts.values())
+        return {name for names in groups for name in names}
+
     def choices(self, modality: str) -> tuple[str, ...]:
         """Values of the modality's `architecture` parameter."""
         return self.fusions if modality == "early" else self.single[modality]

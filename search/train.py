@@ -25,7 +25,7 @@ from models.frontends import frame_mask
 from models.pretrained import share_frozen
 from models.registry import ModelError
 from search.inputs import TrainingData, augment
-from search.plan import TrialPlan
+from search.plan import TrainSettings, TrialPlan
 from search.recipe import AveragedWeights, Optimizer, class_balanced_weights, cross_entropy
 from search.workers import Workers
 
@@ -291,8 +291,14 @@ class FoldTrainer:
             order = np.concatenate([order, generator.permutation(self.rows)])
         return order[: self.steps * size]
 
-    def _fixed(self, rows: NDArray[np.int64], enrolled: int | None = None) -> dict[str, Tensor]:
-        fixed = self.data.fixed(self.expert, rows)
+    def _fixed(
+        self,
+        rows: NDArray[np.int64],
+        enrolled: int | None = None,
+        *,
+        changed: TrainSettings | None = None,
+    ) -> dict[str, Tensor]:
+        fixed = self.data.fixed(self.expert, rows, changed=changed)
         if self.by_speaker:
             fixed = self.data.less_speaker_mean(self.expert, fixed, rows, enrolled)
         return {name: x.to(self.device) for name, x in fixed.items()}
@@ -309,10 +315,8 @@ class FoldTrainer:
     def _examples(self, rows: NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor]:
         """A batch of augmented inputs, and the (B, K) probabilities wanted of them."""
         settings, classes = self.plan.training, self.data.shape.num_classes
-        inputs = self._fixed(rows)
         # A speaker's mean is of clips as they were recorded.
-        if settings.changes_waveforms and not self.by_speaker:
-            self.data.hear_otherwise(self.expert, rows, settings, inputs)
+        inputs = self._fixed(rows, changed=None if self.by_speaker else settings)
         augment(inputs, self.expert, self.plan)
         targets = torch.from_numpy(self.data.cache.targets[rows]).to(self.device)
         wanted = nn.functional.one_hot(targets, classes).float()

@@ -51,7 +51,7 @@ def test_what_was_learnt_is_found_and_fine_tuned_elsewhere(tmp_path: Path) -> No
     assert main([str(tmp_path / "run"), "video-0001", "--fold", "1", "--out", str(out)]) == 0
     (found,) = find_checkpoints(get_architecture("spatial_transformer"), out)
     assert found.settings["frames"] == settings["frames"]
-    assert found.trained_on == {"corpus": "other", "checksum": "abc", "speakers": ["ann", "ben"]}
+    assert found.trained_on == [{"corpus": "other", "checksum": "abc", "speakers": ["ann", "ben"]}]
     chosen = {"transfer": "finetune", "checkpoint": found.to_json()}
     again = build_expert("spatial_transformer", chosen, SHAPE, weights=out)
     backbone = "encoders.video.backbone."
@@ -59,6 +59,19 @@ def test_what_was_learnt_is_found_and_fine_tuned_elsewhere(tmp_path: Path) -> No
     same = {k: torch.equal(x, state[k]) for k, x in again.state_dict().items() if backbone in k}
     assert same
     assert all(same.values())
+
+
+def test_a_backbone_remembers_everyone_it_was_trained_on(tmp_path: Path) -> None:
+    run, entry = tmp_path / "run", get_architecture("spatial_transformer")
+    expert_in(run, entry.name, SMALL[entry.name])
+    plan = json.loads((run / "weights/video-0001/plan.json").read_text())
+    earlier = {"corpus": "first", "checksum": "1", "speakers": ["eve"]}
+    found = {"file": "x", "sha256": "y", "settings": {}, "trained_on": [earlier]}
+    plan["settings"] |= {"transfer": "finetune", "checkpoint": found}
+    (run / "weights/video-0001/plan.json").write_text(json.dumps(plan))
+    assert main([str(run), "video-0001", "--out", str(tmp_path / "out")]) == 0
+    (kept,) = find_checkpoints(entry, tmp_path / "out")
+    assert [known["corpus"] for known in kept.trained_on] == ["first", "other"]
 
 
 @pytest.mark.parametrize(

@@ -406,10 +406,12 @@ def test_its_own_folder_comes_before_the_shared_one(
     on_trunk: tuple[Path, list[Expert]],
 ) -> None:
     folder = on_trunk[0] / "weights" / "audio-0000"
+    expected = load_folded(folder).network(0).frozen_state()
     shared = folder.parent / "frozen-0123abcd.safetensors"
     shutil.copyfile(shared, folder / shared.name)
     shared.write_bytes(b"another")
-    load_folded(folder)
+    found = load_folded(folder).network(0).frozen_state()
+    assert all(torch.equal(found[key], x) for key, x in expected.items())
 
 
 def test_an_export_takes_the_backbone_along_and_signs_it(

@@ -52,9 +52,9 @@ def test_training_never_touches_a_held_out_speaker(
     seen: set[int] = set()
     fixed, batch = TrainingData.fixed, tiny_data.cache.batch
 
-    def spy(self: TrainingData, expert: Any, rows: Any) -> Any:
+    def spy(self: TrainingData, expert: Any, rows: Any, **options: Any) -> Any:
         seen.update(rows.tolist())
-        return fixed(self, expert, rows)
+        return fixed(self, expert, rows, **options)
 
     def spy_batch(rows: Any, kinds: Any) -> Any:
         seen.update(rows.tolist())

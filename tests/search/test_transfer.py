@@ -32,7 +32,7 @@ BACKBONES = [entry.name for entry in architectures() if entry.checkpoints]
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
 
 
-def write(folder: Path, name: str, data: TrainingData, trained_on: dict[str, Any]) -> None:
+def write(folder: Path, name: str, data: TrainingData, trained_on: list[dict[str, Any]]) -> None:
     """A small backbone of ours, with what it says of itself."""
     torch.manual_seed(7)
     encoder = build_encoder(name, SMALL.get(name, {}), data.shape)
@@ -49,7 +49,7 @@ def with_weights(data: TrainingData, folder: Path) -> TrainingData:
 
 @pytest.fixture()
 def prepared(name: str, tiny_data: TrainingData, tmp_path: Path) -> TrainingData:
-    write(tmp_path / "weights", name, tiny_data, {})
+    write(tmp_path / "weights", name, tiny_data, [])
     return with_weights(tiny_data, tmp_path / "weights")
 
 
@@ -135,7 +135,7 @@ def test_settings_that_the_weights_bring_are_not_searched(
 
     from search.space import suggest_plan
 
-    write(tmp_path, NAME, tiny_data, {})
+    write(tmp_path, NAME, tiny_data, [])
     offer = offer_for(tiny_data.shape, (NAME,), weights=tmp_path)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     modes = set()
@@ -160,7 +160,9 @@ def test_a_backbone_that_knows_the_speakers_is_refused(
     known = {"corpus": index.corpus, "checksum": "another", "speakers": [index.clips[0].speaker]}
     if same == "checksum":
         known = {"corpus": "renamed", "checksum": index.checksum, "speakers": []}
-    write(tmp_path, NAME, tiny_data, known)
+    # Also if another corpus came afterwards.
+    last = {"corpus": "another", "checksum": "x", "speakers": ["somebody"]}
+    write(tmp_path, NAME, tiny_data, [known, last])
     with pytest.raises(
         ConfigError, match=r"spatial_transformer\.safetensors.*were trained on spea"
     ):
@@ -169,20 +171,20 @@ def test_a_backbone_that_knows_the_speakers_is_refused(
 
 def test_a_backbone_of_other_people_is_taken(tiny_data: TrainingData, tmp_path: Path) -> None:
     known = {"corpus": "another", "checksum": "x", "speakers": [tiny_data.index.clips[0].speaker]}
-    write(tmp_path, NAME, tiny_data, known)
+    write(tmp_path, NAME, tiny_data, [known])
     (found,) = offered(tiny_data, tmp_path).transfers[NAME].checkpoints
-    assert found.trained_on == known
+    assert found.trained_on == [known]
 
 
 def test_a_run_is_continued_with_its_own_weights_alone(
     tiny_data: TrainingData, tmp_path: Path
 ) -> None:
-    write(tmp_path / "a", NAME, tiny_data, {})
+    write(tmp_path / "a", NAME, tiny_data, [])
     offer = offered(tiny_data, tmp_path / "a")
     check_weights(offer, tmp_path / "a")
     with pytest.raises(ConfigError, match="Say where they are with --weights"):
         check_weights(offer, None)
-    write(tmp_path / "a", NAME, tiny_data, {"corpus": "other", "checksum": "", "speakers": []})
+    write(tmp_path / "a", NAME, tiny_data, [{"corpus": "other", "checksum": "", "speakers": []}])
     with pytest.raises(ConfigError, match="is not the file that this run began with"):
         check_weights(offer, tmp_path / "a")
 
@@ -205,7 +207,9 @@ def test_a_trial_without_a_backbone_does_not_look_for_weights(tiny_data: Trainin
         raise ModelError("looked for weights")
 
     data = TrainingData(tiny_data.cache, tiny_data.folds, weights=nowhere)
-    FoldTrainer(TrialPlan.of("functionals", {}, {}), data, 0, seed=0)
+    assert FoldTrainer(TrialPlan.of("functionals", {}, {}), data, 0, seed=0).steps > 0
+    with pytest.raises(ModelError, match="looked for weights"):
+        _ = data.weights
 
 
 def test_predictions_that_are_not_finite_fail_the_trial(tiny_data: TrainingData) -> None:
