@@ -124,11 +124,17 @@ class Hosts:
             file.writelines(f"export {key}={shlex.quote(v)}\n" for key, v in settings.items())
 
     def _write_ray(self) -> None:
-        """A `ray` whose `stop` spares the other hosts' processes, and a `python`."""
+        """A `ray` that keeps to its host's own processes and folder, and a `python`."""
         real = Path(sys.executable).parent
         scripts = {
             "ray": (
-                f'[ "$1" = stop ] || exec {real}/ray "$@"\n'
+                'case "$1 $*" in\n'
+                "stop*) ;;\n"
+                # A worker takes the head's folder for its files: on this shared disk both would
+                # unpack the same code into the same place, each deleting what the other runs.
+                f'"start "*--address=*) exec {real}/ray "$@" --temp-dir="$RAY_TMPDIR/ray" ;;\n'
+                f'*) exec {real}/ray "$@" ;;\n'
+                "esac\n"
                 "for pid in $(ip netns pids $(ip netns identify $$)); do\n"
                 "  tr '\\0' ' ' < /proc/$pid/cmdline | grep -qE 'ray::|/ray/|ray\\.util'"
                 " && kill -9 $pid\n"

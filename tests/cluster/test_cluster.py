@@ -82,7 +82,7 @@ def cluster(hosts: Hosts, store: Cloud, cluster_file: Path) -> Iterator[str]:
 NODES = """
 import json, sys, ray
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
-print(json.dumps([n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]]))
+print("alive:", json.dumps([n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]]))
 """
 
 
@@ -104,7 +104,9 @@ def alive(hosts: Hosts, address: str) -> list[str]:
     """Addresses of the hosts that the head knows to be alive."""
     process = on_head(hosts, "-c", NODES, address)
     out, _ = process.communicate(timeout=60)
-    return list(json.loads(out.splitlines()[-1])) if process.returncode == 0 else []
+    # Ray may print lines of its own, before and after.
+    said = [line for line in out.splitlines() if line.startswith("alive: ")]
+    return list(json.loads(said[0].removeprefix("alive: "))) if said else []
 
 
 def trials(run: Path) -> list[dict[str, Any]]:
