@@ -1,15 +1,28 @@
-"""Greedy ensemble selection with replacement (Caruana et al., 2004, ICML)."""
+"""Greedy ensemble selection with replacement (Caruana et al., 2004, ICML), fast.
+
+A candidate is judged by how many clips the pooled posteriors then get right. Instead of an
+argmax over classes, each expert is kept as its margins, rival class less true class: margins add
+up as posteriors do, and a clip is right while its largest margin is negative. One pass in
+float32 over blocks that stay in the processor's cache tells for every candidate how many clips
+are right for certain and how many may be; only candidates that may still be the best are then
+judged exactly, in float64, with ties broken by log-loss. So the choices are those of a plain loop
+([how fast](../docs/performance.md)).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ensembles.metrics import Array, Labels
+from ensembles.metrics import Array, Labels, log_softmax
 from ensembles.rules import Pooling, Space
 
 _FLOOR = -30.0
+_BLOCK_BYTES = 2**18
+"""Of a block's margins: a good part of a core's second-level cache, with room for what is added."""
 
 
 class GreedySelection:
@@ -23,39 +36,38 @@ class GreedySelection:
         size: Most members, counted with repetition.
         metric: What members are chosen for. Macro-F1 is stood in for by UAR, which like
             accuracy is a sum over clips.
+        bags: Selections that are averaged, each from a random half of the experts as in the
+            paper's bagging; 1 selects once, from all of them.
+        seed: Of the bags.
 
     Attributes:
-        counts_: (M,) how often each expert was taken.
+        counts_: (M,) how often each expert was taken, over all bags.
     """
 
     def __init__(
-        self, space: Space = "arithmetic", size: int = 15, metric: str = "accuracy"
+        self,
+        space: Space = "arithmetic",
+        size: int = 15,
+        metric: str = "accuracy",
+        bags: int = 1,
+        seed: int = 0,
     ) -> None:
         self.space, self.size, self.metric = space, size, metric
+        self.bags, self.seed = bags, seed
 
     def fit(self, log_posteriors: Array, labels: Labels, groups: Labels) -> Self:
         """Selects by the metric, ties by log-loss; keeps the best prefix.
 
-        So it is never worse than its best single expert on the rows it is fitted on.
+        So one bag is never worse than its best single expert on the rows it is fitted on.
         """
         floored = np.maximum(log_posteriors, _FLOOR)
-        values = (floored if self.space == "log" else np.exp(floored)).astype(np.float32)
-        weights = self._clip_weights(labels)
-        total = np.zeros(values.shape[1:], np.float32)
-        order: list[int] = []
-        best_order: list[int] = []
-        best = (-np.inf, -np.inf)
-        for _ in range(self.size):
-            merits = [
-                self._merit(total + candidate, labels, weights, len(order) + 1)
-                for candidate in values
-            ]
-            chosen = max(range(len(merits)), key=lambda m: merits[m])
-            total += values[chosen]
-            order.append(chosen)
-            if merits[chosen] > best:
-                best, best_order = merits[chosen], list(order)
-        self.counts_: Labels = np.bincount(best_order, minlength=len(values)).astype(np.int64)
+        values = floored if self.space == "log" else np.exp(floored)
+        weights = _clip_weights(self.metric, labels)
+        screen = _Screen(_margins(values, labels), weights) if self._worth_screening else None
+        self.counts_: Labels = np.zeros(len(values), np.int64)
+        for bag in self._bags(len(values)):
+            taken = self._select(values, labels, screen, bag)
+            self.counts_ += np.bincount(taken, minlength=len(values)).astype(np.int64)
         return self
 
     def rule(self) -> Pooling:
@@ -66,26 +78,140 @@ class GreedySelection:
         """(M, N, K) → (N, K) log-posteriors."""
         return self.rule().apply(log_posteriors)
 
-    def _clip_weights(self, labels: Labels) -> Array:
-        """What a clip's hit is worth: the same for each, or for each class."""
-        if self.metric not in {"uar", "macro_f1"}:
-            return np.full(len(labels), 1.0 / len(labels))
-        counts = np.bincount(labels)
-        return np.asarray(1.0 / (counts[labels] * (counts > 0).sum()))
+    def _bags(self, count: int) -> list[Labels]:
+        """The experts that each selection may take from."""
+        if self.bags == 1:
+            return [np.arange(count)]
+        generator = np.random.default_rng(self.seed)
+        half = (count + 1) // 2
+        return [np.sort(generator.choice(count, half, replace=False)) for _ in range(self.bags)]
 
-    def _merit(
-        self, total: Array, labels: Labels, weights: Array, count: int
-    ) -> tuple[float, float]:
-        likelihood = self._log_likelihood(total, labels, count)
+    @property
+    def _worth_screening(self) -> bool:
+        """Log-loss of an average of probabilities needs the true class's alone: quick as it is."""
+        return self.metric != "log_loss" or self.space == "log"
+
+    def _select(
+        self, values: Array, labels: Labels, screen: _Screen | None, bag: Labels
+    ) -> list[int]:
+        """(M, N, K) posteriors → members in the order in which they were taken."""
+        pooled = np.zeros(values.shape[1:])
+        if screen:
+            screen.clear()
+        taken: list[int] = []
+        best_length, best = 0, (-np.inf, -np.inf)
+        for length in range(1, self.size + 1):
+            near = bag
+            if screen and self.metric == "log_loss":
+                near = screen.likeliest(bag, length)
+            elif screen:
+                near = screen.most_right(bag)
+            merits = {int(m): self._merit(pooled + values[m], labels, length) for m in near}
+            chosen = max(merits, key=lambda m: merits[m])
+            pooled += values[chosen]
+            if screen:
+                screen.add(chosen)
+            taken.append(chosen)
+            if merits[chosen] > best:
+                best, best_length = merits[chosen], length
+        return taken[:best_length]
+
+    def _merit(self, pooled: Array, labels: Labels, count: int) -> tuple[float, float]:
+        """(score by the metric, log-likelihood) of the sum of `count` experts' posteriors."""
+        likelihood = self._log_likelihood(pooled, labels, count)
         if self.metric == "log_loss":
             return likelihood, likelihood
-        return float(((total.argmax(axis=1) == labels) * weights).sum()), likelihood
+        right = np.flatnonzero(pooled.argmax(axis=1) == labels)
+        if self.metric == "accuracy":  # counted, so that ties are ties
+            return len(right) / len(labels), likelihood
+        counts = np.bincount(labels)
+        recall = np.bincount(labels[right], minlength=len(counts))[counts > 0] / counts[counts > 0]
+        return float(recall.mean()), likelihood
 
-    def _log_likelihood(self, total: Array, labels: Labels, count: int) -> float:
+    def _log_likelihood(self, pooled: Array, labels: Labels, count: int) -> float:
         rows = np.arange(len(labels))
         if self.space == "arithmetic":
-            return float(np.log(total[rows, labels] / count + 1e-12).mean())
-        mean = total / count
-        peak = mean.max(axis=1, keepdims=True)
-        normaliser = np.log(np.exp(mean - peak).sum(axis=1)) + peak[:, 0]
-        return float((mean[rows, labels] - normaliser).mean())
+            return float(np.log(pooled[rows, labels] / count + 1e-12).mean())
+        return float(log_softmax(pooled / count)[rows, labels].mean())
+
+
+def _margins(values: Array, labels: Labels) -> Array:
+    """(M, N, K) → (M, K-1, N): each rival class less the true one."""
+    count, clips, classes = values.shape
+    rivals = np.arange(classes) != labels[:, None]
+    rows = np.arange(clips)
+    apart = values - values[:, rows, labels][..., None]
+    return np.ascontiguousarray(
+        apart[:, rivals].reshape(count, clips, classes - 1).transpose(0, 2, 1)
+    )
+
+
+def _clip_weights(metric: str, labels: Labels) -> Array:
+    """What a clip's hit is worth: the same for each, or for each class."""
+    if metric not in {"uar", "macro_f1"}:
+        return np.full(len(labels), 1.0 / len(labels))
+    counts = np.bincount(labels)
+    return np.asarray(1.0 / (counts[labels] * (counts > 0).sum()))
+
+
+class _Screen:
+    """Finds the few candidates of which one is the best.
+
+    Args:
+        exact: (M, K-1, N) margins in float64.
+        weights: (N,) what each clip's hit is worth.
+    """
+
+    def __init__(self, exact: Array, weights: Array) -> None:
+        self._exact, self._weights = exact, weights
+        self._margins: NDArray[np.float32] = exact.astype(np.float32)
+        # Where a sum is near zero its terms are as large as each other, and no larger than this:
+        # three roundings of half a unit in the last place each, and as much again.
+        self._doubt = np.float32(4e-7 * np.abs(exact).max(initial=0.0))
+        count, rivals, clips = exact.shape
+        self._block = max(1, min(count, _BLOCK_BYTES // (4 * rivals * clips)))
+        self._sums = np.empty((self._block, rivals, clips), np.float32)
+        self._worst = np.empty((count, clips), np.float32)
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing is taken yet."""
+        self._total = np.zeros(self._exact.shape[1:])
+
+    def add(self, taken: int) -> None:
+        """An expert is taken."""
+        self._total += self._exact[taken]
+
+    def most_right(self, bag: Labels) -> Labels:
+        """Those of a bag whose most possible hits reach the most certain hits of any in it."""
+        for sums, rows in self._pooled(bag):
+            np.maximum.reduce(sums, axis=1, out=self._worst[rows])
+        worst = self._worst[: len(bag)]
+        certain, possible = self._worth(worst < -self._doubt), self._worth(worst <= self._doubt)
+        # Sums of the same weights in another order may differ in the last digits.
+        return np.asarray(bag[possible >= certain.max() - 1e-9])
+
+    def likeliest(self, bag: Labels, count: int) -> Labels:
+        """Those of a bag whose mean log-likelihood, of posteriors in log space, may be the best."""
+        means = np.empty(len(bag))
+        for sums, rows in self._pooled(bag):
+            np.multiply(sums, np.float32(1 / count), out=sums)
+            # exp of anything above would overflow; such a candidate is far from the best.
+            odds = np.exp(np.minimum(sums, 80.0, out=sums), out=sums).sum(axis=1)
+            means[rows] = -np.log1p(odds).mean(axis=1, dtype=np.float64)
+        return np.asarray(bag[means >= means.max() - 1e-5])
+
+    def _pooled(self, bag: Labels) -> Iterator[tuple[NDArray[np.float32], slice]]:
+        """Blocks of a bag's margins added to what is taken, (m, K-1, N), and their places in it."""
+        start = self._total.astype(np.float32)
+        whole = len(bag) == len(self._margins)
+        for first in range(0, len(bag), self._block):
+            rows = slice(first, min(first + self._block, len(bag)))
+            block = self._margins[rows if whole else bag[rows]]
+            yield np.add(block, start, out=self._sums[: len(block)]), rows
+
+    def _worth(self, hits: NDArray[np.bool_]) -> Array:
+        """(M, N) clips that are right → (M,) what they are worth."""
+        if self._weights[0] == self._weights[-1] and (self._weights == self._weights[0]).all():
+            return np.asarray(np.count_nonzero(hits, axis=1) * self._weights[0])
+        return np.asarray(hits @ self._weights)

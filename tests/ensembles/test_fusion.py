@@ -271,6 +271,63 @@ def test_greedy_breaks_ties_of_accuracy_by_log_loss() -> None:
     assert fusion.counts_.tolist() == [0, 1]
 
 
+def plain_greedy(values: np.ndarray, labels: np.ndarray, space: str, metric: str) -> list[int]:
+    """Every candidate in turn, by the score of its pooled posteriors, then by their log-loss."""
+    parts = np.maximum(values, -30.0)
+    parts = parts if space == "log" else np.exp(parts)
+    taken: list[int] = []
+    best_order: list[int] = []
+    best = (-np.inf, -np.inf)
+    for length in range(1, 16):
+        merits = []
+        for candidate in parts:
+            mean = (parts[taken].sum(axis=0) + candidate) / length
+            pooled = log_softmax(mean) if space == "log" else np.log(mean + 1e-12)
+            merits.append(
+                (
+                    score("uar" if metric == "macro_f1" else metric, labels, pooled)
+                    * (-1 if metric == "log_loss" else 1),
+                    -score("log_loss", labels, pooled),
+                )
+            )
+        order = max(range(len(parts)), key=lambda m: merits[m])
+        taken.append(order)
+        if merits[order] > best:
+            best, best_order = merits[order], list(taken)
+    return np.bincount(best_order, minlength=len(values)).tolist()
+
+
+@both_spaces
+@pytest.mark.parametrize("metric", ["accuracy", "uar", "macro_f1", "log_loss"])
+@pytest.mark.parametrize("scale", [1.0, 60.0], ids=["calibrated", "overconfident"])
+def test_greedy_chooses_what_a_plain_loop_chooses(
+    scale: float, metric: str, space: Any, make_experts: Any
+) -> None:
+    for seed in range(4):
+        experts = make_experts(
+            seed, skills=(0.2, 1.0, 0.5, 0.9, 0.7, 0.8, 1.0, 0.0), scale=scale, speakers=20
+        )
+        values, labels = experts.log_posteriors, experts.table.labels.copy()
+        labels[:30] = 0  # classes of different size, so that accuracy and UAR differ
+        fusion = GreedySelection(space, metric=metric).fit(values, labels, labels)
+        assert fusion.counts_.tolist() == plain_greedy(values, labels, space, metric), f"{seed}"
+
+
+def test_bagged_greedy_averages_selections_from_halves_of_the_experts(make_experts: Any) -> None:
+    experts = make_experts(skills=(1.0,) * 6, speakers=20)
+    values, labels = experts.log_posteriors, experts.table.labels
+    bagged = GreedySelection(bags=5, size=4).fit(values, labels, labels).counts_
+    again = GreedySelection(bags=5, size=4).fit(values, labels, labels).counts_
+    other = GreedySelection(bags=5, size=4, seed=1).fit(values, labels, labels).counts_
+    assert bagged.tolist() == again.tolist() != other.tolist()
+    assert 5 <= bagged.sum() <= 20
+    # No bag holds them all, so that no expert can be taken by every bag from all of them.
+    once = GreedySelection(bags=1, size=1).fit(values, labels, labels).counts_
+    many = GreedySelection(bags=40, size=1).fit(values, labels, labels).counts_
+    assert once.max() == 1
+    assert 10 < many[once.argmax()] < 35
+
+
 @pytest.mark.parametrize("inputs", ["probabilities", "logits"])
 def test_logistic_takes_the_penalty_with_the_least_loss_on_held_out_groups(
     inputs: Any, make_experts: Any
