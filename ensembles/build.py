@@ -219,7 +219,7 @@ def fit_on_training(files: list[PosteriorFile], experts: Experts, metric: str) -
             speakers = np.unique([files[0].about[c][0] for c in clips], return_inverse=True)[
                 1
             ].astype(np.int64)
-            fusion = recipe.build().fit(values, labels, speakers % 4)
+            fusion = recipe.build(experts.modalities).fit(values, labels, speakers % 4)
             held_out = table.folds == number
             out[held_out] = fusion.predict(experts.log_posteriors[:, held_out])
         rows.append(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from ensembles.metrics import Array, Labels, score
 from ensembles.rules import Inputs, LinearMap, posterior_table
+
+Scaling = Literal["standard", "minmax", "none"]
 
 _ABSENT = -100.0
 """Logit of a class that no fitted row has."""
@@ -28,10 +29,17 @@ class LogisticFusion:
     Args:
         inputs: `probabilities` as in the paper, or `logits` (log-posteriors).
         penalties: Values of C; of those within the groups' reach the best is taken.
+        scaling: Of each column, counted on the rows fitted on: `standard` (mean 0, deviation 1),
+            `minmax` (0 to 1, as Luna-Jiménez et al. did in 2022), or `none`.
     """
 
-    def __init__(self, inputs: Inputs = "logits", penalties: tuple[float, ...] = PENALTIES) -> None:
-        self.inputs, self.penalties = inputs, penalties
+    def __init__(
+        self,
+        inputs: Inputs = "logits",
+        penalties: tuple[float, ...] = PENALTIES,
+        scaling: Scaling = "standard",
+    ) -> None:
+        self.inputs, self.penalties, self.scaling = inputs, penalties, scaling
 
     def fit(self, log_posteriors: Array, labels: Labels, groups: Labels) -> Self:
         """Fits on (M, N, K) log-posteriors, (N,) labels and (N,) groups.
@@ -41,7 +49,7 @@ class LogisticFusion:
         table = posterior_table(log_posteriors, self.inputs)
         self.num_classes_ = log_posteriors.shape[2]
         self.penalty_ = self._best_penalty(table, labels, groups)
-        self.rule_ = _fit_one(table, labels, self.penalty_, self.num_classes_, self.inputs)
+        self.rule_ = self._fit_one(table, labels, self.penalty_)
         return self
 
     def rule(self) -> LinearMap:
@@ -61,31 +69,37 @@ class LogisticFusion:
             total = 0.0
             for group in kept:
                 inside, outside = groups != group, groups == group
-                model = _fit_one(
-                    table[inside], labels[inside], penalty, self.num_classes_, self.inputs
-                )
+                model = self._fit_one(table[inside], labels[inside], penalty)
                 predicted = model.apply_table(table[outside])
                 total += score("log_loss", labels[outside], predicted) * outside.mean()
             losses.append(total)
         return self.penalties[int(np.argmin(losses))]
 
+    def _fit_one(self, table: Array, labels: Labels, penalty: float) -> LinearMap:
+        """Fits on scaled columns, and folds their scaling into the coefficients.
 
-def _fit_one(
-    table: Array, labels: Labels, penalty: float, num_classes: int, inputs: Inputs
-) -> LinearMap:
-    """Fits on standardised columns, and folds their scaling into the coefficients.
+        Classes that are not among the rows get less than any other could.
+        """
+        shift, scale = _scaling(table, self.scaling)
+        model = LogisticRegression(C=penalty, max_iter=200, tol=1e-3)
+        model.fit((table - shift) / scale, labels)
+        fitted, start = model.coef_, model.intercept_
+        if len(fitted) == 1:  # two classes
+            fitted = np.concatenate([-fitted, fitted]) / 2
+            start = np.concatenate([-start, start]) / 2
+        coefficients = np.zeros((self.num_classes_, table.shape[1]))
+        intercept = np.full(self.num_classes_, _ABSENT)
+        coefficients[model.classes_] = fitted / scale
+        intercept[model.classes_] = start - (fitted / scale) @ shift
+        return LinearMap(coefficients, intercept, self.inputs)
 
-    Classes that are not among the rows get less than any other could.
-    """
-    scaler = StandardScaler().fit(table)
-    model = LogisticRegression(C=penalty, max_iter=200, tol=1e-3).fit(
-        scaler.transform(table), labels
-    )
-    fitted, start = model.coef_, model.intercept_
-    if len(fitted) == 1:  # two classes
-        fitted, start = np.concatenate([-fitted, fitted]) / 2, np.concatenate([-start, start]) / 2
-    coefficients = np.zeros((num_classes, table.shape[1]))
-    intercept = np.full(num_classes, _ABSENT)
-    coefficients[model.classes_] = fitted / scaler.scale_
-    intercept[model.classes_] = start - (fitted / scaler.scale_) @ scaler.mean_
-    return LinearMap(coefficients, intercept, inputs)
+
+def _scaling(table: Array, scaling: Scaling) -> tuple[Array, Array]:
+    """What is taken from each column, and what it is then divided by."""
+    if scaling == "none":
+        return np.zeros(table.shape[1]), np.ones(table.shape[1])
+    if scaling == "minmax":
+        shift, scale = table.min(axis=0), np.ptp(table, axis=0)
+    else:
+        shift, scale = table.mean(axis=0), table.std(axis=0)
+    return shift, np.where(scale > 1e-12, scale, 1.0)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 import numpy as np
 
 from ensembles.bank import Experts
+from ensembles.calibrate import CalibratedFusion, TemperedFusion
 from ensembles.greedy import GreedySelection
-from ensembles.late import AverageFusion, WeightedFusion
+from ensembles.late import AverageFusion, GroupedFusion, WeightedFusion
 from ensembles.logistic import LogisticFusion
 from ensembles.metrics import Array, Labels, fold_mean, utility
 from ensembles.rules import Rule
+from ensembles.stacking import StackedFusion
 
 
 class Fusion(Protocol):
@@ -68,14 +70,14 @@ class Recipe:
     Attributes:
         name: What the leaderboard calls it.
         select: Which experts.
-        build: How they are combined.
+        build: Makes the fusion of experts of these modalities.
         single: One expert as it is; nothing is fused.
         within: The modality that all its experts are of, or None.
     """
 
     name: str
     select: Selection
-    build: Callable[[], Fusion]
+    build: Callable[[Sequence[str]], Fusion]
     single: bool = False
     within: str | None = None
 
@@ -89,7 +91,7 @@ def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
     present = [m for m in _ALL if m in experts.modalities]
     strangers = sorted(set(experts.modalities) - set(_ALL))
     singles = [
-        Recipe(f"best {m}", best_of(m), AverageFusion, single=True, within=m)
+        Recipe(f"best {m}", best_of(m), lambda _: AverageFusion(), single=True, within=m)
         for m in [*present, *strangers]
     ]
     if len(experts.names) < 2:
@@ -106,7 +108,8 @@ def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
         recipes += _combinations("a+v+e", best_of(*_ALL))
     for count, least in ((3, 1), (5, 3)):
         if len(present) > 1 and not strangers and _more_than(least, experts, present):
-            recipes += _combinations(f"top {count} each", best_of(*_ALL, count=count))
+            select, name = best_of(*_ALL, count=count), f"top {count} each"
+            recipes += [*_combinations(name, select), *_grouped(name, select)]
     if len(present) > 1 or strangers:
         recipes += _greedy("greedy", everything, metric)
     return recipes
@@ -125,8 +128,8 @@ def _within(modality: str, experts: Experts, metric: str) -> list[Recipe]:
             recipes += _combinations(name, select)
         else:
             recipes += [
-                Recipe(f"{name}: product", select, lambda: AverageFusion("log")),
-                Recipe(f"{name}: weighted product", select, lambda: WeightedFusion("log")),
+                Recipe(f"{name}: product", select, lambda _: AverageFusion("log")),
+                Recipe(f"{name}: weighted product", select, lambda _: WeightedFusion("log")),
             ]
         if experts.modalities.count(modality) <= count:
             break
@@ -136,26 +139,53 @@ def _within(modality: str, experts: Experts, metric: str) -> list[Recipe]:
 
 def _greedy(name: str, select: Selection, metric: str) -> list[Recipe]:
     return [
-        Recipe(f"{name}: average", select, lambda: GreedySelection("arithmetic", metric=metric)),
-        Recipe(f"{name}: product", select, lambda: GreedySelection("log", metric=metric)),
-        Recipe(f"{name}: by log-loss", select, lambda: GreedySelection("log", metric="log_loss")),
+        Recipe(f"{name}: average", select, lambda _: GreedySelection("arithmetic", metric=metric)),
+        Recipe(f"{name}: product", select, lambda _: GreedySelection("log", metric=metric)),
+        Recipe(f"{name}: by log-loss", select, lambda _: GreedySelection("log", metric="log_loss")),
+        Recipe(
+            f"{name}: bagged",
+            select,
+            lambda _: GreedySelection("log", metric="log_loss", bags=_BAGS),
+        ),
     ]
 
 
 def _combinations(name: str, select: Selection) -> list[Recipe]:
     """Every way to combine a selection; `logistic` is logistic regression on posteriors."""
-    return [
-        Recipe(f"{name}: average", select, lambda: AverageFusion("arithmetic")),
-        Recipe(f"{name}: product", select, lambda: AverageFusion("log")),
-        Recipe(f"{name}: weighted average", select, lambda: WeightedFusion("arithmetic")),
-        Recipe(f"{name}: weighted product", select, lambda: WeightedFusion("log")),
-        Recipe(
-            f"{name}: logistic (probabilities)",
-            select,
-            lambda: LogisticFusion("probabilities"),
-        ),
-        Recipe(f"{name}: logistic (logits)", select, lambda: LogisticFusion("logits")),
-    ]
+    return [Recipe(f"{name}: {way}", select, build) for way, build in _WAYS.items()]
+
+
+def _grouped(name: str, select: Selection) -> list[Recipe]:
+    """Where a modality has several experts: one weight for all of them."""
+    return [Recipe(f"{name}: grouped product", select, GroupedFusion)]
+
+
+_BAGS = 10
+
+_WAYS: dict[str, Callable[[Sequence[str]], Fusion]] = {
+    "average": lambda _: AverageFusion("arithmetic"),
+    "product": lambda _: AverageFusion("log"),
+    "tempered average": lambda _: TemperedFusion(AverageFusion),
+    "weighted average": lambda _: WeightedFusion("arithmetic"),
+    "weighted product": lambda _: WeightedFusion("log"),
+    "weighted product, vector scaling": lambda _: CalibratedFusion(WeightedFusion, "vector"),
+    "logistic (probabilities)": lambda _: LogisticFusion("probabilities"),
+    "logistic (min-max probabilities)": lambda _: LogisticFusion("probabilities", scaling="minmax"),
+    "logistic (raw probabilities)": lambda _: LogisticFusion("probabilities", scaling="none"),
+    "logistic (logits)": lambda _: LogisticFusion("logits"),
+    "logistic (logits), temperature": lambda _: CalibratedFusion(
+        lambda: LogisticFusion("logits", (0.03,))
+    ),
+    "stacked": lambda _: StackedFusion(
+        [
+            WeightedFusion,
+            lambda: LogisticFusion("logits", (0.03,)),
+            lambda: GreedySelection("log", metric="log_loss"),
+        ],
+        WeightedFusion,
+    ),
+}
+"""Ways to combine given experts, from plain to elaborate."""
 
 
 @dataclass
@@ -201,7 +231,7 @@ class CrossFitter:
         """Fits a recipe's fusion of given experts outside the excluded folds."""
         table = self.experts.table
         rows = ~np.isin(table.folds, list(excluded))
-        fusion = recipe.build().fit(
+        fusion = recipe.build([self.experts.modalities[m] for m in taken]).fit(
             self.experts.log_posteriors[taken][:, rows], table.labels[rows], table.folds[rows]
         )
         return fusion.rule()

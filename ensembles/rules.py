@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,9 @@ Space = Literal["arithmetic", "log"]
 Inputs = Literal["probabilities", "logits"]
 
 _LOGIT_FLOOR = -20.0
+_CALIBRATION_FLOOR = -30.0
+_MOST_LAYERS = 8
+"""Of rules within rules, in a file."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,127 @@ class LinearMap:
         }
 
 
-Rule = Pooling | LinearMap
+@dataclass(frozen=True)
+class Tempered:
+    """A rule, each expert raised to a power of its own before it.
+
+    Attributes:
+        inner: The rule.
+        powers: (M,), each positive.
+    """
+
+    inner: Rule
+    powers: Array
+
+    @property
+    def used(self) -> Labels:
+        """Those that the inner rule uses."""
+        return self.inner.used
+
+    def of_used(self) -> Tempered:
+        """The same, of the used experts alone."""
+        return Tempered(self.inner.of_used(), self.powers[self.used])
+
+    def apply(self, log_posteriors: Array) -> Array:
+        """(M, N, K) → (N, K) log-posteriors."""
+        return self.inner.apply(log_softmax(log_posteriors * self.powers[:, None, None]))
+
+    def to_json(self) -> dict[str, Any]:
+        """See `rule_from_json`."""
+        return {"kind": "tempered", "powers": self.powers.tolist(), "inner": self.inner.to_json()}
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A rule, and a scale and an offset of each class's log-posterior after it.
+
+    Attributes:
+        inner: The rule.
+        scale: (K,), none negative; all the same for a temperature.
+        offset: (K,).
+    """
+
+    inner: Rule
+    scale: Array
+    offset: Array
+
+    @property
+    def used(self) -> Labels:
+        """Those that the inner rule uses."""
+        return self.inner.used
+
+    def of_used(self) -> Calibrated:
+        """The same, of the used experts alone."""
+        return Calibrated(self.inner.of_used(), self.scale, self.offset)
+
+    def apply(self, log_posteriors: Array) -> Array:
+        """(M, N, K) → (N, K) log-posteriors."""
+        fused = np.maximum(self.inner.apply(log_posteriors), _CALIBRATION_FLOOR)
+        return log_softmax(fused * self.scale + self.offset)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `rule_from_json`."""
+        return {
+            "kind": "calibrated",
+            "scale": self.scale.tolist(),
+            "offset": self.offset.tolist(),
+            "inner": self.inner.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Several rules over the same experts, and one over these.
+
+    Attributes:
+        first: The first layer.
+        second: Its experts are the first layer's rules.
+    """
+
+    first: tuple[Rule, ...]
+    second: Rule
+
+    @property
+    def used(self) -> Labels:
+        """Experts of any rule that the second layer uses."""
+        used = [self.first[layer].used for layer in self.second.used]
+        return np.unique(np.concatenate(used))
+
+    def of_used(self) -> Stacked:
+        """The same, of the used experts alone."""
+        kept = self.used
+        rules = [self.first[layer] for layer in self.second.used]
+        return Stacked(tuple(_of(rule, kept) for rule in rules), self.second.of_used())
+
+    def apply(self, log_posteriors: Array) -> Array:
+        """(M, N, K) → (N, K) log-posteriors."""
+        return self.second.apply(np.stack([rule.apply(log_posteriors) for rule in self.first]))
+
+    def to_json(self) -> dict[str, Any]:
+        """See `rule_from_json`."""
+        return {
+            "kind": "stacked",
+            "first": [rule.to_json() for rule in self.first],
+            "second": self.second.to_json(),
+        }
+
+
+Rule = Pooling | LinearMap | Tempered | Calibrated | Stacked
+
+
+def _of(rule: Rule, kept: Labels) -> Rule:
+    """A rule over some of its experts, of which it uses no others."""
+    if isinstance(rule, Pooling):
+        return Pooling(rule.weights[kept], rule.space, rule.floor)
+    if isinstance(rule, Tempered):
+        return Tempered(_of(rule.inner, kept), rule.powers[kept])
+    if isinstance(rule, Calibrated):
+        return Calibrated(_of(rule.inner, kept), rule.scale, rule.offset)
+    if isinstance(rule, Stacked):
+        return Stacked(tuple(_of(one, kept) for one in rule.first), rule.second)
+    classes = len(rule.intercept)
+    columns = (kept[:, None] * classes + np.arange(classes)).ravel()
+    return LinearMap(rule.coefficients[:, columns], rule.intercept, rule.inputs)
 
 
 def posterior_table(log_posteriors: Array, inputs: Inputs) -> Array:
@@ -115,32 +238,23 @@ def posterior_table(log_posteriors: Array, inputs: Inputs) -> Array:
     return values.transpose(1, 0, 2).reshape(values.shape[1], -1)
 
 
-def rule_from_json(document: Mapping[str, Any], experts: int, classes: int) -> Rule:
+def rule_from_json(
+    document: Mapping[str, Any], experts: int, classes: int, layers: int = _MOST_LAYERS
+) -> Rule:
     """The inverse of `to_json`.
 
     Raises:
-        EnsembleError: If the numbers do not fit this many experts and classes.
+        EnsembleError: If the numbers do not fit this many experts and classes, or rules lie
+            within rules more than `layers` deep.
     """
+    if layers == 0:
+        raise EnsembleError(f"Damaged fusion parameters: more than {_MOST_LAYERS} layers.")
     try:
-        rule: Rule
-        if document["kind"] == "pooling":
-            floor, weights = document["floor"], _numbers(document["weights"])
-            if (weights < 0).any():
-                raise ValueError("a negative weight")
-            space = _known(document["space"], get_args(Space))
-            rule = Pooling(weights, space, None if floor is None else float(floor))
-            fits = rule.weights.shape == (experts,)
-        elif document["kind"] == "linear":
-            rule = LinearMap(
-                _numbers(document["coefficients"]),
-                _numbers(document["intercept"]),
-                _known(document["inputs"], get_args(Inputs)),
-            )
-            fits = rule.coefficients.shape == (classes, experts * classes)
-            fits = fits and rule.intercept.shape == (classes,)
-        else:
-            raise EnsembleError(f"Unknown kind of fusion '{document['kind']}'.")
-    except (KeyError, TypeError, ValueError) as error:
+        kind = document["kind"]
+        if kind not in _READERS:
+            raise EnsembleError(f"Unknown kind of fusion '{kind}'.")
+        rule, fits = _READERS[kind](document, experts, classes, layers - 1)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, EnsembleError):
             raise
         raise EnsembleError(f"Damaged fusion parameters: {error!r}.") from error
@@ -149,6 +263,60 @@ def rule_from_json(document: Mapping[str, Any], experts: int, classes: int) -> R
             f"The fusion's parameters do not fit {experts} experts and {classes} classes."
         )
     return rule
+
+
+_Read = tuple[Rule, bool]
+"""A rule, and whether its numbers fit experts and classes."""
+
+
+def _pooling(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
+    floor, weights = document["floor"], _numbers(document["weights"])
+    if (weights < 0).any():
+        raise ValueError("a negative weight")
+    space = _known(document["space"], get_args(Space))
+    rule = Pooling(weights, space, None if floor is None else float(floor))
+    return rule, weights.shape == (experts,)
+
+
+def _linear(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
+    rule = LinearMap(
+        _numbers(document["coefficients"]),
+        _numbers(document["intercept"]),
+        _known(document["inputs"], get_args(Inputs)),
+    )
+    fits = rule.coefficients.shape == (classes, experts * classes)
+    return rule, fits and rule.intercept.shape == (classes,)
+
+
+def _tempered(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
+    powers = _numbers(document["powers"])
+    if (powers <= 0).any():
+        raise ValueError("a power that is not positive")
+    inner = rule_from_json(document["inner"], experts, classes, layers)
+    return Tempered(inner, powers), powers.shape == (experts,)
+
+
+def _calibrated(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
+    scale, offset = _numbers(document["scale"]), _numbers(document["offset"])
+    if (scale < 0).any():
+        raise ValueError("a negative scale")
+    inner = rule_from_json(document["inner"], experts, classes, layers)
+    return Calibrated(inner, scale, offset), scale.shape == offset.shape == (classes,)
+
+
+def _stacked(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
+    rules = [rule_from_json(one, experts, classes, layers) for one in document["first"]]
+    second = rule_from_json(document["second"], len(rules), classes, layers)
+    return Stacked(tuple(rules), second), bool(rules)
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], int, int, int], _Read]] = {
+    "pooling": _pooling,
+    "linear": _linear,
+    "tempered": _tempered,
+    "calibrated": _calibrated,
+    "stacked": _stacked,
+}
 
 
 def _numbers(values: Any) -> Array:

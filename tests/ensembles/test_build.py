@@ -261,7 +261,7 @@ def test_a_fusion_fitted_on_training_posteriors_is_called_in_sample(
     together = join(files)
     assert_same(together, experts)
     rows = fit_on_training(files, together, "accuracy")
-    assert len(rows) == 6
+    assert len(rows) == 12
     assert all(row.name.endswith("[in-sample fit]") for row in rows)
     assert all(row.search_score is None for row in rows)
     average = next(row for row in rows if row.name.startswith("all: average"))
@@ -352,7 +352,7 @@ def test_the_table_shows_both_numbers_and_marks_in_sample_fits(
     assert "fused" in above
     assert "honest" in above
     assert "search" in above
-    assert below.count("[in-sample fit]") == 6
+    assert below.count("[in-sample fit]") == 12
 
 
 @pytest.mark.parametrize("arguments", [["--metric", "f1"], []], ids=["metric", "leak"])

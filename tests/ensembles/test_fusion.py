@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad
 from scipy.optimize import minimize as scipy_minimize
+from sklearn.linear_model import LogisticRegression
 
 import ensembles.late
+from ensembles.calibrate import CalibratedFusion, TemperedFusion, best_power
 from ensembles.greedy import GreedySelection
-from ensembles.late import AverageFusion, WeightedFusion
+from ensembles.late import AverageFusion, GroupedFusion, WeightedFusion
 from ensembles.logistic import PENALTIES, LogisticFusion
 from ensembles.metrics import log_softmax, score
 from ensembles.recipes import Fusion
 from ensembles.rules import Pooling
+from ensembles.stacking import StackedFusion
 
 FUSIONS: dict[str, Callable[[], Fusion]] = {
     "average": lambda: AverageFusion("arithmetic"),
@@ -27,6 +30,13 @@ FUSIONS: dict[str, Callable[[], Fusion]] = {
     "logistic, logits": lambda: LogisticFusion("logits"),
     "greedy average": lambda: GreedySelection("arithmetic"),
     "greedy product": lambda: GreedySelection("log"),
+    "bagged greedy": lambda: GreedySelection("log", bags=3),
+    "tempered average": lambda: TemperedFusion(AverageFusion),
+    "temperature": lambda: CalibratedFusion(WeightedFusion),
+    "vector scaling": lambda: CalibratedFusion(lambda: LogisticFusion("logits"), "vector"),
+    "stacked": lambda: StackedFusion([WeightedFusion, LogisticFusion], WeightedFusion),
+    "logistic, min-max": lambda: LogisticFusion("probabilities", scaling="minmax"),
+    "logistic, raw": lambda: LogisticFusion("probabilities", scaling="none"),
 }
 every_fusion = pytest.mark.parametrize("build", FUSIONS.values(), ids=FUSIONS.keys())
 both_spaces = pytest.mark.parametrize("space", ["arithmetic", "log"])
@@ -42,7 +52,8 @@ def test_probabilities_sum_to_1(build: Callable[[], Fusion], make_experts: Any) 
     np.testing.assert_allclose(np.exp(fused).sum(axis=1), 1.0, rtol=1e-9)
 
 
-@every_fusion
+# Bags are drawn by place.
+@pytest.mark.parametrize("build", [f for name, f in FUSIONS.items() if name != "bagged greedy"])
 def test_the_order_of_experts_does_not_matter(
     build: Callable[[], Fusion], make_experts: Any
 ) -> None:
@@ -401,3 +412,109 @@ def test_greedy_selection_follows_the_metric_it_is_given() -> None:
         for metric in ("accuracy", "uar")
     }
     assert counts == {"accuracy": [1, 0], "uar": [0, 1]}
+
+
+def test_the_best_power_undoes_a_temperature(make_experts: Any) -> None:
+    experts = make_experts(skills=(2.0,), speakers=60, clips=12)
+    (values,), labels = experts.log_posteriors, experts.table.labels
+    plain = best_power(values, labels)
+    assert best_power(log_softmax(values * 5), labels) == pytest.approx(plain / 5, rel=0.01)
+    on_a_grid = min(
+        score("log_loss", labels, log_softmax(values * power)) for power in np.linspace(0.2, 5, 500)
+    )
+    assert score("log_loss", labels, log_softmax(values * plain)) <= on_a_grid + 1e-6
+
+
+def test_a_tempered_average_does_not_follow_whoever_is_surest(make_experts: Any) -> None:
+    experts = make_experts(skills=(2.0, 0.3), speakers=40, clips=12)
+    values, table = experts.log_posteriors.copy(), experts.table
+    values[1] = log_softmax(values[1] * 50)
+    plain, tempered = AverageFusion(), TemperedFusion(AverageFusion)
+    plain.fit(values, table.labels, table.folds)
+    tempered.fit(values, table.labels, table.folds)
+    assert tempered.powers_[1] < 0.05
+    assert score("accuracy", table.labels, tempered.predict(values)) > 0.1 + score(
+        "accuracy", table.labels, plain.predict(values)
+    )
+
+
+@pytest.mark.parametrize("kind", ["temperature", "vector"])
+def test_a_calibration_is_fitted_on_rows_that_the_fusion_was_not(
+    kind: Any, make_experts: Any
+) -> None:
+    class Memory:
+        """Knows the rows it was fitted on for certain, and nothing of others."""
+
+        def fit(self, values: Any, labels: Any, groups: Any) -> Memory:
+            self.known = {one.tobytes(): k for one, k in zip(values[0], labels, strict=True)}
+            return self
+
+        def rule(self) -> Any:
+            return self
+
+        def apply(self, values: Any) -> Any:
+            out = np.zeros(values.shape[1:])
+            for row, one in enumerate(values[0]):  # the last bits are as good as random
+                out[row, self.known.get(one.tobytes(), one.tobytes()[0] % 3)] = 9.0
+            return log_softmax(out)
+
+    experts = make_experts(speakers=24)
+    table = experts.table
+    fusion = CalibratedFusion(Memory, kind)
+    fusion.fit(experts.log_posteriors, table.labels[::-1].copy(), table.folds)
+    # In sample it is never wrong; out of sample it guesses, so that it must be made unsure.
+    assert fusion.scale_.max() < 0.3
+
+
+def test_vector_scaling_gives_back_what_a_biased_expert_withholds(make_experts: Any) -> None:
+    experts = make_experts(skills=(1.5,), speakers=60, clips=12)
+    biased = log_softmax(experts.log_posteriors + np.array([0.0, -4.0, 0.0]))
+    table = experts.table
+    fusion = CalibratedFusion(AverageFusion, "vector").fit(biased, table.labels, table.folds)
+    assert fusion.offset_[1] - fusion.offset_[0] > 2
+    gained = score("accuracy", table.labels, fusion.predict(biased))
+    assert gained > 0.1 + score("accuracy", table.labels, biased[0])
+
+
+def test_grouped_weights_are_shared_within_a_group(make_experts: Any) -> None:
+    experts = make_experts(skills=(1.0, 1.0, 1.0, 0.0), speakers=40)
+    table = experts.table
+    fusion = GroupedFusion(["audio", "audio", "audio", "video"])
+    fusion.fit(experts.log_posteriors, table.labels, table.folds)
+    first, second, third, useless = fusion.weights_
+    assert first == second == third > 5 * useless
+    both = GroupedFusion(["a", "b", "b"]).fit(
+        experts.log_posteriors[[0, 1, 1]], table.labels, table.folds
+    )
+    pair = WeightedFusion().fit(experts.log_posteriors[:2], table.labels, table.folds)
+    np.testing.assert_allclose(
+        both.weights_, [pair.weights_[0], pair.weights_[1] / 2, pair.weights_[1] / 2], atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("scaling", ["standard", "minmax", "none"])
+def test_logistic_scales_the_rows_it_is_fitted_on(scaling: Any, make_experts: Any) -> None:
+    experts = make_experts(skills=(1.0, 2.0))
+    values, table = experts.log_posteriors, experts.table
+    columns = np.exp(values).transpose(1, 0, 2).reshape(72, 6)
+    shift, scale = {
+        "standard": (columns.mean(axis=0), columns.std(axis=0)),
+        "minmax": (columns.min(axis=0), np.ptp(columns, axis=0)),
+        "none": (np.zeros(6), np.ones(6)),
+    }[scaling]
+    model = LogisticRegression(C=0.3, max_iter=200, tol=1e-3)
+    model.fit((columns - shift) / scale, table.labels)
+    fusion = LogisticFusion("probabilities", (0.3,), scaling).fit(values, table.labels, table.folds)
+    np.testing.assert_allclose(
+        np.exp(fusion.predict(values)),
+        model.predict_proba((columns - shift) / scale),
+        atol=1e-6,
+    )
+
+
+def test_a_stack_of_one_layer_of_one_is_that_fusion_weighed(make_experts: Any) -> None:
+    experts = make_experts(skills=(1.0, 2.0), speakers=40)
+    values, table = experts.log_posteriors, experts.table
+    fusion = StackedFusion([WeightedFusion], AverageFusion).fit(values, table.labels, table.folds)
+    alone = WeightedFusion().fit(values, table.labels, table.folds)
+    np.testing.assert_allclose(fusion.predict(values), alone.predict(values), atol=1e-9)

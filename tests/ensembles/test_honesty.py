@@ -34,8 +34,8 @@ def test_what_cannot_be_known_scores_at_chance(coin_tosses: Assessment) -> None:
     for row in rows:
         assert row.honest_score == pytest.approx(0.25, abs=4 * error), row.name
         assert row.honest_pooled == pytest.approx(0.25, abs=4 * error), row.name
-    # Singles; each modality alone; a+v, a+v+e, top 3 and top 5 each, six ways; greedy.
-    assert len(coin_tosses.recipes) == 3 + 3 * 7 + 4 * 6 + 3
+    # Singles; each modality alone; a+v, a+v+e, top 3 and top 5 each, twelve ways and grouped; greedy.
+    assert len(coin_tosses.recipes) == 3 + 3 * 8 + (4 * 12 + 2) + 4
     assert set(coin_tosses.alone) == {"audio", "video", "early"}
 
 
@@ -343,7 +343,7 @@ def test_a_recipes_inner_score_is_the_log_loss_cross_fitted_without_the_fold(
     for other in (1, 2, 3):
         rows = ~np.isin(table.folds, [0, other])
         taken = recipe.select(small, fitter.merits(frozenset({0, other})))
-        fusion = recipe.build().fit(
+        fusion = recipe.build([small.modalities[m] for m in taken]).fit(
             small.log_posteriors[taken][:, rows], table.labels[rows], table.folds[rows]
         )
         held = table.folds == other

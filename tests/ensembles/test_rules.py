@@ -10,7 +10,16 @@ import pytest
 
 from ensembles import EnsembleError
 from ensembles.metrics import log_softmax
-from ensembles.rules import LinearMap, Pooling, Rule, posterior_table, rule_from_json
+from ensembles.rules import (
+    Calibrated,
+    LinearMap,
+    Pooling,
+    Rule,
+    Stacked,
+    Tempered,
+    posterior_table,
+    rule_from_json,
+)
 
 LOG_POSTERIORS = np.log([[[0.8, 0.2]], [[0.5, 0.5]]])
 """Two experts, one clip, two classes."""
@@ -27,6 +36,15 @@ LINEAR: dict[str, Any] = {
     "coefficients": [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]],
     "intercept": [0.0, 0.0],
 }
+TEMPERED: dict[str, Any] = {"kind": "tempered", "powers": [2.0, 0.5], "inner": POOLING}
+CALIBRATED: dict[str, Any] = {
+    "kind": "calibrated",
+    "scale": [1.0, 2.0],
+    "offset": [0.0, -0.5],
+    "inner": LINEAR,
+}
+STACKED: dict[str, Any] = {"kind": "stacked", "first": [CALIBRATED, TEMPERED], "second": POOLING}
+LAYERED = [TEMPERED, CALIBRATED, STACKED]
 
 
 def test_pooling_in_log_space_multiplies_powers_of_the_posteriors() -> None:
@@ -92,6 +110,61 @@ def test_a_linear_map_reads_the_experts_side_by_side() -> None:
     assert rule.used.tolist() == [0, 1]
 
 
+def test_each_expert_is_tempered_before_the_rule() -> None:
+    # 0.8² to 0.2² is 16 to 1; the other one, to the power 3, stays undecided.
+    tempered = Tempered(Pooling(np.ones(2), "arithmetic"), np.array([2.0, 3.0]))
+    np.testing.assert_allclose(
+        np.exp(tempered.apply(LOG_POSTERIORS)), [[(16 / 17 + 0.5) / 2, (1 / 17 + 0.5) / 2]]
+    )
+
+
+def test_classes_are_calibrated_after_the_rule() -> None:
+    # 0.8^2 × 1 to 0.2^1 × 3.
+    rule = Calibrated(
+        Pooling(np.array([1.0, 0.0]), "log"), np.array([2.0, 1.0]), np.log([1.0, 3.0])
+    )
+    np.testing.assert_allclose(
+        np.exp(rule.apply(LOG_POSTERIORS)), [[0.64 / 1.24, 0.6 / 1.24]], rtol=1e-9
+    )
+
+
+def test_the_second_layer_reads_what_the_first_ones_say() -> None:
+    first = (Pooling(np.array([1.0, 0.0]), "log"), Pooling(np.array([0.0, 1.0]), "log"))
+    rule = Stacked(first, Pooling(np.array([3.0, 1.0]), "arithmetic"))
+    np.testing.assert_allclose(np.exp(rule.apply(LOG_POSTERIORS)), [[0.725, 0.275]])
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Tempered(Pooling(np.array([0.7, 0.0, 0.2]), "log"), np.array([1.0, 5.0, 2.0])),
+        Calibrated(Pooling(np.array([0.7, 0.0, 0.2]), "log"), np.ones(2), np.array([0.1, 0.0])),
+        Stacked(
+            (
+                Pooling(np.array([0.7, 0.0, 0.2]), "log"),
+                Pooling(np.array([0.0, 1.0, 0.0]), "log"),
+                Tempered(Pooling(np.array([1.0, 0.0, 0.0]), "log"), np.array([1.0, 5.0, 2.0])),
+            ),
+            Pooling(np.array([1.0, 0.0, 0.5]), "arithmetic"),
+        ),
+    ],
+    ids=["tempered", "calibrated", "stacked"],
+)
+def test_rules_of_rules_of_the_used_experts_alone_give_the_same(rule: Rule) -> None:
+    three = np.concatenate([LOG_POSTERIORS, np.log([[[0.01, 0.99]]])])[[0, 2, 1]]
+    assert rule.used.tolist() == [0, 2]
+    np.testing.assert_allclose(rule.of_used().apply(three[[0, 2]]), rule.apply(three), atol=1e-12)
+    assert rule.of_used().used.tolist() == [0, 1]
+
+
+def test_a_stack_keeps_the_columns_of_a_linear_map_that_belong_to_used_experts() -> None:
+    three = np.concatenate([LOG_POSTERIORS, np.log([[[0.01, 0.99]]])])
+    linear = LinearMap(np.arange(12).reshape(2, 6) / 7, np.array([0.1, -0.3]), "probabilities")
+    rule = Stacked((linear, Pooling(np.array([0.0, 1.0, 0.0]), "log")), Pooling(np.ones(2), "log"))
+    assert rule.of_used().used.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(rule.of_used().apply(three), rule.apply(three))
+
+
 def test_the_table_of_logits_is_floored_and_that_of_probabilities_is_not() -> None:
     sure = np.array([[[0.0, -1000.0]]])
     np.testing.assert_array_equal(posterior_table(sure, "logits"), [[0.0, -20.0]])
@@ -105,8 +178,9 @@ def test_the_table_of_logits_is_floored_and_that_of_probabilities_is_not() -> No
         Pooling(np.array([0.1, 1 / 3]), "arithmetic"),
         LinearMap(np.arange(8).reshape(2, 4) / 7, np.array([0.1, -0.3]), "logits"),
         LinearMap(np.arange(8).reshape(2, 4) / 7, np.array([0.1, -0.3]), "probabilities"),
+        *(rule_from_json(document, 2, 2) for document in LAYERED),
     ],
-    ids=["log", "arithmetic", "logits", "probabilities"],
+    ids=["log", "arithmetic", "logits", "probabilities", "tempered", "calibrated", "stacked"],
 )
 def test_a_rule_comes_back_from_json_to_the_bit(rule: Rule) -> None:
     again = rule_from_json(json.loads(json.dumps(rule.to_json())), experts=2, classes=2)
@@ -116,7 +190,16 @@ def test_a_rule_comes_back_from_json_to_the_bit(rule: Rule) -> None:
 
 @pytest.mark.parametrize(
     ("document", "experts", "classes"),
-    [(POOLING, 3, 2), (POOLING, 1, 2), (LINEAR, 3, 2), (LINEAR, 1, 2), (LINEAR, 2, 3)],
+    [
+        (POOLING, 3, 2),
+        (POOLING, 1, 2),
+        (LINEAR, 3, 2),
+        (LINEAR, 1, 2),
+        (LINEAR, 2, 3),
+        (TEMPERED, 3, 2),
+        (CALIBRATED, 2, 3),
+        (STACKED, 3, 2),
+    ],
 )
 def test_parameters_of_another_size_are_refused(
     document: dict[str, Any], experts: int, classes: int
@@ -125,7 +208,9 @@ def test_parameters_of_another_size_are_refused(
         rule_from_json(document, experts, classes)
 
 
-@pytest.mark.parametrize("document", [POOLING, LINEAR], ids=lambda document: document["kind"])
+@pytest.mark.parametrize(
+    "document", [POOLING, LINEAR, *LAYERED], ids=lambda document: document["kind"]
+)
 def test_every_key_of_a_rule_is_needed(document: dict[str, Any]) -> None:
     rule_from_json(document, 2, 2)
     for key in document:
@@ -146,8 +231,22 @@ def test_every_key_of_a_rule_is_needed(document: dict[str, Any]) -> None:
         ({**LINEAR, "inputs": "votes"}, "votes"),
         ({**LINEAR, "intercept": [float("inf"), 0.0]}, "not finite"),
         ({**LINEAR, "coefficients": [[1.0], [1.0, 2.0]]}, "Damaged fusion parameters"),
+        ({**TEMPERED, "powers": [0.0, 1.0]}, "not positive"),
+        ({**TEMPERED, "inner": "pooling"}, "Damaged fusion parameters"),
+        ({**CALIBRATED, "scale": [-1.0, 1.0]}, "negative scale"),
+        ({**STACKED, "first": []}, "do not fit"),
+        ({**STACKED, "first": 3}, "Damaged fusion parameters"),
     ],
 )
 def test_senseless_parameters_are_refused(document: dict[str, Any], message: str) -> None:
     with pytest.raises(EnsembleError, match=message):
         rule_from_json(document, 2, 2)
+
+
+def test_rules_within_rules_end_somewhere() -> None:
+    document = POOLING
+    for _ in range(7):
+        document = {**TEMPERED, "inner": document}
+    rule_from_json(document, 2, 2)
+    with pytest.raises(EnsembleError, match="more than 8 layers"):
+        rule_from_json({**TEMPERED, "inner": document}, 2, 2)
