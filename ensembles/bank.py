@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -200,6 +200,23 @@ class PosteriorBank:
                 # Damaged archives fail as zlib.error, NotImplementedError, TypeError and more.
                 self.damaged.append(f"{path.name}: {str(error) or type(error).__name__}")
         return entries
+
+    def rungs(self, table: ClipTable) -> Iterator[tuple[str, Array]]:
+        """Every trial at every rung, stopped ones too: what the search could have chosen.
+
+        Args:
+            table: The clips that are wanted; an entry that lacks one of them is left out. So are
+                trainings with fresh seeds or enrolment, which nobody chooses by.
+
+        Yields:
+            Its modality, and (N, K) log-posteriors.
+        """
+        place = {clip: row for row, clip in enumerate(self.table.clips)}
+        rows = np.asarray([place[clip] for clip in table.clips])
+        for entry in self.read():
+            logits = entry.logits[rows]
+            if "+" not in entry.trial and np.isfinite(logits).all():
+                yield entry.modality, log_softmax(logits)
 
     def _read_entry(self, path: Path) -> BankEntry:
         with np.load(path, allow_pickle=False) as file:

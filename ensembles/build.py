@@ -239,7 +239,7 @@ def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for heading in ("honest", "95 %", "pooled"):
+    for heading in ("honest", "95 %", "BBC", "pooled"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("search", justify="right", style="dim", no_wrap=True)
     for row in rows:
@@ -247,6 +247,7 @@ def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
             escape(row.name),
             show(row.honest_score),
             f"{show(row.interval.low)} – {show(row.interval.high)}",
+            show(row.corrected.score if row.corrected else None),
             show(row.honest_pooled),
             show(row.search_score),
             style="bold" if row.name == "fused" else None,
@@ -257,6 +258,8 @@ def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
 LEGEND = """\
 honest   experts and fusion chosen for each fold from the other folds only
 95 %     interval of the honest score over speakers
+BBC      best of all candidates, corrected for the luck of winning: chosen on some
+         speakers and scored on others, a thousand times
 search   chosen on the very folds that are scored: optimistic
 fused    the recipe too is chosen fold by fold: the headline
 a, v, e  best audio, video, early expert; logistic: regression on posteriors"""

@@ -8,8 +8,8 @@ number what its training, selection, stacking and scaling saw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,17 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from ensembles.bank import ClipTable, Experts
-from ensembles.metrics import Array, confusion_matrix, fold_mean, score
+from ensembles.correction import MIN_GROUPS, Candidates, Corrected
+from ensembles.metrics import (
+    METRICS,
+    Array,
+    calibration_error,
+    confusion_matrix,
+    fold_mean,
+    score,
+)
 from ensembles.recipes import CrossFitter, Recipe, recipes_for
 
-MIN_GROUPS_FOR_BOOTSTRAP = 10
 _MIN_SPEAKERS_A_FOLD = 3
 """With fewer, drawing within folds shows little of the speakers' scatter; of one speaker, none."""
 _RESAMPLES = 2000
@@ -49,6 +56,8 @@ class Scored:
         experts: Those taken when all folds may choose.
         log_posteriors: (N, K) honest.
         per_fold: For each fold the recipe and the experts that were chosen without it.
+        corrected: What the winner of this choice is worth, corrected for its luck; None where
+            nothing was chosen, or there are too few speakers.
     """
 
     name: str
@@ -60,6 +69,7 @@ class Scored:
     experts: tuple[str, ...]
     log_posteriors: Array
     per_fold: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    corrected: Corrected | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the posteriors."""
@@ -75,6 +85,7 @@ class Scored:
             "per_fold": [
                 {"recipe": recipe, "experts": list(names)} for recipe, names in self.per_fold
             ],
+            "corrected": self.corrected.to_json() if self.corrected else None,
         }
 
 
@@ -103,14 +114,27 @@ class Assessment:
 
 
 def assess(
-    experts: Experts, metric: str, *, on_progress: Callable[[int, int], None] | None = None
+    experts: Experts,
+    metric: str,
+    *,
+    rungs: Iterable[tuple[str, Array]] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Assessment:
-    """Cross-fits every recipe and scores it, and the choice among them, honestly."""
+    """Cross-fits every recipe and scores it, and the choice among them, honestly.
+
+    Args:
+        experts: What may be fused.
+        metric: What is scored.
+        rungs: Modality and (N, K) log-posteriors of all that the search could have chosen, for
+            the correction of single experts' scores (default: the experts).
+        on_progress: Told how many recipes of how many are done.
+    """
     fitter = CrossFitter(experts, metric)
     recipes = recipes_for(experts, metric)
     # The fits are small: a second thread costs more in waiting than it gains.
     with threadpool_limits(1):
         rows = _score_recipes(fitter, recipes, on_progress)
+        rows = _corrected_singles(experts, metric, rows, rungs)
     alone = {}
     for modality in dict.fromkeys(recipe.within for recipe in recipes if not recipe.single):
         if modality is not None:
@@ -118,6 +142,23 @@ def assess(
             alone[modality] = _score_choice(fitter, within, rows, f"{modality} alone")
     fused = _score_choice(fitter, recipes, rows, "fused")
     return Assessment(metric, experts.table, tuple(rows), fused, _best(rows, metric).name, alone)
+
+
+def _corrected_singles(
+    experts: Experts,
+    metric: str,
+    rows: Sequence[Scored],
+    rungs: Iterable[tuple[str, Array]] | None,
+) -> list[Scored]:
+    """The best expert of each modality: chosen among every rung of every trial."""
+    of_modality: dict[str, Candidates] = {}
+    for modality, log_posteriors in rungs or zip(
+        experts.modalities, experts.log_posteriors, strict=True
+    ):
+        candidates = of_modality.setdefault(modality, Candidates(metric, experts.table))
+        candidates.add([log_posteriors])
+    singles = {f"best {modality}": found.corrected() for modality, found in of_modality.items()}
+    return [replace(row, corrected=singles.get(row.name)) for row in rows]
 
 
 def _best(rows: Sequence[Scored], metric: str) -> Scored:
@@ -160,7 +201,10 @@ def _score_choice(
     """The choice among some recipes, made for each fold on the other folds."""
     experts, table = fitter.experts, fitter.experts.table
     known = {recipe.name for recipe in recipes}
-    best = _best([row for row in rows if row.name in known], fitter.metric)
+    among = [row for row in rows if row.name in known]
+    best = _best(among, fitter.metric)
+    candidates = Candidates(fitter.metric, table)
+    candidates.add(row.log_posteriors for row in among)
     out = np.empty(experts.log_posteriors.shape[1:])
     per_fold = []
     for fold in fitter.folds:
@@ -168,7 +212,10 @@ def _score_choice(
         out[table.folds == fold] = fitter.predict(recipe, frozenset({fold}), fold)
         members, _ = fitter.fit(recipe, frozenset({fold}))
         per_fold.append((recipe.name, tuple(experts.names[m] for m in members)))
-    return scored(name, table, fitter.metric, out, best.search_score, best.experts, tuple(per_fold))
+    found = scored(
+        name, table, fitter.metric, out, best.search_score, best.experts, tuple(per_fold)
+    )
+    return replace(found, corrected=candidates.corrected())
 
 
 def replay(experts: Experts, choice: Scored, metric: str, name: str = "fused") -> Scored:
@@ -226,7 +273,7 @@ def speaker_interval(table: ClipTable, metric: str, log_posteriors: Array) -> In
     names = np.unique(speakers)
     rows_of = {name: np.flatnonzero(speakers == name) for name in names}
     groups = [np.unique(speakers[table.folds == k]) for k in np.unique(table.folds)]
-    if len(names) < MIN_GROUPS_FOR_BOOTSTRAP or min(map(len, groups)) < _MIN_SPEAKERS_A_FOLD:
+    if len(names) < MIN_GROUPS or min(map(len, groups)) < _MIN_SPEAKERS_A_FOLD:
         values = [score(metric, table.labels[r], log_posteriors[r]) for r in rows_of.values()]
         middle = fold_mean(metric, table.labels, log_posteriors, table.folds)
         if len(values) < 2:
@@ -287,24 +334,55 @@ def _bootstrap(
 
 @dataclass(frozen=True)
 class Detail:
-    """Per class and per speaker, for one set of held-out predictions."""
+    """What one set of held-out predictions is worth, from every side.
+
+    Attributes:
+        confusion: Counts; rows are the true classes.
+        recall: Of each class.
+        speakers: Accuracy of each.
+        metrics: Every metric and the calibration error, on all clips together.
+        groups: Accuracy of each value of what is known of speakers, such as their gender.
+    """
 
     confusion: list[list[int]]
     recall: dict[str, float]
     speakers: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def detail(table: ClipTable, log_posteriors: Array) -> Detail:
-    """Confusion matrix (rows: true class), recall of each class, accuracy of each speaker."""
-    predictions = log_posteriors.argmax(axis=1).astype(np.int64)
-    matrix = confusion_matrix(table.labels, predictions, len(table.classes))
+def detail(
+    table: ClipTable,
+    log_posteriors: Array,
+    people: Mapping[str, Mapping[str, str]] | None = None,
+) -> Detail:
+    """Scores of held-out predictions by class, speaker and kind of speaker.
+
+    Args:
+        table: The clips.
+        log_posteriors: (N, K).
+        people: What is known of speakers: attribute → speaker → value.
+    """
+    labels, predictions = table.labels, log_posteriors.argmax(axis=1).astype(np.int64)
+    matrix = confusion_matrix(labels, predictions, len(table.classes))
     recall = np.diag(matrix) / np.maximum(matrix.sum(axis=1), 1)
-    speakers = np.asarray(table.speakers)
+    right = predictions == labels
     return Detail(
         matrix.tolist(),
         {name: float(value) for name, value in zip(table.classes, recall, strict=True)},
+        _means(right, table.speakers),
         {
-            str(s): float((predictions == table.labels)[speakers == s].mean())
-            for s in np.unique(speakers)
+            **{metric: score(metric, labels, log_posteriors) for metric in METRICS},
+            "calibration_error": calibration_error(labels, log_posteriors),
+        },
+        {
+            attribute: _means(right, [values.get(s, "unknown") for s in table.speakers])
+            for attribute, values in (people or {}).items()
         },
     )
+
+
+def _means(right: Array, kinds: Sequence[str]) -> dict[str, float]:
+    """Share of what is right, by kind."""
+    names = np.asarray(kinds)
+    return {str(name): float(right[names == name].mean()) for name in np.unique(names)}

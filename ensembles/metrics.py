@@ -1,4 +1,4 @@
-"""Scores of class predictions: accuracy, UAR, macro-F1, log-loss, confusion matrix."""
+"""Scores of class predictions: accuracy, UAR, macro-F1, log-loss, calibration, confusion matrix."""
 
 from __future__ import annotations
 
@@ -58,6 +58,18 @@ def fold_scores(
 def fold_mean(metric: str, labels: Labels, log_posteriors: Array, folds: Labels) -> float:
     """Unweighted mean of the folds' scores."""
     return float(np.mean(list(fold_scores(metric, labels, log_posteriors, folds).values())))
+
+
+def calibration_error(labels: Labels, log_posteriors: Array, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al., 2017): how far confidence is from accuracy.
+
+    The mean over clips of the gap between both in its bin of confidence, bins of equal width.
+    """
+    confidence = np.exp(log_posteriors.max(axis=1))
+    right = log_posteriors.argmax(axis=1) == labels
+    bin_of = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(bin_of, confidence, bins) - np.bincount(bin_of, right, bins)
+    return float(np.abs(gaps).sum() / len(labels))
 
 
 def confusion_matrix(labels: Labels, predictions: Labels, num_classes: int) -> Labels:

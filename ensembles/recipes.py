@@ -168,14 +168,12 @@ _WAYS: dict[str, Callable[[Sequence[str]], Fusion]] = {
     "tempered average": lambda _: TemperedFusion(AverageFusion),
     "weighted average": lambda _: WeightedFusion("arithmetic"),
     "weighted product": lambda _: WeightedFusion("log"),
-    "weighted product, vector scaling": lambda _: CalibratedFusion(WeightedFusion, "vector"),
+    "weighted product + vector": lambda _: CalibratedFusion(WeightedFusion, "vector"),
     "logistic (probabilities)": lambda _: LogisticFusion("probabilities"),
-    "logistic (min-max probabilities)": lambda _: LogisticFusion("probabilities", scaling="minmax"),
-    "logistic (raw probabilities)": lambda _: LogisticFusion("probabilities", scaling="none"),
+    "logistic (min-max)": lambda _: LogisticFusion("probabilities", scaling="minmax"),
+    "logistic (raw)": lambda _: LogisticFusion("probabilities", scaling="none"),
     "logistic (logits)": lambda _: LogisticFusion("logits"),
-    "logistic (logits), temperature": lambda _: CalibratedFusion(
-        lambda: LogisticFusion("logits", (0.03,))
-    ),
+    "logistic + temperature": lambda _: CalibratedFusion(lambda: LogisticFusion("logits", (0.03,))),
     "stacked": lambda _: StackedFusion(
         [
             WeightedFusion,

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from datasets.cache import ClipCache, open_cache
 from datasets.clips import DataError
-from datasets.index import FILE_NAME, KINDS, read_index
+from datasets.index import FILE_NAME, KINDS, ShardIndex, read_index
 from datasets.prepare import prepare
 from datasets.splits import make_folds
 from datasets.storage import default_cache_folder, local_folder
@@ -143,3 +143,22 @@ def clip_table(data: TrainingData) -> ClipTable:
         labels=data.cache.targets,
         classes=index.labels,
     )
+
+
+_KINDS = ("gender", "sex", "age", "language", "accent", "session")
+"""What a corpus may say of its speakers, by which scores are told apart."""
+
+
+def people(index: ShardIndex) -> dict[str, dict[str, str]]:
+    """Attribute → speaker → value, of attributes that do not change from clip to clip."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for entry in index.clips:
+        for attribute in _KINDS:
+            if value := entry.attributes.get(attribute):
+                found.setdefault(attribute, {}).setdefault(entry.speaker, set()).add(value)
+    return {
+        attribute: {speaker: next(iter(values)) for speaker, values in by_speaker.items()}
+        for attribute, by_speaker in found.items()
+        if all(len(values) == 1 for values in by_speaker.values())
+        and 1 < len(set.union(*by_speaker.values())) < len(by_speaker)
+    }

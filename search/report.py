@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from rich.console import Console
 
 from ensembles.bank import ClipTable, write_atomically
 from ensembles.build import LEGEND, assessment_rows, leaderboard
-from ensembles.honesty import MIN_GROUPS_FOR_BOOTSTRAP, Assessment, Scored, detail
+from ensembles.correction import MIN_GROUPS
+from ensembles.honesty import Assessment, Detail, Scored, detail
 from ensembles.metrics import Array
 
 SUMMARY_VERSION = 1
@@ -92,6 +94,8 @@ def print_report(
             highlight=False,
         )
     console.print(LEGEND, style="dim", highlight=False)
+    found = detail(table, assessment.fused.log_posteriors, facts.get("people"))
+    console.print(_headline(assessment, found), highlight=False, soft_wrap=True)
     if confirmed:
         console.print(_confirmation(assessment, confirmed))
     else:
@@ -101,9 +105,8 @@ def print_report(
             style="dim",
             highlight=False,
         )
-    if len(set(table.speakers)) < MIN_GROUPS_FOR_BOOTSTRAP and assessment.metric == "accuracy":
-        each = detail(table, assessment.fused.log_posteriors).speakers
-        shown_speakers = ", ".join(f"{name} {100 * value:.0f}" for name, value in each.items())
+    if len(set(table.speakers)) < MIN_GROUPS and assessment.metric == "accuracy":
+        shown_speakers = ", ".join(f"{n} {100 * v:.0f}" for n, v in found.speakers.items())
         console.print(f"fused, by speaker: {shown_speakers}", style="dim", highlight=False)
     if facts["enrolment"]:
         console.print(_enrolment(assessment.metric, facts["enrolment"]), highlight=False)
@@ -125,6 +128,36 @@ def print_report(
         f"Everything is in {run}",
         highlight=False,
     )
+
+
+def _headline(assessment: Assessment, found: Detail) -> str:
+    """The chosen ensemble's score, corrected and from other sides."""
+    fused, metrics = assessment.fused, found.metrics
+    percent = assessment.metric != "log_loss"
+
+    def show(value: float) -> str:
+        return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+
+    lines = []
+    if corrected := fused.corrected:
+        lines.append(
+            f"fused, corrected for the choice among {corrected.candidates} recipes: "
+            f"{show(corrected.score)} ({show(corrected.low)} – {show(corrected.high)})"
+        )
+    lines.append(
+        f"fused, all clips: accuracy {100 * metrics['accuracy']:.1f}, UAR "
+        f"{100 * metrics['uar']:.1f}, macro-F1 {100 * metrics['macro_f1']:.1f}, log-loss "
+        f"{metrics['log_loss']:.3f}, calibration error {100 * metrics['calibration_error']:.1f}"
+    )
+    weakest = min(found.recall, key=lambda name: found.recall[name])
+    speakers = sorted(found.speakers.values())
+    sides = [
+        f"speakers {100 * speakers[0]:.0f} to {100 * speakers[-1]:.0f}",
+        f"weakest class {weakest} {100 * found.recall[weakest]:.0f}",
+    ]
+    for values in found.groups.values():
+        sides += [f"{name} {100 * value:.1f}" for name, value in values.items()]
+    return "\n".join([*lines, f"fused, accuracy of: {', '.join(sides)}"])
 
 
 def _enrolment(metric: str, rows: dict[str, Any]) -> str:
@@ -196,7 +229,7 @@ def _summary(
             for seed, rows in confirmed.items()
         },
         "detail": {
-            name: detail(table, row.log_posteriors).__dict__
+            name: asdict(detail(table, row.log_posteriors, facts.get("people")))
             for name, row in {**named, "fused": assessment.fused}.items()
             if row is not None
         },
@@ -213,6 +246,7 @@ def _write_leaderboard(path: Path, assessment: Assessment) -> None:
             "interval_low",
             "interval_high",
             "honest_score_pooled",
+            "corrected_score",
             "search_score",
             "experts",
         ]
@@ -225,6 +259,7 @@ def _write_leaderboard(path: Path, assessment: Assessment) -> None:
                 row.interval.low,
                 row.interval.high,
                 row.honest_pooled,
+                row.corrected.score if row.corrected else "",
                 "" if row.search_score is None else row.search_score,
                 " ".join(row.experts),
             ]

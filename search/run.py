@@ -23,7 +23,7 @@ from models.registry import ModelError
 from search import weights
 from search.chatter import chatter_to
 from search.config import ConfigError, SearchConfig, parse_arguments, parse_duration
-from search.corpus import clip_table, load_corpus
+from search.corpus import clip_table, load_corpus, people
 from search.cost import drop_expensive, key_of
 from search.doctor import quick_findings
 from search.folder import RunFolder, new_run, provenance, resumed_run
@@ -114,6 +114,7 @@ def _find_out(
             "frame_size": list(data.shape.frame_size),
             "feature_names": list(index.feature_names),
         },
+        "people": people(index),
         "offer": offer.to_json(),
         "predicted_seconds": {name: round(value, 1) for name, value in seconds.items()},
         "gpu_share": cost.gpu_share,
@@ -395,7 +396,7 @@ def _tune_and_fuse(session: Session) -> Findings:
     searched = time.monotonic() - started
     ended = session.entries_of(finished)
     experts = session.bank.experts(ended.values())
-    assessment = _assess(experts, run.config.metric, screen)
+    assessment = _assess(session, experts)
     return Findings(experts, assessment, searched, search.counts(), search.failures())
 
 
@@ -405,11 +406,12 @@ def _for_header(session: Session) -> tuple[str, ...]:
     return (f"{at_once} at a time", *([session.dashboard] if session.dashboard else []))
 
 
-def _assess(experts: Experts, metric: str, screen: Console) -> Assessment:
-    with screen.status("fusing") as status:
+def _assess(session: Session, experts: Experts) -> Assessment:
+    with session.screen.status("fusing") as status:
         return assess(
             experts,
-            metric,
+            session.run.config.metric,
+            rungs=session.bank.rungs(experts.table),
             on_progress=lambda done, total: status.update(f"fusing, recipe {done} of {total}"),
         )
 

@@ -14,6 +14,7 @@ import pytest
 
 from ensembles import EnsembleError
 from ensembles.bank import BankEntry, ClipTable, PosteriorBank, write_atomically
+from ensembles.metrics import log_softmax
 
 TABLE = ClipTable(
     clips=("b, with a comma", "ä", "c"),
@@ -305,3 +306,22 @@ def test_a_half_written_partial_file_is_not_read(bank: PosteriorBank) -> None:
     (bank.folder / "audio-0001@100.npz.123.partial").write_bytes(b"half")
     assert bank.read() == []
     assert bank.damaged == []
+
+
+def test_every_rung_that_could_have_been_chosen_is_a_candidate(bank: PosteriorBank) -> None:
+    bank.write(entry(percent=50, seed=1))
+    bank.write(entry(seed=2))
+    bank.write(replace(entry("video-0001", seed=3), modality="video"))
+    bank.write(entry("audio-0001+seed1000", seed=4))
+    lacking = entry("audio-0002", seed=5)
+    lacking.logits[2] = np.nan
+    bank.write(lacking)
+    found = list(bank.rungs(TABLE))
+    assert [modality for modality, _ in found] == ["audio", "audio", "video"]
+    for (_, values), seed in zip(found, (1, 2, 3), strict=True):
+        np.testing.assert_allclose(values, log_softmax(entry(seed=seed).logits))
+    # Of some clips, in their order, whatever is lacking elsewhere.
+    some = TABLE.take(np.array([1, 0]))
+    found = list(bank.rungs(some))
+    assert len(found) == 4
+    np.testing.assert_allclose(found[2][1], log_softmax(lacking.logits[[1, 0]]))

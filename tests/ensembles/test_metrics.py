@@ -9,6 +9,7 @@ from sklearn import metrics as reference
 from ensembles import EnsembleError
 from ensembles.metrics import (
     METRICS,
+    calibration_error,
     check_metric,
     confusion_matrix,
     fold_mean,
@@ -97,3 +98,14 @@ def test_log_softmax_survives_large_logits() -> None:
     got = log_softmax(np.array([[1000.0, 1000.0], [-1000.0, 1000.0]], np.float32))
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, [[np.log(0.5), np.log(0.5)], [-2000.0, 0.0]])
+
+
+def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
+    # Ten clips at 0.9 of which 7 are right, ten at 0.6 of which 6 are: (0.2 × 10 + 0 × 10) / 20.
+    sure, unsure = np.log([0.9, 0.1]), np.log([0.6, 0.4])
+    log_posteriors = np.stack([sure] * 10 + [unsure] * 10)
+    labels = np.array([0] * 7 + [1] * 3 + [0] * 6 + [1] * 4)
+    assert calibration_error(labels, log_posteriors) == pytest.approx(0.1)
+    certain = np.log([[1.0, 1e-300]])
+    assert calibration_error(np.array([0]), certain) == pytest.approx(0.0)
+    assert calibration_error(np.array([1]), certain) == pytest.approx(1.0)
