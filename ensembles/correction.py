@@ -77,6 +77,19 @@ class Candidates:
         """Adds candidates, (N, K) log-posteriors each."""
         self._sums += [self._sum_up(one) for one in log_posteriors]
 
+    def scores(self) -> Array:
+        """(C,) on all groups."""
+        whole = np.ones((1, len(self.names)), np.int64)
+        return np.asarray(self._scores(np.stack(self._sums), whole)[0])
+
+    def resampled(self, draws: int, *, seed: int = 0) -> Array:
+        """(draws, C) scores on groups drawn with replacement, the same draws for all."""
+        generator = np.random.default_rng(seed)
+        count = len(self.names)
+        drawn = [generator.integers(count, size=count) for _ in range(draws)]
+        weights = np.stack([np.bincount(d, minlength=count) for d in drawn])
+        return self._scores(np.stack(self._sums), weights)
+
     def corrected(self, *, draws: int = _DRAWS, seed: int = 0) -> Corrected | None:
         """The winner's corrected score; None without candidates or with too few groups."""
         if not self._sums or len(self.names) < MIN_GROUPS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
@@ -101,15 +101,15 @@ def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
         if experts.modalities.count(modality) > 1:
             recipes += _within(modality, experts, metric)
     if strangers:
-        recipes += _combinations("all", everything)
+        recipes += _combinations("all", everything, {**_WAYS, **_PUBLISHED})
     if set(_PAIR) <= set(present):
-        recipes += _combinations("a+v", best_of(*_PAIR))
+        recipes += _combinations("a+v", best_of(*_PAIR), {**_WAYS, **_PUBLISHED})
     if present == list(_ALL):
-        recipes += _combinations("a+v+e", best_of(*_ALL))
+        recipes += _combinations("a+v+e", best_of(*_ALL), _WAYS)
     for count, least in ((3, 1), (5, 3)):
         if len(present) > 1 and not strangers and _more_than(least, experts, present):
             select, name = best_of(*_ALL, count=count), f"top {count} each"
-            recipes += [*_combinations(name, select), *_grouped(name, select)]
+            recipes += [*_combinations(name, select, _WAYS), *_grouped(name, select)]
     if len(present) > 1 or strangers:
         recipes += _greedy("greedy", everything, metric)
     return recipes
@@ -125,7 +125,7 @@ def _within(modality: str, experts: Experts, metric: str) -> list[Recipe]:
     for count in (3, 5):
         select, name = best_of(modality, count=count), f"{modality} top {count}"
         if set(experts.modalities) == {modality}:
-            recipes += _combinations(name, select)
+            recipes += _combinations(name, select, _WAYS)
         else:
             recipes += [
                 Recipe(f"{name}: product", select, lambda _: AverageFusion("log")),
@@ -150,9 +150,11 @@ def _greedy(name: str, select: Selection, metric: str) -> list[Recipe]:
     ]
 
 
-def _combinations(name: str, select: Selection) -> list[Recipe]:
+def _combinations(
+    name: str, select: Selection, ways: Mapping[str, Callable[[Sequence[str]], Fusion]]
+) -> list[Recipe]:
     """Every way to combine a selection; `logistic` is logistic regression on posteriors."""
-    return [Recipe(f"{name}: {way}", select, build) for way, build in _WAYS.items()]
+    return [Recipe(f"{name}: {way}", select, build) for way, build in ways.items()]
 
 
 def _grouped(name: str, select: Selection) -> list[Recipe]:
@@ -170,8 +172,6 @@ _WAYS: dict[str, Callable[[Sequence[str]], Fusion]] = {
     "weighted product": lambda _: WeightedFusion("log"),
     "weighted product + vector": lambda _: CalibratedFusion(WeightedFusion, "vector"),
     "logistic (probabilities)": lambda _: LogisticFusion("probabilities"),
-    "logistic (min-max)": lambda _: LogisticFusion("probabilities", scaling="minmax"),
-    "logistic (raw)": lambda _: LogisticFusion("probabilities", scaling="none"),
     "logistic (logits)": lambda _: LogisticFusion("logits"),
     "logistic + temperature": lambda _: CalibratedFusion(lambda: LogisticFusion("logits", (0.03,))),
     "stacked": lambda _: StackedFusion(
@@ -184,6 +184,12 @@ _WAYS: dict[str, Callable[[Sequence[str]], Fusion]] = {
     ),
 }
 """Ways to combine given experts, from plain to elaborate."""
+
+_PUBLISHED: dict[str, Callable[[Sequence[str]], Fusion]] = {
+    "logistic (min-max)": lambda _: LogisticFusion("probabilities", scaling="minmax"),
+    "logistic (raw)": lambda _: LogisticFusion("probabilities", scaling="none"),
+}
+"""Further ways that published work took, for few experts."""
 
 
 @dataclass

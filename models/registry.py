@@ -73,6 +73,8 @@ class Architecture:
         checkpoints: Pretrained weights that its backbone can start from; not empty for every
             encoder that has a backbone.
         from_scratch: Whether it is worth training from random weights, unasked.
+        costly_front_end: Whether its front end takes many times as long as its network. The search
+            then leaves waveforms as they were recorded, so that its output stays cached.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Architecture:
     paper: str
     checkpoints: tuple[Checkpoint, ...]
     from_scratch: bool
+    costly_front_end: bool
 
     @property
     def further_settings(self) -> tuple[str, ...]:
@@ -127,6 +130,7 @@ def register(
     paper: str = "",
     checkpoints: tuple[Checkpoint, ...] = (),
     from_scratch: bool = True,
+    costly_front_end: bool = False,
 ) -> Callable[[Builder], Builder]:
     """Class decorator: makes an encoder available to the search under a name."""
 
@@ -144,6 +148,7 @@ def register(
             paper=paper,
             checkpoints=checkpoints,
             from_scratch=from_scratch,
+            costly_front_end=costly_front_end,
         )
         return build
 

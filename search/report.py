@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from ensembles.bank import ClipTable, write_atomically
 from ensembles.build import LEGEND, assessment_rows, leaderboard
+from ensembles.compare import Difference, fusion_gains
 from ensembles.correction import MIN_GROUPS
 from ensembles.honesty import Assessment, Detail, Scored, detail
 from ensembles.metrics import Array
@@ -96,6 +99,8 @@ def print_report(
     console.print(LEGEND, style="dim", highlight=False)
     found = detail(table, assessment.fused.log_posteriors, facts.get("people"))
     console.print(_headline(assessment, found), highlight=False, soft_wrap=True)
+    if gains := _gains(assessment):
+        console.print(gains)
     if confirmed:
         console.print(_confirmation(assessment, confirmed))
     else:
@@ -158,6 +163,29 @@ def _headline(assessment: Assessment, found: Detail) -> str:
     for values in found.groups.values():
         sides += [f"{name} {100 * value:.1f}" for name, value in values.items()]
     return "\n".join([*lines, f"fused, accuracy of: {', '.join(sides)}"])
+
+
+def _gains(assessment: Assessment) -> Table | None:
+    """What fusion adds over the best expert of each modality; None where there is one alone."""
+    gains = fusion_gains(assessment)
+    if len(gains) < 2:
+        return None
+
+    def show(found: Difference, percent: bool = True) -> str:
+        scale, digits = (100, 1) if percent else (1, 3)
+        return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(
+            *(scale * x for x in (found.value, found.low, found.high)), d=digits
+        )
+
+    table = Table(title="what fusion adds, in points", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for gain in gains.values():
+        table.add_column(f"over {gain.over}", justify="right")
+    percent = assessment.metric != "log_loss"
+    table.add_row(assessment.metric, *(show(gain.all, percent) for gain in gains.values()))
+    for name in next(iter(gains.values())).classes:
+        table.add_row(f"recall of {name}", *(show(g.classes[name]) for g in gains.values()))
+    return table
 
 
 def _enrolment(metric: str, rows: dict[str, Any]) -> str:
@@ -228,6 +256,7 @@ def _summary(
             str(seed): {name: row.to_json() for name, row in rows.items()}
             for seed, rows in confirmed.items()
         },
+        "gains": {name: gain.to_json() for name, gain in fusion_gains(assessment).items()},
         "detail": {
             name: asdict(detail(table, row.log_posteriors, facts.get("people")))
             for name, row in {**named, "fused": assessment.fused}.items()

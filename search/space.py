@@ -76,11 +76,16 @@ _HEARD: Condition = {"transfer": ("scratch", "finetune")}
 
 AUDIO_RECIPE: Space = {
     "noise_removal": Choice((0.0, 0.5, 0.8), when=_HEARD),
+}
+
+WAVEFORM_RECIPE: Space = {
     "noise": Choice((0.0, 0.3), when=_HEARD),
     "reverberation": Choice((0.0, 0.3), when=_HEARD),
     "speed_perturbation": Choice((0.0, 0.1), when=_HEARD),
     "pitch_perturbation": Choice((0.0, 1.0, 2.0), when=_HEARD),
 }
+
+"""What runs the front end anew in every step: not for one that takes longer than all the rest."""
 
 VIDEO_RECIPE: Space = {
     "spatial_crop": Choice((0.0, 0.1, 0.2), when=_HEARD),
@@ -360,6 +365,8 @@ def space_of(name: str, offer: Offer) -> Space:
     if offer.all_recipes:
         recipe = dict(RECIPE)
         recipe |= AUDIO_RECIPE if "audio" in entry.inputs else {}
+        heard = "audio" in entry.inputs and not entry.costly_front_end
+        recipe |= WAVEFORM_RECIPE if heard else {}
         recipe |= VIDEO_RECIPE if "video" in entry.inputs else {}
     core = dict(SPACE.get(name) or _around_known_good(entry))
     if offer.saliency_maps and "guide" in core:

@@ -29,6 +29,7 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
         "mixup": 0.4,
     },
     paper="Eyben et al. 2016",
+    costly_front_end=True,
 )
 class FunctionalsEncoder(Encoder):
     """Statistics of mel bands, MFCC, energy, pitch, spectral shape and their deltas.

@@ -34,8 +34,8 @@ def test_what_cannot_be_known_scores_at_chance(coin_tosses: Assessment) -> None:
     for row in rows:
         assert row.honest_score == pytest.approx(0.25, abs=4 * error), row.name
         assert row.honest_pooled == pytest.approx(0.25, abs=4 * error), row.name
-    # Singles; each modality alone; a+v, a+v+e, top 3 and top 5 each, twelve ways and grouped; greedy.
-    assert len(coin_tosses.recipes) == 3 + 3 * 8 + (4 * 12 + 2) + 4
+    # Singles; each modality alone; a+v, a+v+e, top 3 and top 5 each, ten ways, the pair two more; greedy.
+    assert len(coin_tosses.recipes) == 3 + 3 * 8 + (4 * 10 + 2 + 2) + 4
     assert set(coin_tosses.alone) == {"audio", "video", "early"}
 
 

@@ -168,3 +168,12 @@ def test_a_preset_scales_every_schedule() -> None:
     epochs = SPACE["functionals"]["epochs"]
     assert isinstance(epochs, Choice)
     assert 60 in epochs.values
+
+
+def test_a_front_end_that_costs_more_than_its_network_keeps_its_cache() -> None:
+    offer = offer_for(EVERYTHING, ("functionals", "logmel_resnet"), all_recipes=True)
+    changes = {"noise", "reverberation", "speed_perturbation", "pitch_perturbation"}
+    assert get_architecture("functionals").costly_front_end
+    assert not changes & space_of("functionals", offer).keys()
+    assert changes <= space_of("logmel_resnet", offer).keys()
+    assert "noise_removal" in space_of("functionals", offer)  # one pass a value, cached
