@@ -4,9 +4,16 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.layers import AttentionPooling, Recurrence, Standardise, fit_length
+from models.layers import (
+    AttentionPooling,
+    FramewiseConv3d,
+    Recurrence,
+    Standardise,
+    fit_length,
+    frame_by_frame,
+)
 
 
 def test_standardise_by_hand() -> None:
@@ -101,3 +108,45 @@ def test_a_random_cut_stays_inside_and_reaches_everywhere() -> None:
     assert (got[:200].diff(dim=1) == 1).all()
     assert got[:200].max() == 6
     assert (got[200:] == torch.tensor([1.0, 2.0, 0.0, 0.0])).all()
+
+
+def test_a_framewise_convolution_is_torchs_own_computed_otherwise() -> None:
+    plain = nn.Sequential(
+        nn.Conv3d(3, 4, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),  # one frame
+        nn.Sequential(nn.Conv3d(4, 5, (3, 1, 1), bias=False), nn.Conv3d(5, 2, 1, stride=(2, 1, 1))),
+    )
+    before = {key: x.clone() for key, x in plain.state_dict().items()}
+    x = torch.randn(2, 3, 6, 8, 9)
+    expected = plain(x)
+    expected.square().sum().backward()
+    gradients = [p.grad for p in plain.parameters()]
+    plain.zero_grad()
+    frame_by_frame(plain)
+    assert isinstance(plain[0], FramewiseConv3d)
+    assert [type(layer) for layer in plain[1]] == [nn.Conv3d, nn.Conv3d]
+    assert {k: v.tolist() for k, v in plain.state_dict().items()} == {
+        k: v.tolist() for k, v in before.items()
+    }
+    found = plain(x)
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_weight_gradients_of_framewise_convolutions_are_right_in_bfloat16() -> None:
+    # Of this size torch's own leaves what was in memory in them, where the processor has AMX.
+    layer = nn.Sequential(nn.Conv3d(128, 288, (1, 3, 3), padding=(0, 1, 1), bias=False))
+    frame_by_frame(layer)
+    layer = layer.to(memory_format=torch.channels_last_3d)
+    x = torch.randn(16, 128, 4, 28, 28).relu().contiguous(memory_format=torch.channels_last_3d)
+    slope = torch.randn(16, 288, 4, 28, 28) * 1e-4
+
+    def gradient(enabled: bool) -> Tensor:
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            (layer(x) * slope).sum().backward()
+        assert layer[0].weight.grad is not None
+        return layer[0].weight.grad.clone()
+
+    torch.testing.assert_close(gradient(True), gradient(False), rtol=0.05, atol=0.01)
