@@ -158,9 +158,7 @@ def fit_length(x: Tensor, lengths: Tensor, count: int, *, random: bool) -> Tenso
 class FramewiseConv3d(nn.Conv3d):
     """A 3D convolution that does not look across time, computed as a 2D one of every frame.
 
-    The same numbers, and the same weight of (out, in, 1, height, width). Torch 2.14's own
-    leaves what was in memory in parts of the weight's gradient, in bfloat16 and channels-last
-    on a processor with AMX (seen with 128 channels in and 288 out, 28×28 pixels).
+    The same numbers, and the same weight of (out, in, 1, height, width); see `flatten_convolutions`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,16 +170,43 @@ class FramewiseConv3d(nn.Conv3d):
         return back
 
 
-def frame_by_frame(network: nn.Module) -> None:
-    """Replaces a network's 3D convolutions that do not look across time, weights and all."""
+class PixelwiseConv3d(nn.Conv3d):
+    """A 3D convolution that looks across time alone, computed as a 2D one over time and pixels.
+
+    The same numbers, and the same weight of (out, in, time, 1, 1); see `flatten_convolutions`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, V, H, W) → (B, C', V', H, W)."""
+        padding, stride = [int(self.padding[0]), 0], [self.stride[0], 1]
+        y = functional.conv2d(x.flatten(3), self.weight[..., 0], self.bias, stride, padding)
+        back: Tensor = y.unflatten(3, x.shape[3:])
+        return back
+
+
+def flatten_convolutions(network: nn.Module) -> None:
+    """Replaces a network's 3D convolutions of single frames or single pixels, weights and all.
+
+    Torch 2.14's own leaves what was in memory in parts of the weight's gradient, in bfloat16 and
+    channels-last on a processor with AMX: not numbers, or any numbers. Seen with kernels of 1×3×3
+    (128 channels in, 288 out, 28×28 pixels) and of 7×1×1 (64 in and out, a step of 2).
+    """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv3d) and _looks_at_one_frame(child):
-                own = FramewiseConv3d.__new__(FramewiseConv3d)
+            kind = _flat_kind(child)
+            if kind is not None:
+                own = kind.__new__(kind)
                 own.__dict__.update(child.__dict__)
                 setattr(parent, name, own)
 
 
-def _looks_at_one_frame(layer: nn.Conv3d) -> bool:
-    time = (layer.kernel_size[0], layer.stride[0], layer.padding[0], layer.groups)
-    return time == (1, 1, 0, 1) and layer.dilation == (1, 1, 1) and layer.padding_mode == "zeros"
+def _flat_kind(layer: nn.Module) -> type[nn.Conv3d] | None:
+    """What computes a layer in two dimensions; None for what is no such convolution."""
+    if not isinstance(layer, nn.Conv3d) or layer.padding_mode != "zeros":
+        return None
+    if layer.groups != 1 or layer.dilation != (1, 1, 1) or isinstance(layer.padding, str):
+        return None
+    steps = list(zip(layer.kernel_size, layer.stride, layer.padding, strict=True))
+    if steps[0] == (1, 1, 0):
+        return FramewiseConv3d
+    return PixelwiseConv3d if steps[1:] == [(1, 1, 0), (1, 1, 0)] else None

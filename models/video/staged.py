@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.expert import Backbone
-from models.layers import frame_by_frame
+from models.layers import flatten_convolutions
 from models.registry import ModelError
 
 Stages = Sequence[Sequence[str]]
@@ -73,7 +73,7 @@ def convolutional_network(build: Callable[[], nn.Module], table: Stages, kept: i
     """
     with torch.device("meta"):
         network = build()
-    frame_by_frame(network)
+    flatten_convolutions(network)
     for name in (name for names in table[: kept + 1] for name in names):
         network.get_submodule(name).to_empty(device="cpu").apply(_draw)
     return network
