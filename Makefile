@@ -35,6 +35,8 @@ bench: $(VENV)/.ready  ## the measurements behind docs/performance.md
 	$(BIN)/python -m benchmarks.shown_trials
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.transfer
+	$(BIN)/python -m benchmarks.fusion
+	$(BIN)/python -m benchmarks.honesty
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
