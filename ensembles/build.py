@@ -258,8 +258,7 @@ def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
 LEGEND = """\
 honest   experts and fusion chosen for each fold from the other folds only
 95 %     interval of the honest score over speakers
-BBC      best of all candidates, corrected for the luck of winning: chosen on some
-         speakers and scored on others, a thousand times
+BBC      of the best candidate, chosen on some speakers, scored on the others
 search   chosen on the very folds that are scored: optimistic
 fused    the recipe too is chosen fold by fold: the headline
 a, v, e  best audio, video, early expert; logistic: regression on posteriors"""

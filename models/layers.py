@@ -163,6 +163,9 @@ class FramewiseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, V, H, W) → (B, C', V, H', W')."""
+        if torch._C._get_tracing_state() is not None:  # for an export: no gradient, and sizes that must stay free
+            plain: Tensor = super().forward(x)
+            return plain
         frames = x.transpose(1, 2).flatten(0, 1)
         padding = [int(size) for size in self.padding[1:]]
         y = functional.conv2d(frames, self.weight[:, :, 0], self.bias, self.stride[1:], padding)
@@ -178,6 +181,9 @@ class PixelwiseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, V, H, W) → (B, C', V', H, W)."""
+        if torch._C._get_tracing_state() is not None:
+            plain: Tensor = super().forward(x)
+            return plain
         padding, stride = [int(self.padding[0]), 0], [self.stride[0], 1]
         y = functional.conv2d(x.flatten(3), self.weight[..., 0], self.bias, stride, padding)
         back: Tensor = y.unflatten(3, x.shape[3:])

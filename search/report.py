@@ -173,18 +173,23 @@ def _gains(assessment: Assessment) -> Table | None:
 
     def show(found: Difference, percent: bool = True) -> str:
         scale, digits = (100, 1) if percent else (1, 3)
-        return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(
+        return "{:+.{d}f} ({:.{d}f} … {:.{d}f})".format(
             *(scale * x for x in (found.value, found.low, found.high)), d=digits
         )
 
-    table = Table(title="what fusion adds, in points", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="what fusion adds: all clips, and recall of each class, in points (95 %)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("")
     for gain in gains.values():
-        table.add_column(f"over {gain.over}", justify="right")
+        table.add_column(f"over {gain.over}", justify="right", no_wrap=True)
     percent = assessment.metric != "log_loss"
     table.add_row(assessment.metric, *(show(gain.all, percent) for gain in gains.values()))
     for name in next(iter(gains.values())).classes:
-        table.add_row(f"recall of {name}", *(show(g.classes[name]) for g in gains.values()))
+        table.add_row(name, *(show(g.classes[name]) for g in gains.values()))
     return table
 
 
