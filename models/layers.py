@@ -163,7 +163,7 @@ class FramewiseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, V, H, W) → (B, C', V, H', W')."""
-        if torch._C._get_tracing_state() is not None:  # for an export: no gradient, and sizes that must stay free
+        if torch.onnx.is_in_onnx_export():  # no gradient, and sizes that must stay free
             plain: Tensor = super().forward(x)
             return plain
         frames = x.transpose(1, 2).flatten(0, 1)
@@ -181,7 +181,7 @@ class PixelwiseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, V, H, W) → (B, C', V', H, W)."""
-        if torch._C._get_tracing_state() is not None:
+        if torch.onnx.is_in_onnx_export():
             plain: Tensor = super().forward(x)
             return plain
         padding, stride = [int(self.padding[0]), 0], [self.stride[0], 1]
