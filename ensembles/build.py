@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -271,8 +272,7 @@ def assessment_rows(assessment: Assessment) -> list[Scored]:
     return [assessment.fused, *assessment.alone.values(), *recipes]
 
 
-def _experts_of_run(run: Path) -> Experts:
-    bank = PosteriorBank.open(run / "bank")
+def _experts_of_run(run: Path, bank: PosteriorBank) -> Experts:
     summary = run / "summary.json"
     # A trial that was stopped at its very end has an entry, and is no expert of the run.
     finished = json.loads(summary.read_bytes()).get("experts") if summary.is_file() else None
@@ -325,14 +325,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         metric = check_metric(options.metric)
         in_sample: list[Scored] = []
+        rungs: Iterable[tuple[str, Array]] | None = None
         if options.posteriors:
             files = [read_posteriors(path, options.kind) for path in options.posteriors]
             experts = join(files)
             if options.fit_on == "train-posteriors":
                 in_sample = fit_on_training(files, experts, metric)
         else:
-            experts = _experts_of_run(options.run)
-        assessment = assess(experts, metric)
+            bank = PosteriorBank.open(options.run / "bank")
+            experts = _experts_of_run(options.run, bank)
+            rungs = bank.rungs(experts.table)
+        assessment = assess(experts, metric, rungs=rungs)
     except (EnsembleError, UnicodeDecodeError, csv.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -178,8 +178,8 @@ def _print(runs: list[Predictions], metric: str, row: str, console: Console) -> 
         classes.add_row(name, *(_show("accuracy", found[name]) for found in each))
     console.print(classes)
     console.print(
-        "comparable: within one standard error; or chance: the interval holds zero. One of many "
-        "comparisons in twenty leaves its interval by luck.",
+        "comparable: within one standard error; or chance: the interval holds zero. Of twenty "
+        "comparisons of equals, one leaves its interval by luck.",
         style="dim",
         highlight=False,
     )
