@@ -78,6 +78,9 @@ AUDIO_RECIPE: Space = {
     "noise_removal": Choice((0.0, 0.5, 0.8), when=_HEARD),
 }
 
+_ONCE: Condition = {"noise_removal": (0.0,)}
+"""Where noise is removed waveforms stay as recorded, so that it is removed once a clip and cached."""
+
 WAVEFORM_RECIPE: Space = {
     "noise": Choice((0.0, 0.3), when=_HEARD),
     "reverberation": Choice((0.0, 0.3), when=_HEARD),
@@ -85,7 +88,8 @@ WAVEFORM_RECIPE: Space = {
     "pitch_perturbation": Choice((0.0, 1.0, 2.0), when=_HEARD),
 }
 
-"""What runs the front end anew in every step: not for one that takes longer than all the rest."""
+"""What runs the front end anew in every step: not for one that takes longer than all the rest,
+nor together with noise removal, which would run in every step as well."""
 
 VIDEO_RECIPE: Space = {
     "spatial_crop": Choice((0.0, 0.1, 0.2), when=_HEARD),
@@ -118,7 +122,11 @@ BARE: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Parts that a fusion joins in front of their own recurrence."""
 
-_DEFAULTS: dict[str, Any] = {"transfer": "scratch", **TrainSettings().__dict__}
+_DEFAULTS: dict[str, Any] = {
+    "transfer": "scratch",
+    "noise_removal": 0.0,
+    **TrainSettings().__dict__,
+}
 """What a condition goes by where a setting is not searched."""
 
 _CNN_TRAINING: Space = {
@@ -379,6 +387,9 @@ def space_of(name: str, offer: Offer) -> Space:
         core["weight_decay"] = _when(core["weight_decay"], _ADAM)
     # What an architecture searches itself, it searches in its own range.
     space |= {key: domain for key, domain in recipe.items() if key not in core} | core
+    if "noise_removal" in space:
+        changed = [key for key in WAVEFORM_RECIPE if key in space]
+        space |= {key: _when(space[key], _ONCE) for key in changed}
     if offer.epochs is not None:
         space.pop("epochs", None)
     return space

@@ -177,3 +177,13 @@ def test_a_front_end_that_costs_more_than_its_network_keeps_its_cache() -> None:
     assert not changes & space_of("functionals", offer).keys()
     assert changes <= space_of("logmel_resnet", offer).keys()
     assert "noise_removal" in space_of("functionals", offer)  # one pass a value, cached
+
+
+def test_waveforms_without_their_noise_stay_as_recorded_so_that_they_stay_cached() -> None:
+    offer = offer_for(EVERYTHING, ("logmel_resnet", "residual_lstm"), all_recipes=True)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    plans = [suggest_plan(study.ask(), "audio", offer) for _ in range(60)]
+    cleaned = [plan for plan in plans if plan.settings.get("noise_removal")]
+    assert cleaned
+    assert not any(plan.training.changes_waveforms for plan in cleaned)
+    assert any(plan.training.changes_waveforms for plan in plans)
