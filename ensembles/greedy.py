@@ -12,7 +12,7 @@ judged exactly, in float64, with ties broken by log-loss. So the choices are tho
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,10 +60,9 @@ class GreedySelection:
 
         So one bag is never worse than its best single expert on the rows it is fitted on.
         """
-        floored = np.maximum(log_posteriors, _FLOOR)
-        values = floored if self.space == "log" else np.exp(floored)
+        values = _Values(log_posteriors, self.space)
         weights = _clip_weights(self.metric, labels)
-        screen = _Screen(_margins(values, labels), weights) if self._worth_screening else None
+        screen = _Screen(values, labels, weights) if self._worth_screening else None
         self.counts_: Labels = np.zeros(len(values), np.int64)
         for bag in self._bags(len(values)):
             taken = self._select(values, labels, screen, bag)
@@ -92,10 +91,10 @@ class GreedySelection:
         return self.metric != "log_loss" or self.space == "log"
 
     def _select(
-        self, values: Array, labels: Labels, screen: _Screen | None, bag: Labels
+        self, values: _Values, labels: Labels, screen: _Screen | None, bag: Labels
     ) -> list[int]:
-        """(M, N, K) posteriors → members in the order in which they were taken."""
-        pooled = np.zeros(values.shape[1:])
+        """Members in the order in which they were taken."""
+        pooled = np.zeros(values.shape)
         if screen:
             screen.clear()
         taken: list[int] = []
@@ -135,15 +134,45 @@ class GreedySelection:
         return float(log_softmax(pooled / count)[rows, labels].mean())
 
 
-def _margins(values: Array, labels: Labels) -> Array:
-    """(M, N, K) → (M, K-1, N): each rival class less the true one."""
-    count, clips, classes = values.shape
-    rivals = np.arange(classes) != labels[:, None]
+class _Values:
+    """What is pooled: (M, N, K) posteriors, or in log space their logarithms, raised to a floor.
+
+    An expert's are made in float64 when they are asked for, which is of a few; `rough` are
+    everybody's in float32.
+    """
+
+    def __init__(self, log_posteriors: Array, space: Space) -> None:
+        self._log_posteriors, self._space = log_posteriors, space
+        self._made: dict[int, Array] = {}
+        self.shape = log_posteriors.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._log_posteriors)
+
+    def __getitem__(self, expert: int) -> Array:
+        if expert not in self._made:
+            self._made[expert] = self._pooled(self._log_posteriors[expert])
+        return self._made[expert]
+
+    def rough(self) -> NDArray[np.float32]:
+        """(M, N, K)."""
+        return self._pooled(self._log_posteriors.astype(np.float32))
+
+    def _pooled(self, values: Any) -> Any:
+        floored = np.maximum(values, values.dtype.type(_FLOOR))
+        return floored if self._space == "log" else np.exp(floored, out=floored)
+
+
+def _margins(values: NDArray[Any], labels: Labels) -> NDArray[Any]:
+    """(…, N, K) → (…, K-1, N): each rival class less the true one."""
+    clips, classes = values.shape[-2:]
     rows = np.arange(clips)
-    apart = values - values[:, rows, labels][..., None]
-    return np.ascontiguousarray(
-        apart[:, rivals].reshape(count, clips, classes - 1).transpose(0, 2, 1)
-    )
+    rivals = (labels[:, None] + np.arange(1, classes)) % classes
+    apart = np.empty((*values.shape[:-2], classes - 1, clips), values.dtype)
+    true = values[..., rows, labels]
+    for number in range(classes - 1):
+        np.subtract(values[..., rows, rivals[:, number]], true, out=apart[..., number, :])
+    return apart
 
 
 def _clip_weights(metric: str, labels: Labels) -> Array:
@@ -158,17 +187,18 @@ class _Screen:
     """Finds the few candidates of which one is the best.
 
     Args:
-        exact: (M, K-1, N) margins in float64.
+        values: Of the candidates.
+        labels: (N,) true classes.
         weights: (N,) what each clip's hit is worth.
     """
 
-    def __init__(self, exact: Array, weights: Array) -> None:
-        self._exact, self._weights = exact, weights
-        self._margins: NDArray[np.float32] = exact.astype(np.float32)
+    def __init__(self, values: _Values, labels: Labels, weights: Array) -> None:
+        self._values, self._labels, self._weights = values, labels, weights
+        self._margins: NDArray[np.float32] = _margins(values.rough(), labels)
         # Where a sum is near zero its terms are as large as each other, and no larger than this:
-        # three roundings of half a unit in the last place each, and as much again.
-        self._doubt = np.float32(4e-7 * np.abs(exact).max(initial=0.0))
-        count, rivals, clips = exact.shape
+        # some seven roundings of half a unit in the last place each (an exponential's are three).
+        self._doubt = np.float32(1e-6 * np.abs(self._margins).max(initial=0.0))
+        count, rivals, clips = self._margins.shape
         self._block = max(1, min(count, _BLOCK_BYTES // (4 * rivals * clips)))
         self._sums = np.empty((self._block, rivals, clips), np.float32)
         self._worst = np.empty((count, clips), np.float32)
@@ -176,11 +206,11 @@ class _Screen:
 
     def clear(self) -> None:
         """Nothing is taken yet."""
-        self._total = np.zeros(self._exact.shape[1:])
+        self._total = np.zeros(self._margins.shape[1:])
 
     def add(self, taken: int) -> None:
         """An expert is taken."""
-        self._total += self._exact[taken]
+        self._total += _margins(self._values[taken], self._labels)
 
     def most_right(self, bag: Labels) -> Labels:
         """Those of a bag whose most possible hits reach the most certain hits of any in it."""
