@@ -158,9 +158,7 @@ def _decode_pictures(
     return frames, np.asarray(seconds)
 
 
-def stream_pictures(
-    path: Path, size: tuple[int, int]
-) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+def stream_pictures(path: Path, size: tuple[int, int]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     """Decodes the pictures of a file of any length one by one.
 
     Yields:
