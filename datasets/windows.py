@@ -130,7 +130,8 @@ class _Pictures:
     @property
     def seconds(self) -> float:
         """How much is decoded; the last picture lasts as long as the one before."""
-        return self._stamps[0] + duration(np.asarray(self._stamps))
+        last = self._stamps[-2:]
+        return last[0] + duration(np.asarray(last))
 
     def fill(self, until: float) -> None:
         """Decodes up to a moment, or the end."""
