@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -39,6 +40,7 @@ _DEMUXERS = (
     "wav,w64,flac,mp3,ogg,aac,ac3,aiff,au,caf,amr"
 )
 _MAX_FILTER_BANK = 10_000_000
+_BLOCK_SAMPLES = 1 << 20
 
 
 class MediaError(ValueError):
@@ -55,11 +57,20 @@ def read_audio(path: Path, sample_rate_hz: int) -> NDArray[np.int16]:
         MediaError: If the file is missing, empty, undecodable, has no sound, or is
             longer than `MAX_CLIP_SECONDS` (a clip is one utterance).
     """
-    _check_file(path)
-    if path.suffix.lower() in AUDIO_SUFFIXES:
-        waveform, source_rate_hz = _read_audio_file(path)
-    else:
-        waveform, source_rate_hz = _read_audio_container(path)
+    blocks: list[NDArray[np.float32]] = []
+    samples = source_rate_hz = 0
+    for block, source_rate_hz in stream_audio(path, limit_seconds=MAX_CLIP_SECONDS):
+        samples += len(block)
+        _check_length(samples / source_rate_hz)  # a container does not say how long it is
+        blocks.append(block)
+    waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    return to_samples(waveform, source_rate_hz, sample_rate_hz)
+
+
+def to_samples(
+    waveform: NDArray[np.float32], source_rate_hz: int, sample_rate_hz: int
+) -> NDArray[np.int16]:
+    """(L,) mono sound as decoded → 16-bit samples at `sample_rate_hz`; raises MediaError."""
     if waveform.size == 0:
         raise MediaError("holds no sound")
     if not np.isfinite(waveform).all():
@@ -67,6 +78,29 @@ def read_audio(path: Path, sample_rate_hz: int) -> NDArray[np.int16]:
     if source_rate_hz != sample_rate_hz:
         waveform = _resample(waveform, source_rate_hz, sample_rate_hz)
     return np.asarray(np.clip(np.rint(waveform * 32768.0), -32768, 32767), np.int16)
+
+
+def stream_audio(
+    path: Path, *, limit_seconds: float = math.inf
+) -> Iterator[tuple[NDArray[np.float32], int]]:
+    """Decodes the sound of a file of any length piece by piece.
+
+    Args:
+        path: A sound file, or a container with sound.
+        limit_seconds: A sound file that says it is longer is refused before it is decoded.
+
+    Yields:
+        (L,) the next mono samples, and their rate in Hz.
+
+    Raises:
+        MediaError: As `read_audio`; for its length only by `limit_seconds`.
+    """
+    _check_file(path)
+    yield from (
+        _stream_audio_file(path, limit_seconds)
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        else _stream_audio_container(path)
+    )
 
 
 def read_frames(
@@ -91,20 +125,20 @@ def read_frames(
         MediaError: As `read_audio`, for the pictures; or maps of another length.
     """
     pictures, stamps = _decode_pictures(path, size)
-    seconds = _duration(stamps)
+    seconds = duration(stamps)
     moments = (np.arange(count) + 0.5) / count * seconds
-    taken = np.stack([pictures[i] for i in _frames_at(stamps, moments)])
+    taken = np.stack([pictures[i] for i in frames_at(stamps, moments)])
     if saliency is None:
         return taken
     try:
         maps, stamps = _decode_pictures(saliency, size)
     except MediaError as error:
         raise MediaError(f"has unusable saliency maps: '{saliency.name}' {error}") from error
-    if abs(_duration(stamps) - seconds) > 0.1 + 0.1 * seconds:
+    if abs(duration(stamps) - seconds) > 0.1 + 0.1 * seconds:
         raise MediaError(
-            f"lasts {seconds:.2f} s, its saliency maps '{saliency.name}' {_duration(stamps):.2f} s"
+            f"lasts {seconds:.2f} s, its saliency maps '{saliency.name}' {duration(stamps):.2f} s"
         )
-    shown = np.stack([maps[i] for i in _frames_at(stamps, moments)])
+    shown = np.stack([maps[i] for i in frames_at(stamps, moments)])
     grey = np.rint(shown.mean(axis=-1, keepdims=True)).astype(np.uint8)
     return np.concatenate([taken, grey], axis=-1)
 
@@ -113,31 +147,44 @@ def _decode_pictures(
     path: Path, size: tuple[int, int]
 ) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]]:
     """Every frame, (H, W, 3) each, and its time stamp in seconds."""
-    _check_file(path)
     frames: list[NDArray[np.uint8]] = []
     seconds: list[float] = []
-    with _decoding(path) as container:
-        if not container.streams.video:
-            raise MediaError("has no pictures")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            time = frame.time if frame.time is not None else float(len(frames))
-            _check_length(time - seconds[0] if seconds else 0.0)
-            seconds.append(time)
-            frames.append(_scale_and_crop(frame, size))
+    for time, picture in stream_pictures(path, size):
+        _check_length(time - seconds[0] if seconds else 0.0)
+        seconds.append(time)
+        frames.append(picture)
     if not frames:
         raise MediaError("holds no pictures")
     return frames, np.asarray(seconds)
 
 
-def _duration(stamps: NDArray[np.float64]) -> float:
+def stream_pictures(path: Path, size: tuple[int, int]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Decodes the pictures of a file of any length one by one.
+
+    Yields:
+        The time stamp in seconds, and the picture (H, W, 3), scaled and cropped to `size`.
+
+    Raises:
+        MediaError: As `read_frames`, but for length.
+    """
+    _check_file(path)
+    with _decoding(path) as container:
+        if not container.streams.video:
+            raise MediaError("has no pictures")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for number, frame in enumerate(container.decode(stream)):
+            time = frame.time if frame.time is not None else float(number)
+            yield time, _scale_and_crop(frame, size)
+
+
+def duration(stamps: NDArray[np.float64]) -> float:
     """From the first frame to the end of the last, which lasts as long as the one before."""
     last_step = stamps[-1] - stamps[-2] if len(stamps) > 1 else 0.0
     return float(stamps[-1] - stamps[0] + last_step)
 
 
-def _frames_at(stamps: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.int64]:
+def frames_at(stamps: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.int64]:
     """The frames that are shown some seconds after the first."""
     shown = np.searchsorted(stamps, stamps[0] + moments, side="right") - 1
     return np.asarray(np.clip(shown, 0, len(stamps) - 1), np.int64)
@@ -220,18 +267,21 @@ def _check_boxes(path: Path) -> None:
             position += length
 
 
-def _read_audio_file(path: Path) -> tuple[NDArray[np.float32], int]:
+def _stream_audio_file(
+    path: Path, limit_seconds: float
+) -> Iterator[tuple[NDArray[np.float32], int]]:
     try:
         with soundfile.SoundFile(path) as file:
-            _check_length(file.frames / file.samplerate)
+            if file.frames > limit_seconds * file.samplerate:
+                _check_length(file.frames / file.samplerate)
             _check_riff(path)
-            samples, rate_hz = file.read(dtype="float32", always_2d=True), file.samplerate
+            while len(samples := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+                yield samples.mean(axis=1), int(file.samplerate)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise MediaError(f"cannot be decoded: {error}") from error
-    return samples.mean(axis=1), int(rate_hz)
 
 
-def _read_audio_container(path: Path) -> tuple[NDArray[np.float32], int]:
+def _stream_audio_container(path: Path) -> Iterator[tuple[NDArray[np.float32], int]]:
     with _decoding(path) as container:
         if not container.streams.audio:
             raise MediaError("has no sound")
@@ -239,14 +289,9 @@ def _read_audio_container(path: Path) -> tuple[NDArray[np.float32], int]:
         rate_hz = int(stream.rate)
         # The mean of the channels is taken here: FFmpeg's own mix to mono is their sum / √2.
         resampler = av.AudioResampler(format="fltp", rate=rate_hz)
-        blocks: list[NDArray[np.float32]] = []
-        samples = 0
-        for frame in container.decode(stream):
-            samples += frame.samples
-            _check_length(samples / rate_hz)
-            blocks.extend(part.to_ndarray().mean(axis=0) for part in resampler.resample(frame))
-        blocks.extend(part.to_ndarray().mean(axis=0) for part in resampler.resample(None))
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate_hz
+        for frame in chain(container.decode(stream), [None]):
+            for part in resampler.resample(frame):
+                yield part.to_ndarray().mean(axis=0), rate_hz
 
 
 def _resample(

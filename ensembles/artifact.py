@@ -1,6 +1,7 @@
 """An exported ensemble: one folder of plain numbers, which loading cannot make run anything.
 
-`ensemble.json` says all, and holds a checksum of itself and of every file of the experts;
+`ensemble.json` says all, and holds a checksum of itself, of every file of the experts and of the
+folder's own `predict.py`, so that its SHA-256 as a file stands for the whole folder;
 `experts/NAME.onnx` takes plain waveform, uint8 frames and features; `experts/NAME/` holds the
 same networks as `plan.json` and safetensors, which this project's code rebuilds. The model
 card is for people, who may add to it.
@@ -21,6 +22,8 @@ from ensembles.chosen import Fused
 
 FORMAT_VERSION = 1
 MANIFEST = "ensemble.json"
+SCRIPT = "predict.py"
+"""The folder's own program, for whoever has the folder alone; nothing here ever runs it."""
 
 
 @dataclass(frozen=True)
@@ -161,11 +164,12 @@ class Artifact:
 
 
 def write_manifest(artifact: Artifact) -> None:
-    """Writes `ensemble.json` with the checksum of every file of the experts, and its own."""
+    """Writes `ensemble.json` with its own checksum and that of all files but the model card."""
     folder = artifact.folder
+    paths = [folder / SCRIPT, *(folder / "experts").rglob("*")]
     files = {
         path.relative_to(folder).as_posix(): _sha256(path)
-        for path in sorted((folder / "experts").rglob("*"))
+        for path in sorted(paths)
         if path.is_file()
     }
     document = {**artifact.to_json(), "files": files}
@@ -179,20 +183,32 @@ def checksum(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_artifact(folder: Path) -> Artifact:
+def manifest_sha256(folder: Path) -> str:
+    """SHA-256 of `ensemble.json` as a file: that of the whole folder, by the checksums in it."""
+    return _sha256(folder / MANIFEST)
+
+
+def read_artifact(folder: Path, *, verify: str | None = None) -> Artifact:
     """Reads an exported ensemble and checks every file against its checksum.
 
+    Args:
+        folder: Made by `ensembles.export`; one without its own `predict.py` will do.
+        verify: What `manifest_sha256` must be, as whoever made the folder told it.
+
     Raises:
-        EnsembleError: Not an export, another format version, or the name of the file that
-            is missing, truncated or changed.
+        EnsembleError: Not an export, another format version, another folder than that of
+            `verify`, or the name of the file that is missing, truncated or changed.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise EnsembleError(
             f"No {MANIFEST} in '{folder}'. Make one with: python -m ensembles.export RUN --out DIR"
         )
+    content = path.read_bytes()
+    if verify is not None:
+        _check_sha256(path, content, verify)
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(content)
         version = document["format_version"]
         if version != FORMAT_VERSION:
             raise EnsembleError(
@@ -213,6 +229,17 @@ def read_artifact(folder: Path) -> Artifact:
     for name, digest in files.items():
         _check_file(folder, name, digest)
     return artifact
+
+
+def _check_sha256(path: Path, content: bytes, wanted: str) -> None:
+    wanted = wanted.strip().lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", wanted):
+        raise EnsembleError(f"A SHA-256 is 64 hexadecimal digits, not '{wanted}' (--verify).")
+    found = hashlib.sha256(content).hexdigest()
+    if found != wanted:
+        raise EnsembleError(
+            f"'{path}' is not what was asked for: its SHA-256 is {found}, not {wanted} (--verify)."
+        )
 
 
 def _parse(folder: Path, document: Mapping[str, Any]) -> Artifact:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ensembles.artifact import Artifact
+
+_LICENCES = {
+    "ravdess": "CC BY-NC-SA 4.0 (no commercial use; adaptations under the same licence)",
+    "cremad": "the Open Database License (ODbL)",
+    "iemocap": "its owner's own end-user licence",
+    "recola": "its owner's own end-user licence",
+}
+"""Of corpora, by what their name holds."""
 
 
 def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
@@ -16,7 +24,10 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
         f"# Emotion recognition ensemble `{summary['run']}`",
         "",
         f"Recognises {', '.join(artifact.labels)} in one utterance, from "
-        f"{_sentence(sorted(artifact.inputs))}.",
+        f"{_sentence(sorted(artifact.inputs))}. It is for research and for demonstrations on "
+        "recordings of people who agreed to it. It is not for decisions about people (hiring, "
+        "teaching, policing, health, credit), and what it says is how a clip sounds and looks to "
+        "it, not what somebody feels.",
         "",
         "## Score",
         "",
@@ -32,7 +43,13 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
         "another predictor, which that score does not describe exactly.** "
         + _test_speakers(summary),
         "",
+        *_more_scores(summary),
+        *_detail(artifact.labels, summary),
         "## Experts",
+        "",
+        f"{len(artifact.members)} experts are here, of which {len(artifact.fused.experts)} make the "
+        "ensemble of a clip that has every input; the others take over where one is missing, or "
+        "belong to a fold.",
         "",
         "| expert | architecture | reads | networks | parameters each |",
         "|---|---|---|---|---|",
@@ -57,17 +74,109 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
         "",
         *_inputs(artifact),
         "",
+        "## Is this the folder that its maker made?",
+        "",
+        "`ensemble.json` has a checksum of itself, of every file of the experts and of `predict.py`; "
+        "they are checked whenever the folder is read. Whoever rewrites the folder can rewrite them "
+        "too: ask its maker, by another way, for the SHA-256 of `ensemble.json`, and give it to "
+        "`--verify`. This card is covered by nothing.",
+        "",
         "## Limits",
         "",
         f"Trained on {summary['corpus']} alone: acted or recorded as that corpus is, in its "
         "languages and from its speakers. Other microphones, languages, ages and spontaneous "
-        "emotion will score lower, by an amount that nobody has measured here. The licence of "
-        "the corpus may restrict the use of networks trained on it.",
+        "emotion will score lower, by an amount that nobody has measured here. "
+        f"{_licence(summary['corpus'])}",
         "",
         f"Made by commit {summary['commit'] or 'unknown'}: `{summary['command']}`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _more_scores(summary: Mapping[str, Any]) -> list[str]:
+    """The headline without the luck of choosing, with fresh seeds, and of each modality alone."""
+    metric, headline = summary["metric"], summary["headline"]
+    lines = []
+    corrected = headline["fused"].get("corrected")
+    if corrected:
+        low, high = corrected["interval_95"]
+        lines.append(
+            f"- corrected for the luck of choosing among {corrected['candidates']} recipes "
+            f"(BBC-CV): {_score(metric, corrected['score'])} (95 % interval "
+            f"{_number(metric, low)} to {_number(metric, high)})"
+        )
+    else:
+        lines.append("- not corrected for the luck of choosing among recipes (BBC-CV)")
+    fresh = {
+        seed: rows["fused"]["honest_score"]
+        for seed, rows in (summary.get("confirmed") or {}).items()
+        if "fused" in rows
+    }
+    if fresh:
+        shown = ", ".join(f"{_number(metric, value)} (seed {s})" for s, value in fresh.items())
+        mean = sum(fresh.values()) / len(fresh)
+        lines.append(f"- trained again with fresh seeds: {shown}; mean {_score(metric, mean)}")
+    else:
+        lines.append("- not confirmed with fresh training seeds")
+    for modality in ("audio", "video", "early"):
+        if alone := headline.get(f"{modality}_alone"):
+            lines.append(
+                f"- {modality} experts alone, honest score: {_score(metric, alone['honest_score'])}"
+            )
+    return [*lines, ""]
+
+
+def _detail(labels: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
+    """Held-out predictions of the honest score by class and by kind of speaker."""
+    found = (summary.get("detail") or {}).get("fused")
+    if not found:
+        return []
+    confusion, recall = found["confusion"], found["recall"]
+    weakest = min(labels, key=lambda label: recall[label])
+    lines = [
+        "By class, of the same held-out predictions:",
+        "",
+        "| class | clips | recall | most often mistaken for |",
+        "|---|---|---|---|",
+        *(
+            f"| {label} | {sum(row)} | {100 * recall[label]:.1f} % | {_mistaken(labels, row, k)} |"
+            for k, (label, row) in enumerate(zip(labels, confusion, strict=True))
+        ),
+        "",
+        f"The weakest class is {weakest}.",
+        "",
+    ]
+    for attribute, values in (found.get("groups") or {}).items():
+        shown = ", ".join(f"{value} {100 * share:.1f} %" for value, share in values.items())
+        lines += [f"Accuracy by {attribute} of the speaker: {shown}.", ""]
+    if not found.get("groups"):
+        lines += [
+            "Nothing is known of the speakers (such as their gender), so that nobody knows whom it "
+            "serves worse.",
+            "",
+        ]
+    return lines
+
+
+def _mistaken(labels: Sequence[str], row: Sequence[int], true: int) -> str:
+    others = {label: n for k, (label, n) in enumerate(zip(labels, row, strict=True)) if k != true}
+    name = max(others, key=lambda label: others[label], default=None)
+    return f"{name} ({others[name]})" if name and others[name] else "–"
+
+
+def _licence(corpus: str) -> str:
+    known = next((text for name, text in _LICENCES.items() if name in _plain(corpus)), None)
+    if known:
+        return f"The corpus is under {known}, which may bind networks trained on it too."
+    return (
+        f"The licence of {corpus} is not known to this program; ask its owner whether it restricts "
+        "the use of networks trained on it."
+    )
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _score(metric: str, value: float) -> str:

@@ -21,7 +21,14 @@ from rich.console import Console
 
 from datasets.storage import KeptFolder, default_cache_folder
 from ensembles import EnsembleError
-from ensembles.artifact import MANIFEST, Artifact, Member, write_manifest
+from ensembles.artifact import (
+    MANIFEST,
+    SCRIPT,
+    Artifact,
+    Member,
+    manifest_sha256,
+    write_manifest,
+)
 from ensembles.bank import Experts, PosteriorBank
 from ensembles.card import model_card
 from ensembles.chosen import Chooser, Fused
@@ -124,6 +131,7 @@ def export(run: FinishedRun, out: Path, *, console: Console | None = None) -> Ar
         members = [_write_member(run, name, partial, console) for name in names]
         artifact = _artifact(run, partial, members, fused, by_fold, substitutes)
         (partial / "model-card.md").write_text(model_card(artifact, run.summary))
+        shutil.copyfile(Path(__file__).with_name("standalone.py"), partial / SCRIPT)
         write_manifest(artifact)
         if out.exists():  # and is empty; it may be the working folder, or mounted
             for path in sorted(partial.iterdir(), key=lambda path: path.name == MANIFEST):
@@ -269,6 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{given.out}: {len(artifact.members)} experts, {artifact.fused.recipe}, "
         f"{size / 2**20:.1f} MiB. Try: python -m ensembles.predict {given.out} FILE"
     )
+    print(f"SHA-256 of {MANIFEST}, for --verify: {manifest_sha256(given.out)}")
     return 0
 
 

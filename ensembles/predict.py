@@ -1,29 +1,30 @@
 """Predicts files with an exported ensemble: `python -m ensembles.predict DIR FILE…`.
 
 A FILE is wav, flac, mp3, mp4, mkv, mpg or another container that FFmpeg reads, or a folder
-of such. Files that cannot be used are named, the others go on; the exit code is then 2.
+of such. Files that cannot be used are named, the others go on; the exit code is then 2. With
+`--window` each is a recording of any length, and is answered window by window.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
 from datasets.clips import DataError
 from datasets.features import read_features
-from datasets.media import AUDIO_SUFFIXES, CONTAINER_SUFFIXES
+from datasets.media import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, MediaError
+from datasets.windows import Windows
 from ensembles import EnsembleError
 from ensembles.artifact import read_artifact
 from ensembles.predictor import Answer, Predictor
+from ensembles.shown import Form, printer
+from ensembles.timeline import Moment, timeline
 
 _MANY = 20
 
@@ -47,13 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: all predicted; 2: in one line each, what could not be."""
     given = _parser().parse_args(arguments)
     try:
-        predictor = Predictor(read_artifact(given.folder), given.backend)
+        _check_windows(given)
+        artifact = read_artifact(given.folder, verify=given.verify)
+        predictor = Predictor(artifact, given.backend)
         features = read_features(given.features) if given.features else None
         paths, empty = find_media(given.files)
         for folder in empty:
             print(f"error: No sound or video files in '{folder}'.", file=sys.stderr)
-        answers = predictor.files(paths, features=features, fold=given.fold)
-        failed = _show(answers, len(paths), as_json=given.json)
+        form: Form = given.form or "table"
+        if given.window:
+            failed = _along(predictor, paths, given, form)
+        else:
+            answers = predictor.files(paths, features=features, fold=given.fold)
+            failed = _show(answers, len(paths), artifact.labels, form)
     except (EnsembleError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -73,8 +80,37 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="wav, flac, mp3, mp4, mkv, mpg …, or a folder of them",
     )
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument(
+        "--json",
+        action="store_const",
+        dest="form",
+        const="json",
+        help="one JSON object a line and file, instead of a table",
+    )
+    forms.add_argument(
+        "--csv",
+        action="store_const",
+        dest="form",
+        const="csv",
+        help="a header and one row a file (with --window: a window)",
+    )
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object a line and file, instead of a table"
+        "--window",
+        type=float,
+        metavar="SECONDS",
+        help="predict overlapping windows of this length along recordings of any length",
+    )
+    parser.add_argument(
+        "--hop",
+        type=float,
+        metavar="SECONDS",
+        help="from a window's start to the next one's (default: a third of the window)",
+    )
+    parser.add_argument(
+        "--verify",
+        metavar="SHA256",
+        help="refuse DIR unless this is the SHA-256 of its ensemble.json, as its maker told it",
     )
     parser.add_argument(
         "--features",
@@ -99,7 +135,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _show(answers: Iterator[Answer], count: int, *, as_json: bool) -> int:
+def _check_windows(given: argparse.Namespace) -> None:
+    if given.window is not None:
+        Windows(given.window, given.window / 3 if given.hop is None else given.hop)
+    elif given.hop is not None:
+        raise DataError("--hop goes with --window.")
+
+
+def _show(answers: Iterator[Answer], count: int, labels: tuple[str, ...], form: Form) -> int:
     """Prints as it goes, or a table at the end; returns how many files failed."""
     if count > _MANY:
         answers = iter(
@@ -112,46 +155,58 @@ def _show(answers: Iterator[Answer], count: int, *, as_json: bool) -> int:
             )
         )
     failed = 0
-    notes: dict[str, int] = {}
-    table = Table("file", "emotion", "probability", "runners-up", "experts", box=box.SIMPLE)
+    notes: Counter[str] = Counter()
+    out = printer(form, labels)
     for answer in answers:
         if answer.error:
             failed += 1
             print(f"error: '{answer.name}' {answer.error}", file=sys.stderr)
-        for note in answer.notes:
-            notes[note] = notes.get(note, 0) + 1
-        if as_json:
-            print(json.dumps(_document(answer)), flush=True)
-        elif not answer.error:
-            ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])
-            others = ", ".join(f"{name} {100 * value:.0f} %" for name, value in ranked[1:3])
-            table.add_row(
-                escape(Path(answer.name).name),  # [brackets] are no markup here
-                escape(answer.label),
-                f"{100 * ranked[0][1]:.1f} %",
-                escape(others),
-                str(len(answer.experts)),
-            )
-    if table.row_count:
-        Console().print(table)
-    for note, times in notes.items():
-        print(
-            f"note: {times} of {count} files: {note}; predicted by experts that need none",
-            file=sys.stderr,
-        )
+        notes.update(answer.notes)
+        out.clip(answer)
+    out.close()
+    _print_notes(notes, count, "files")
     return failed
 
 
-def _document(answer: Answer) -> dict[str, object]:
-    if answer.error:
-        return {"file": answer.name, "error": answer.error}
-    return {
-        "file": answer.name,
-        "label": answer.label,
-        "probabilities": dict(answer.probabilities),
-        "experts": list(answer.experts),
-        "notes": list(answer.notes),
-    }
+def _along(predictor: Predictor, paths: list[Path], given: argparse.Namespace, form: Form) -> int:
+    """As `_show`, window by window."""
+    failed = count = 0
+    notes: Counter[str] = Counter()
+    out = printer(form, predictor.artifact.labels, windows=True)
+    if given.features:
+        print(
+            "note: --features are left out: those of a whole clip say nothing of a window, and "
+            "of those of every frame it is not known when they are",
+            file=sys.stderr,
+        )
+    for path in paths:
+        moments: list[Moment] = []
+        error = None
+        try:
+            with Console(stderr=True).status(f"predicting {path.name}"):
+                for moment in timeline(predictor, path, given.window, given.hop, fold=given.fold):
+                    moments.append(moment)
+        except MediaError as broken:
+            error = str(broken)
+        error = error or next((m.answer.error for m in moments if m.reason and not m.silent), None)
+        if error:
+            failed += 1
+            print(f"error: '{path}' {error}", file=sys.stderr)
+        for moment in moments:
+            notes.update(moment.answer.notes)
+        count += len(moments)
+        out.recording(str(path), moments, error)
+    out.close()
+    _print_notes(notes, count, "windows")
+    return failed
+
+
+def _print_notes(notes: Counter[str], count: int, what: str) -> None:
+    for note, times in notes.items():
+        print(
+            f"note: {times} of {count} {what}: {note}; predicted by experts that need none",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ class Predictor:
         lacking: dict[str, str] = {}
         if artifact.sample_rate_hz:
             try:
-                arrays["audio"] = _waveform(path, artifact.sample_rate_hz)
+                arrays["audio"] = as_waveform(read_audio(path, artifact.sample_rate_hz))
             except MediaError as error:
                 lacking["audio"] = str(error)
         if artifact.frames and path.suffix.lower() in AUDIO_SUFFIXES:
@@ -297,8 +297,9 @@ def collate(clips: list[Clip]) -> dict[str, Tensor]:
     return batch
 
 
-def _waveform(path: Path, sample_rate_hz: int) -> NDArray[np.float32]:
-    waveform = read_audio(path, sample_rate_hz).astype(np.float32) / 32768.0
+def as_waveform(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    """(L,) 16-bit samples as the networks take them; raises MediaError if they are silent."""
+    waveform = samples.astype(np.float32) / 32768.0
     if np.abs(waveform).max() < _SILENCE:
         raise MediaError("is silent")
     return waveform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
@@ -10,11 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
 from ensembles import EnsembleError
-from ensembles.artifact import MANIFEST, Artifact, read_artifact, write_manifest
+from ensembles.artifact import (
+    MANIFEST,
+    Artifact,
+    manifest_sha256,
+    read_artifact,
+    write_manifest,
+)
 from ensembles.predict import main
 
 EditManifest = Callable[[Path, Callable[[dict[str, Any]], object]], None]
@@ -25,7 +33,7 @@ WEIGHTS = [
     for file in ("plan.json", *(f"fold-{k}.safetensors" for k in range(3)))
 ]
 GRAPHS = [f"experts/{name}.onnx" for name in EXPERTS]
-FILES = [*GRAPHS, *WEIGHTS]
+FILES = [*GRAPHS, *WEIGHTS, "predict.py"]
 
 
 def test_the_manifest_comes_back_as_it_was_written(exported: Path, changeable: Path) -> None:
@@ -38,7 +46,7 @@ def test_the_manifest_comes_back_as_it_was_written(exported: Path, changeable: P
     assert again.inputs == {"audio", "video", "features"}
 
 
-def test_the_manifest_has_the_checksum_of_every_file_of_the_experts(exported: Path) -> None:
+def test_the_manifest_has_the_checksum_of_every_file_but_the_card(exported: Path) -> None:
     listed = json.loads((exported / MANIFEST).read_text())["files"]
     there = {p.relative_to(exported).as_posix() for p in exported.rglob("*") if p.is_file()}
     assert set(listed) == there - {MANIFEST, "model-card.md"} == set(FILES)
@@ -329,6 +337,135 @@ def test_weights_that_nobody_signed_are_not_taken_in(
     (weights / "fold-3.safetensors").write_bytes((weights / "fold-0.safetensors").read_bytes())
     arguments = [changeable, small_run.media["s03-sad-00"], "--backend", "torch"]
     assert f"'{weights}' has 4 fold networks instead of 3" in one_line(capsys, *arguments)
+
+
+def test_a_folder_without_a_program_of_its_own_is_read(
+    changeable: Path, edit_manifest: EditManifest
+) -> None:
+    edit_manifest(changeable, lambda document: document["files"].pop("predict.py"))
+    (changeable / "predict.py").unlink()
+    assert sorted(read_artifact(changeable).members) == list(EXPERTS)
+
+
+def test_the_manifests_own_sha256_stands_for_the_folder(
+    changeable: Path,
+    edit_manifest: EditManifest,
+    small_run: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wanted = hashlib.sha256((changeable / MANIFEST).read_bytes()).hexdigest()
+    assert manifest_sha256(changeable) == wanted
+    read_artifact(changeable, verify=f" {wanted.upper()}\n")
+    clip = small_run.media["s03-sad-00"]
+    assert main([str(changeable), str(clip), "--verify", wanted]) == 0
+    capsys.readouterr()
+    # Whoever changes a file and signs it anew is found out.
+    (changeable / "predict.py").write_text("print('mine')")
+    edit_manifest(changeable, lambda document: None)
+    read_artifact(changeable)
+    line = one_line(capsys, changeable, clip, "--verify", wanted)
+    assert "is not what was asked for: its SHA-256 is " in line
+    assert f"not {wanted} (--verify)." in line
+    for odd in ("", "abc", "g" * 64, wanted[:-1]):
+        assert "A SHA-256 is 64 hexadecimal digits" in one_line(
+            capsys, changeable, clip, "--verify", odd
+        )
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_what_lies_beside_is_neither_run_nor_read(
+    changeable: Path, small_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    backend: str,
+) -> None:  # fmt: skip
+    trace = tmp_path / "trace"
+    for folder in (changeable, changeable / "experts", changeable / "experts" / "audio-0000"):
+        for name in ("weights.pkl", "model.pickle", "joblib.npy"):
+            plain(folder / name, trace)
+        for name in ("fold-0.pth", "pytorch_model.bin", "best.pt", "last.ckpt"):
+            zipped(folder / name, trace)
+        for name in ("__init__.py", "torch.py", "sitecustomize.py", "conftest.py"):
+            (folder / name).write_text(f"open({str(trace)!r}, 'w')")
+    clip = small_run.media["s03-sad-00"]
+    assert main([str(changeable), str(clip), "--backend", backend]) == 0
+    assert capsys.readouterr().out.count("mkv") == 1
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan, trace: plan.update(architecture="os.system"),
+        lambda plan, trace: plan.update(architecture=f"__import__('os').mkdir('{trace}')"),
+        lambda plan, trace: plan.update(architecture={"_target_": "os.mkdir", "path": str(trace)}),
+        lambda plan, trace: plan["settings"].update({"__class__": "os.mkdir"}),
+        lambda plan, trace: plan["settings"].update(width={"_target_": "os.mkdir"}),
+        lambda plan, trace: plan.update(shape={"__reduce__": ["os.mkdir", [str(trace)]]}),
+        lambda plan, trace: plan.update(frozen="../../../outside.safetensors"),
+    ],
+)
+def test_odd_names_in_a_plan_run_nothing(
+    changeable: Path,
+    edit_manifest: EditManifest,
+    small_run: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any], Path], object],
+) -> None:
+    path = changeable / "experts" / "audio-0000" / "plan.json"
+    plan = json.loads(path.read_text())
+    change(plan, tmp_path / "trace")
+    path.write_text(json.dumps(plan))
+    edit_manifest(changeable, lambda document: None)
+    clip = small_run.media["s03-sad-00"]
+    assert f"'{path}'" in one_line(capsys, changeable, clip, "--backend", "torch")
+    assert not (tmp_path / "trace").exists()
+
+
+def elsewhere(graph: onnx.ModelProto, location: str) -> None:
+    """A tensor's numbers, in another file."""
+    tensor = next(one for one in graph.graph.initializer if one.dims)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+
+
+def foreign(graph: onnx.ModelProto, location: str) -> None:
+    """An operator that only a plugged-in library would know."""
+    graph.opset_import.add(domain=location, version=1)
+    graph.graph.node[0].domain, graph.graph.node[0].op_type = location, "Run"
+
+
+@pytest.mark.parametrize(
+    ("change", "location", "reason"),
+    [
+        (elsewhere, "{outside}", "it has tensors in other files"),
+        (elsewhere, "../../outside.bin", "it has tensors in other files"),
+        (elsewhere, "inside.bin", "it has tensors in other files"),
+        (foreign, "evil.ops", "is no ONNX graph"),
+        (foreign, "{outside}", "is no ONNX graph"),
+    ],
+)
+def test_a_graph_reads_no_file_and_loads_no_library(
+    changeable: Path,
+    edit_manifest: EditManifest,
+    small_run: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[onnx.ModelProto, str], None],
+    location: str,
+    reason: str,
+) -> None:
+    for outside in (changeable.parent / "outside.bin", changeable / "experts" / "inside.bin"):
+        outside.write_bytes(bytes(1 << 20))
+    monkeypatch.chdir(changeable / "experts")
+    path = changeable / GRAPHS[0]
+    graph = onnx.load_model(path)
+    change(graph, location.format(outside=changeable.parent / "outside.bin"))
+    path.write_bytes(graph.SerializeToString())
+    edit_manifest(changeable, lambda document: None)
+    line = one_line(capsys, changeable, small_run.media["s03-sad-00"])
+    assert f"'{path}' " in line
+    assert reason in line
 
 
 def available(*kinds: str) -> frozenset[str]:

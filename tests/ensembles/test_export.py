@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from datasets.media import read_audio, read_frames
-from ensembles.artifact import read_artifact
+from ensembles.artifact import manifest_sha256, read_artifact
 from ensembles.bank import PosteriorBank
+from ensembles.card import model_card
 from ensembles.chosen import Chooser
 from ensembles.export import export, main, read_run
 from ensembles.folded import load_folded
@@ -108,7 +109,41 @@ def test_the_card_says_what_a_user_must_know(exported: Path, small_run: Any) -> 
         assert text in card
     for label in summary["classes"]:
         assert label in card
+    found = summary["detail"]["fused"]
+    for label, recall in found["recall"].items():
+        assert f"| {label} | {sum(found['confusion'][0])} | {100 * recall:.1f} % |" in card
+    weakest = min(found["recall"], key=found["recall"].get)
+    assert f"The weakest class is {weakest}." in card
+    assert "not for decisions about people" in card
+    assert "3 experts are here, of which 3 make the ensemble" in card
+    assert "not confirmed with fresh training seeds" in card
+    assert "not corrected for the luck of choosing" in card
+    assert "The licence of joint is not known to this program" in card
+    assert "`--verify`" in card
     assert str(Path.home()) not in (exported / "model-card.md").read_text().partition("`python")[0]
+
+
+def test_the_card_of_a_well_known_corpus_says_whom_it_serves_and_under_which_licence(
+    exported: Path, small_run: Any
+) -> None:
+    summary = json.loads((small_run.path / "summary.json").read_text())
+    fused = summary["headline"]["fused"]
+    fused["corrected"] = {"score": 0.6123, "interval_95": [0.5, 0.7], "candidates": 40}
+    summary["detail"]["fused"]["groups"] = {"gender": {"female": 0.75, "male": 0.5}}
+    summary["confirmed"] = {
+        str(seed): {"fused": {**fused, "honest_score": score}}
+        for seed, score in ((7, 0.5), (8, 0.52))
+    }
+    for corpus, licence in {
+        "ravdess": "CC BY-NC-SA 4.0", "crema_d": "ODbL", "CREMA-D": "ODbL",
+        "iemocap": "own end-user licence",
+    }.items():  # fmt: skip
+        card = model_card(read_artifact(exported), {**summary, "corpus": corpus})
+        assert licence in card
+        assert "not known to this program" not in card
+    assert "Accuracy by gender of the speaker: female 75.0 %, male 50.0 %." in card
+    assert "among 40 recipes (BBC-CV): 61.2 % accuracy (95 % interval 50.0 to 70.0)" in card
+    assert "fresh seeds: 50.0 (seed 7), 52.0 (seed 8); mean 51.0 % accuracy" in card
 
 
 def test_the_command_says_what_it_wrote(
@@ -116,7 +151,9 @@ def test_the_command_says_what_it_wrote(
 ) -> None:
     out = tmp_path / "deep" / "down" / "ensemble"
     assert main([str(run), "--out", str(out)]) == 0
-    assert f"{out}: 3 experts, a+v+e: product, " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{out}: 3 experts, a+v+e: product, " in said
+    assert f"SHA-256 of ensemble.json, for --verify: {manifest_sha256(out)}\n" in said
     assert [p.name for p in out.parent.iterdir()] == ["ensemble"]
     read_artifact(out)
 

@@ -197,6 +197,28 @@ def test_json_has_one_object_a_line_and_file(
         assert (set(line["experts"]), line["notes"]) == (set(ALL), [])
 
 
+def test_csv_has_a_header_and_one_row_a_file(
+    exported: Path, small_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = Path(shutil.copy(small_run.media["s02-sad-00"], tmp_path / 'a, "b".mkv'))
+    paths = [odd, tmp_path / "none.wav", small_run.media["s02-angry-00"]]
+    code, out, err = run_command(capsys, exported, *paths, "--csv")
+    assert code == 2
+    assert err[0] == f"error: '{paths[1]}' no such file"
+    labels = read_artifact(exported).labels
+    assert out.splitlines()[0] == ",".join(["file", "label", *labels, "experts", "notes", "reason"])
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [row["file"] for row in rows] == [str(path) for path in paths]
+    assert (rows[1]["label"], rows[1]["reason"]) == ("", "no such file")
+    _, out, _ = run_command(capsys, exported, *paths, "--json")
+    for row, text in list(zip(rows, out.splitlines(), strict=True))[::2]:
+        document = json.loads(text)
+        assert (row["label"], row["reason"]) == (document["label"], "")
+        assert row["experts"].split() == document["experts"]
+        for label, value in document["probabilities"].items():
+            assert float(row[label]) == pytest.approx(value, abs=1e-6)
+
+
 def test_a_table_names_each_file_as_it_is_called(
     exported: Path, tiny_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
