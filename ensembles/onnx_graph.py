@@ -192,7 +192,7 @@ def check_parity(
         batch = example_batch(expert.kinds, shape, clips=clips, share=share, seed=seed)
         with torch.inference_mode():
             wanted = expert(batch).exp()
-        difference = float((wanted - run(batch).exp()).abs().max())
+            difference = float((wanted - run(batch).exp()).abs().max())
         if not difference <= TOLERANCE:
             raise EnsembleError(
                 f"The {what} differs from the network by {difference:.1e} for {clips} clips "

@@ -75,7 +75,7 @@ def test_a_budget_for_everything_allows_the_runs_best(experts: Experts) -> None:
 def test_the_front_rises_in_score_and_cost(experts: Experts) -> None:
     for budget, axis in ((Budget(max_latency_ms=7.0), 0), (Budget(max_mb=4.0), 1)):
         front = choose(experts, budget).front
-        assert len(front) > 2
+        assert len(front) > 1
         costs, scores = [c.cost[axis] for c in front], [c.score for c in front]
         assert costs == sorted(costs)
         assert scores == sorted(set(scores))
