@@ -327,7 +327,7 @@ class Candidates:
         dearest = max((c.cost[axis] for c in candidates if np.isfinite(c.cost).all()), default=0.0)
         cheapest = float(able[:, axis].min())
         levels = np.geomspace(cheapest, max(float(dearest), 2 * cheapest), _LEVELS + 1)[1:]
-        named: dict[str, Array] = {f"within {budget}": budget.limits}
+        named: dict[str, Array] = {"within the budget": budget.limits}
         for level in levels:
             limits = np.full(2, math.inf)
             limits[axis] = level

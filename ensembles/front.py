@@ -57,7 +57,7 @@ def print_choice(choice: Choice, hardware: str) -> None:
 def _explained(choice: Choice) -> list[str]:
     metric, row = choice.metric, choice.row
     return [
-        f"Within {choice.budget} fit {choice.fitting} of {len(choice.candidates)} candidates. "
+        f"{choice.fitting} of {len(choice.candidates)} candidates fit {choice.budget}. "
         f"Chosen: {choice.chosen.recipe.name}, by its cross-fitted score "
         f"{shown(metric, choice.chosen.score)}: the best of those that fit, so a search score.",
         f"Honest score of this choice, made for each fold on the other folds: "

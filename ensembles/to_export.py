@@ -82,15 +82,7 @@ def under_a_budget(
     fitter = ReducingFitter(run.experts, run.summary["metric"])
     chooser = Chooser(run.experts, run.summary["metric"], fitter)
     candidates = Candidates(fitter, chooser.recipes, costs)
-    per_fold = run.summary["headline"]["fused"]["per_fold"]
-    start = [run.summary["chosen_recipe"], *(choice["recipe"] for choice in per_fold)]
-    with console.status("assessing what fits") as status, threadpool_limits(1):
-        choice = candidates.choose(
-            run.summary.get("fusions", []),
-            start,
-            budget,
-            lambda done, count: status.update(f"assessing reductions: {done} of {count}"),
-        )
+    choice = _choose(run, candidates, budget, console)
     chooser.recipes.update({c.recipe.name: c.recipe for c in choice.candidates})
     fused = chooser.fit(choice.chosen.recipe.name)
     names = choice.row.per_fold
@@ -110,6 +102,19 @@ def under_a_budget(
     substitutes = chooser.substitutes(fused, inputs)
     summary = with_headline(run.summary, choice.row)
     return ToExport(fused, tuple(by_fold), substitutes, summary, choice, hardware())
+
+
+def _choose(run: FinishedRun, candidates: Candidates, budget: Budget, console: Console) -> Choice:
+    """Among the run's recipes and reductions of those that it chose."""
+    per_fold = run.summary["headline"]["fused"]["per_fold"]
+    start = [run.summary["chosen_recipe"], *(choice["recipe"] for choice in per_fold)]
+    with console.status("assessing what fits") as status, threadpool_limits(1):
+        return candidates.choose(
+            run.summary.get("fusions", []),
+            start,
+            budget,
+            lambda done, count: status.update(f"assessing reductions: {done} of {count}"),
+        )
 
 
 def with_headline(summary: Mapping[str, Any], row: Scored) -> dict[str, Any]:
