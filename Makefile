@@ -36,6 +36,7 @@ bench: $(VENV)/.ready  ## the measurements behind docs/performance.md
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.transfer
 	$(BIN)/python -m benchmarks.fusion
+	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.honesty
 
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ FORMAT_VERSION = 1
 MANIFEST = "ensemble.json"
 SCRIPT = "predict.py"
 """The folder's own program, for whoever has the folder alone; nothing here ever runs it."""
+FORMATS = ("onnx", "torch")
+"""What an export holds of every expert, unless it was asked for less."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Artifact:
         by_fold: For each fold, the ensemble chosen and fitted without it.
         substitutes: Inputs at hand → the ensemble where others are missing.
         about: Corpus, protocol, scores, versions: for the card, not for computing.
+        formats: Of `FORMATS`, those that it holds.
     """
 
     folder: Path
@@ -101,6 +104,7 @@ class Artifact:
     by_fold: tuple[Fused, ...]
     substitutes: Mapping[frozenset[str], Fused]
     about: Mapping[str, Any]
+    formats: tuple[str, ...] = FORMATS
 
     @property
     def inputs(self) -> frozenset[str]:
@@ -118,6 +122,8 @@ class Artifact:
 
     def check_fold(self, fold: int | None) -> None:
         """Raises EnsembleError if there is no such fold."""
+        if fold is not None and not self.by_fold:
+            raise EnsembleError("This ensemble was exported without its folds' own (--fold).")
         if fold is not None and not 0 <= fold < len(self.by_fold):
             raise EnsembleError(
                 f"There is no fold {fold}; this ensemble has 0 to {len(self.by_fold) - 1} (--fold)."
@@ -160,6 +166,7 @@ class Artifact:
                 for some, fused in self.substitutes.items()
             ],
             "about": dict(self.about),
+            **({"formats": list(self.formats)} if self.formats != FORMATS else {}),
         }
 
 
@@ -260,7 +267,14 @@ def _parse(folder: Path, document: Mapping[str, Any]) -> Artifact:
             for fused in document["substitutes"]
         },
         about=dict(document["about"]),
+        formats=_formats(document.get("formats", FORMATS)),
     )
+
+
+def _formats(names: Sequence[str]) -> tuple[str, ...]:
+    if not names or not set(names) <= set(FORMATS):
+        raise ValueError(f"formats {names!r}")
+    return tuple(names)
 
 
 def _check_names(artifact: Artifact, files: Mapping[str, str]) -> None:
@@ -273,7 +287,8 @@ def _check_names(artifact: Artifact, files: Mapping[str, str]) -> None:
         weights = [f"{member.torch}/fold-{fold}.safetensors" for fold in range(member.folds)]
         if member.frozen:
             weights.append(f"{member.torch}/{member.frozen}")
-        for name in (member.onnx, f"{member.torch}/plan.json", *weights):
+        needed = {"onnx": [member.onnx], "torch": [f"{member.torch}/plan.json", *weights]}
+        for name in (name for kind in artifact.formats for name in needed[kind]):
             if name not in files:
                 raise ValueError(f"no checksum of {name}")
 

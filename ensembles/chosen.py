@@ -52,10 +52,11 @@ class Chooser:
     Args:
         experts: The run's finished experts.
         metric: What the run scored.
+        fitter: What fits them, where there are recipes beyond the run's.
     """
 
-    def __init__(self, experts: Experts, metric: str) -> None:
-        self.fitter = CrossFitter(experts, metric)
+    def __init__(self, experts: Experts, metric: str, fitter: CrossFitter | None = None) -> None:
+        self.fitter = fitter or CrossFitter(experts, metric)
         self.recipes = {recipe.name: recipe for recipe in recipes_for(experts, metric)}
 
     def fit(self, recipe: str, excluded: Iterable[int] = ()) -> Fused:

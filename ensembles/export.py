@@ -3,25 +3,25 @@
 RUN is a run's folder, such as runs/NAME. The exported folder holds every expert as ONNX,
 which takes plain waveform, uint8 frames and features, and the same networks as safetensors
 (a frozen backbone in a file of its own) and JSON; `python -m ensembles.predict DIR FILE…` uses it.
+With `--max-latency-ms` or `--max-mb` it is the best ensemble within that budget.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from datasets.storage import KeptFolder, default_cache_folder
 from ensembles import EnsembleError
 from ensembles.artifact import (
+    FORMATS,
     MANIFEST,
     SCRIPT,
     Artifact,
@@ -29,110 +29,55 @@ from ensembles.artifact import (
     manifest_sha256,
     write_manifest,
 )
-from ensembles.bank import Experts, PosteriorBank
+from ensembles.budget import Budget, Choice
 from ensembles.card import model_card
-from ensembles.chosen import Chooser, Fused
-from ensembles.folded import FoldedExpert, frozen_file, load_folded, read_plan, shape_of
-from ensembles.metrics import check_metric
-from ensembles.onnx_graph import to_onnx
-from models import build_expert, get_architecture
-from models.registry import ModelError
+from ensembles.finished import ABOUT, FinishedRun, inputs_of_expert, read_run
+from ensembles.folded import load_folded, read_plan, shape_of
+from ensembles.formats import PROGRAM, PROGRAM_WARNING, parse_formats, write_expert
+from ensembles.front import budget_facts, budget_section, print_choice, write_front
+from ensembles.to_export import ToExport, as_the_run_chose, under_a_budget
 
-_SUMMARY_VERSION = 1
-_ABOUT = ("run", "corpus", "protocol", "metric", "clips", "speakers", "commit", "versions")
-_NEEDED = (*_ABOUT, "experts", "chosen_recipe", "headline", "inputs", "command")
+__all__ = ["FinishedRun", "export", "read_run"]
 
 
-@dataclass(frozen=True)
-class FinishedRun:
-    """What an export needs of a run.
+def export(
+    run: FinishedRun,
+    out: Path,
+    *,
+    what: ToExport | None = None,
+    formats: tuple[str, ...] = FORMATS,
+    console: Console | None = None,
+) -> Artifact:
+    """Writes an ensemble of the run to a new folder.
 
-    Attributes:
-        path: The run's folder.
-        summary: Its `summary.json`.
-        experts: Every finished expert's out-of-fold posteriors.
-    """
-
-    path: Path
-    summary: Mapping[str, Any]
-    experts: Experts
-
-    def weights(self, expert: str) -> Path:
-        """Where an expert's networks lie."""
-        return self.path / "weights" / expert
-
-
-def read_run(path: Path) -> FinishedRun:
-    """Opens a finished run.
+    Args:
+        run: The run.
+        out: The folder.
+        what: Which ensemble (default: the run's own choice).
+        formats: In which formats every expert is written.
+        console: Told of each expert.
 
     Raises:
-        EnsembleError: No run, not finished, another format version, or damaged.
+        EnsembleError: Weights that are missing or damaged, something written that differs from
+            its network, a folder that outgrows its budget, or that is there already or cannot
+            be written.
     """
-    summary_path = path / "summary.json"
-    if not path.is_dir():
-        raise EnsembleError(f"No run in '{path}'.")
-    if not summary_path.is_file():
-        raise EnsembleError(
-            f"The run in '{path}' has no finished expert yet (no summary.json). "
-            f"Continue it with: python -m search.run --resume {path.name}"
-        )
-    try:
-        summary = json.loads(summary_path.read_bytes())
-        version = summary["format_version"]
-        if version != _SUMMARY_VERSION:
-            raise EnsembleError(
-                f"The run in '{path}' is of format version {version}; this program reads version "
-                f"{_SUMMARY_VERSION}."
-            )
-        finished = [str(name) for name in summary["experts"]]
-        lacking = [key for key in _NEEDED if key not in summary]
-        if lacking:
-            raise KeyError(lacking[0])
-        check_metric(summary["metric"])
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, EnsembleError):
-            raise
-        raise EnsembleError(
-            f"'{summary_path}' is damaged or of an older program: {error!r}. Write it again with: "
-            f"python -m search.run --resume {path.name}"
-        ) from error
-    bank = PosteriorBank.open(path / "bank")
-    entries = {entry.trial: entry for entry in bank.read() if entry.percent == 100}
-    lost = [name for name in finished if name not in entries]
-    if lost:
-        raise EnsembleError(f"The bank of '{path}' has lost the posteriors of '{lost[0]}'.")
-    return FinishedRun(path, summary, bank.experts(entries[name] for name in finished))
-
-
-def export(run: FinishedRun, out: Path, *, console: Console | None = None) -> Artifact:
-    """Writes the run's chosen ensemble to a new folder.
-
-    Raises:
-        EnsembleError: Weights that are missing or damaged, an ONNX graph that differs from
-            its network, or a folder that is there already or cannot be written.
-    """
-    chooser = Chooser(run.experts, run.summary["metric"])
-    fused = chooser.fit(run.summary["chosen_recipe"])
-    by_fold = [
-        chooser.fit(choice["recipe"], [fold])
-        for choice, fold in zip(
-            run.summary["headline"]["fused"]["per_fold"], chooser.fitter.folds, strict=True
-        )
-    ]
-    substitutes = chooser.substitutes(fused, _inputs(run))
-    ensembles = [fused, *by_fold, *substitutes.values()]
-    names = sorted({name for ensemble in ensembles for name in ensemble.experts})
-    out = out.resolve()  # `.` has no name of its own
-    if out.exists() and any(out.iterdir()):
-        raise EnsembleError(f"'{out}' is not empty. Name another --out.")
+    what = what or as_the_run_chose(run)
+    out = free_folder(out)
     partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
     try:
         (partial / "experts").mkdir(parents=True)
-        members = [_write_member(run, name, partial, console) for name in names]
-        artifact = _artifact(run, partial, members, fused, by_fold, substitutes)
-        (partial / "model-card.md").write_text(model_card(artifact, run.summary))
-        shutil.copyfile(Path(__file__).with_name("standalone.py"), partial / SCRIPT)
+        members = _write_members(run, what.experts, partial, formats, console)
+        artifact = _artifact(run, partial, members, what, formats)
+        card = model_card(artifact, what.summary)
+        if what.choice:
+            card += "\n".join(budget_section(what.choice, what.hardware))
+            write_front(what.choice, partial, what.hardware)
+        (partial / "model-card.md").write_text(card)
+        if "onnx" in formats:  # which it runs
+            shutil.copyfile(Path(__file__).with_name("standalone.py"), partial / SCRIPT)
         write_manifest(artifact)
+        _check_size(partial, what.choice)
         if out.exists():  # and is empty; it may be the working folder, or mounted
             for path in sorted(partial.iterdir(), key=lambda path: path.name == MANIFEST):
                 shutil.move(path, out / path.name)
@@ -145,33 +90,56 @@ def export(run: FinishedRun, out: Path, *, console: Console | None = None) -> Ar
     return replace(artifact, folder=out)
 
 
-def _inputs(run: FinishedRun) -> dict[str, frozenset[str]]:
-    """Expert → what it reads, of those whose weights were kept."""
-    kept = [name for name in run.experts.names if run.weights(name).is_dir()]
-    return {name: _inputs_of_plan(run.weights(name) / "plan.json") for name in kept}
+def free_folder(out: Path) -> Path:
+    """The folder to write; raises EnsembleError if something is in it."""
+    out = out.resolve()  # `.` has no name of its own
+    if out.exists() and any(out.iterdir()):
+        raise EnsembleError(f"'{out}' is not empty. Name another --out.")
+    return out
 
 
-def _inputs_of_plan(path: Path) -> frozenset[str]:
-    plan = read_plan(path)
-    try:
-        parts = [plan["architecture"]]
-        if not get_architecture(parts[0]).inputs:  # early fusion reads what its parts do
-            parts = [plan["settings"][side]["architecture"] for side in ("audio", "video")]
-        inputs = frozenset(kind for part in parts for kind in get_architecture(part).inputs)
-        shape = shape_of(plan)
-        if shape.saliency_maps and "video" in inputs:  # which settings decide
-            network = build_expert(plan["architecture"], plan["settings"], shape)
-            return _inputs_of_expert(FoldedExpert([network]))
-        return inputs
-    except (ModelError, KeyError, TypeError) as error:
-        raise EnsembleError(f"'{path}' is damaged: {error!r}.") from error
+def _check_size(folder: Path, choice: Choice | None) -> None:
+    if choice is None or choice.budget.max_mb is None:
+        return
+    size = folder_bytes(folder) / 1e6
+    if size > choice.budget.max_mb:
+        raise EnsembleError(
+            f"The folder takes {size:.4g} MB, more than --max-mb {choice.budget.max_mb:g}. "
+            "Allow a little more."
+        )
 
 
-def _inputs_of_expert(expert: FoldedExpert) -> frozenset[str]:
-    return frozenset([*expert.kinds, *(["saliency"] if expert.reads_saliency else [])])
+def folder_bytes(folder: Path) -> int:
+    """Of all files in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _write_member(run: FinishedRun, name: str, out: Path, console: Console | None) -> Member:
+def _write_members(
+    run: FinishedRun,
+    names: Iterable[str],
+    out: Path,
+    formats: tuple[str, ...],
+    console: Console | None,
+) -> list[Member]:
+    """Writes experts; those that torch.export can make no program of are named."""
+    members, without = [], []
+    for name in names:
+        member, complete = _write_member(run, name, out, formats, console)
+        members.append(member)
+        without += [] if complete else [f"{name} ({member.architecture})"]
+    if without:
+        print(
+            f"warning: no {PROGRAM} of {', '.join(without)}: torch.export fails on them, or fixes "
+            "the length of clips; the other formats have them.",
+            file=sys.stderr,
+        )
+    return members
+
+
+def _write_member(
+    run: FinishedRun, name: str, out: Path, formats: tuple[str, ...], console: Console | None
+) -> tuple[Member, bool]:
+    """The expert as the manifest has it, and whether every format could be written."""
     weights = run.weights(name)
     if not weights.is_dir():
         raise EnsembleError(
@@ -187,7 +155,7 @@ def _write_member(run: FinishedRun, name: str, out: Path, console: Console | Non
         name=name,
         modality=run.experts.modalities[run.experts.names.index(name)],
         architecture=plan["architecture"],
-        inputs=_inputs_of_expert(expert),
+        inputs=inputs_of_expert(expert),
         folds=folds,
         parameters=sum(p.numel() for p in expert.networks[0].parameters()),
         frozen=plan["frozen"],
@@ -200,30 +168,22 @@ def _write_member(run: FinishedRun, name: str, out: Path, console: Console | Non
     # Whoever does not look at saliency maps takes frames without.
     shape = replace(shape_of(plan), saliency_maps=expert.reads_saliency)
     try:
-        graph = to_onnx(expert, shape)
+        return member, write_expert(expert, shape, weights, member, out, formats)
     except (EnsembleError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else repr(error)
         raise EnsembleError(
             f"'{name}' ({plan['architecture']}) cannot be exported: {first}"
         ) from error
-    (out / member.onnx).write_bytes(graph)
-    (out / member.torch).mkdir()
-    frozen = frozen_file(weights, plan)
-    files = [weights / "plan.json", *sorted(weights.glob("fold-*.safetensors"))]
-    for path in [*files, *([frozen] if frozen else [])]:
-        shutil.copyfile(path, out / member.torch / path.name)
-    return member
 
 
 def _artifact(
     run: FinishedRun,
     folder: Path,
     members: list[Member],
-    fused: Fused,
-    by_fold: list[Fused],
-    substitutes: Mapping[frozenset[str], Fused],
+    what: ToExport,
+    formats: tuple[str, ...],
 ) -> Artifact:
-    inputs, headline = run.summary["inputs"], run.summary["headline"]
+    inputs, headline = what.summary["inputs"], what.summary["headline"]
     read = frozenset().union(*(member.inputs for member in members))
     of_features = {"features", "feature_sequence"} & read
     return Artifact(
@@ -234,15 +194,17 @@ def _artifact(
         frame_size=(inputs["frame_size"][0], inputs["frame_size"][1]),
         feature_names=tuple(inputs["feature_names"]) if of_features else (),
         members={member.name: member for member in members},
-        fused=fused,
-        by_fold=tuple(by_fold),
-        substitutes=substitutes,
+        fused=what.fused,
+        by_fold=what.by_fold,
+        substitutes=what.substitutes,
         about={
-            **{key: run.summary[key] for key in _ABOUT},
+            **{key: run.summary[key] for key in ABOUT},
             "honest_score": headline["fused"]["honest_score"],
             "interval_95": headline["fused"]["interval_95"],
-            "test_speakers": run.summary.get("test_speakers"),
+            "test_speakers": what.summary.get("test_speakers"),
+            **({"budget": budget_facts(what.choice, what.hardware)} if what.choice else {}),
         },
+        formats=tuple(name for name in FORMATS if name in formats),
     )
 
 
@@ -265,17 +227,42 @@ def main(arguments: list[str] | None = None) -> int:
         "run", metavar="RUN", help="a run's folder, such as runs/NAME or s3://BUCKET/runs/NAME"
     )
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--max-latency-ms",
+        type=float,
+        metavar="X",
+        help="the best ensemble that takes no longer for one clip, measured here",
+    )
+    parser.add_argument(
+        "--max-mb", type=float, metavar="Y", help="… and whose folder is no larger, in 10⁶ bytes"
+    )
+    parser.add_argument(
+        "--format",
+        default=",".join(FORMATS),
+        help="what is written of each expert: onnx, torch (safetensors), pt2 (torch.export), "
+        "separated by commas (default: %(default)s)",
+    )
     given = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        artifact = export(read_run(_here(given.run, console)), given.out, console=console)
+        formats = parse_formats(given.format)
+        free_folder(given.out)
+        budget = Budget(given.max_latency_ms, given.max_mb)
+        run = read_run(_here(given.run, console))
+        what = under_a_budget(run, budget, formats, console) if str(budget) else None
+        artifact = export(run, given.out, what=what, formats=formats, console=console)
     except (EnsembleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    size = sum(path.stat().st_size for path in given.out.rglob("*") if path.is_file())
+    if PROGRAM in formats:
+        print(f"warning: {PROGRAM_WARNING}", file=sys.stderr)
+    if what and what.choice:
+        print_choice(what.choice, what.hardware)
     print(
         f"{given.out}: {len(artifact.members)} experts, {artifact.fused.recipe}, "
-        f"{size / 2**20:.1f} MiB. Try: python -m ensembles.predict {given.out} FILE"
+        f"{folder_bytes(given.out) / 2**20:.1f} MiB. "
+        f"Try: python -m ensembles.predict {given.out} FILE"
+        f"{'' if 'onnx' in formats else ' --backend torch'}"
     )
     print(f"SHA-256 of {MANIFEST}, for --verify: {manifest_sha256(given.out)}")
     return 0

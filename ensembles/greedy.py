@@ -39,6 +39,8 @@ class GreedySelection:
         bags: Selections that are averaged, each from a random half of the experts as in the
             paper's bagging; 1 selects once, from all of them.
         seed: Of the bags.
+        costs: (M, C) what each expert costs, however often it is taken; None: nothing.
+        limits: (C,) what those taken may cost together.
 
     Attributes:
         counts_: (M,) how often each expert was taken, over all bags.
@@ -51,9 +53,13 @@ class GreedySelection:
         metric: str = "accuracy",
         bags: int = 1,
         seed: int = 0,
+        *,
+        costs: Array | None = None,
+        limits: Array | None = None,
     ) -> None:
         self.space, self.size, self.metric = space, size, metric
         self.bags, self.seed = bags, seed
+        self.costs, self.limits = costs, limits
 
     def fit(self, log_posteriors: Array, labels: Labels, groups: Labels) -> Self:
         """Selects by the metric, ties by log-loss; keeps the best prefix.
@@ -100,11 +106,11 @@ class GreedySelection:
         taken: list[int] = []
         best_length, best = 0, (-np.inf, -np.inf)
         for length in range(1, self.size + 1):
-            near = bag
+            near = affordable = self._affordable(bag, taken)
             if screen and self.metric == "log_loss":
-                near = screen.likeliest(bag, length)
+                near = screen.likeliest(affordable, length)
             elif screen:
-                near = screen.most_right(bag)
+                near = screen.most_right(affordable)
             merits = {int(m): self._merit(pooled + values[m], labels, length) for m in near}
             chosen = max(merits, key=lambda m: merits[m])
             pooled += values[chosen]
@@ -114,6 +120,16 @@ class GreedySelection:
             if merits[chosen] > best:
                 best, best_length = merits[chosen], length
         return taken[:best_length]
+
+    def _affordable(self, bag: Labels, taken: list[int]) -> Labels:
+        """Those of a bag that, with what is taken, cost no more than the limits."""
+        if self.costs is None or self.limits is None:
+            return bag
+        have = sorted(set(taken))
+        more = self.costs[bag] * ~np.isin(bag, have)[:, None]
+        within: Labels = bag[(self.costs[have].sum(axis=0) + more <= self.limits).all(axis=1)]
+        assert len(within), "no expert alone costs less than the limits"
+        return within
 
     def _merit(self, pooled: Array, labels: Labels, count: int) -> tuple[float, float]:
         """(score by the metric, log-likelihood) of the sum of `count` experts' posteriors."""

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import onnxruntime
@@ -26,13 +26,13 @@ TOLERANCE = 1e-4
 # and length. Older runtimes follow it to any file.
 _ELSEWHERE = re.compile(rb"(\x0a|\x8a\x80*\x00)(\x08|\x88\x80*\x00)location")
 
-_SEQUENCES = {"audio": "samples", "video": "frames", "feature_sequence": "steps"}
+SEQUENCES = {"audio": "samples", "video": "frames", "feature_sequence": "steps"}
 """Inputs with a time axis, and what its steps are called."""
 _PARITY = ((1, 0.7), (4, 1.0), (2, 1.9))
 """Batch sizes, and lengths in typical clips, that an export is checked at."""
 
 
-class _Graph(nn.Module):
+class Graph(nn.Module):
     """Positional tensors, as a graph has them, instead of a named batch."""
 
     def __init__(self, expert: FoldedExpert) -> None:
@@ -51,7 +51,7 @@ def input_names(kinds: Sequence[str]) -> list[str]:
     return [
         name
         for kind in kinds
-        for name in ((kind, f"{kind}_lengths") if kind in _SEQUENCES else (kind,))
+        for name in ((kind, f"{kind}_lengths") if kind in SEQUENCES else (kind,))
     ]
 
 
@@ -61,11 +61,11 @@ def to_onnx(expert: FoldedExpert, shape: ClipShape) -> bytes:
     Raises:
         EnsembleError: If they differ at another length or batch size than the example's.
     """
-    graph = _Graph(expert).eval()
+    graph = Graph(expert).eval()
     example = example_batch(expert.kinds, shape, clips=3, share=1.0, seed=0)
     buffer = io.BytesIO()
     axes: dict[str, dict[int, str]] = {
-        name: {0: "clips", 1: _SEQUENCES[name]} if name in _SEQUENCES else {0: "clips"}
+        name: {0: "clips", 1: SEQUENCES[name]} if name in SEQUENCES else {0: "clips"}
         for name in graph.names
     }
     with warnings.catch_warnings(), _silent_stderr(), torch.no_grad():
@@ -86,7 +86,8 @@ def to_onnx(expert: FoldedExpert, shape: ClipShape) -> bytes:
             dynamo=False,
         )
     content = buffer.getvalue()
-    _check_parity(expert, shape, open_session(content))
+    session = open_session(content)
+    check_parity(expert, shape, lambda batch: run_session(session, batch), "ONNX graph")
     return content
 
 
@@ -177,17 +178,30 @@ def example_batch(
     return batch
 
 
-def _check_parity(
-    expert: FoldedExpert, shape: ClipShape, session: onnxruntime.InferenceSession
+def check_parity(
+    expert: FoldedExpert,
+    shape: ClipShape,
+    run: Callable[[dict[str, Tensor]], Tensor],
+    what: str,
 ) -> None:
+    """Compares an expert with what it was exported as, at several lengths and batch sizes.
+
+    Args:
+        expert: The networks.
+        shape: Of its clips.
+        run: The export: plain clips → (folds, B, K) log-posteriors.
+        what: It, for the message.
+
+    Raises:
+        EnsembleError: If a posterior differs by more than `TOLERANCE`.
+    """
     for seed, (clips, share) in enumerate(_PARITY, start=1):
         batch = example_batch(expert.kinds, shape, clips=clips, share=share, seed=seed)
         with torch.inference_mode():
             wanted = expert(batch).exp()
-        found = run_session(session, batch).exp()
-        difference = float((wanted - found).abs().max())
+            difference = float((wanted - run(batch).exp()).abs().max())
         if not difference <= TOLERANCE:
             raise EnsembleError(
-                f"The ONNX graph differs from the network by {difference:.1e} for {clips} clips "
+                f"The {what} differs from the network by {difference:.1e} for {clips} clips "
                 f"of {share * shape.seconds:.1f} s; an export accepts {TOLERANCE:g}."
             )

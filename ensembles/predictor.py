@@ -91,9 +91,17 @@ class Predictor:
     Args:
         artifact: The exported folder, as read and checked.
         backend: `onnx`, or `torch`, which rebuilds the networks from safetensors and JSON.
+
+    Raises:
+        EnsembleError: If the export was made without that backend's files.
     """
 
     def __init__(self, artifact: Artifact, backend: Backend = "onnx") -> None:
+        if backend not in artifact.formats:
+            raise EnsembleError(
+                f"'{artifact.folder}' was exported without {backend} (--format). "
+                f"Predict with --backend {artifact.formats[0]}."
+            )
         self.artifact, self.backend = artifact, backend
         self._network = cache(self._open)
 
