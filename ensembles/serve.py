@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from types import ModuleType
 from typing import Any
 
 import psutil
@@ -55,8 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise EnsembleError(f"--replicas must be 1 or more, got {given.replicas}.")
         artifact = read_artifact(given.folder)
         _check_address(given.host, given.port)
-        with _ended_by_signals() as over, _own_ray(given.replicas) as (ray, work):
-            _serve(given, limits, ray, work, over)
+        over = Event()
+        _end_by_signals(over)
+        with _own_ray(given.replicas) as work:
+            _end_by_signals(over)  # Ray has set its own for SIGTERM
+            _serve(given, limits, work)
             if not over.is_set():
                 _announce(given, artifact.labels)
             over.wait()
@@ -100,17 +102,14 @@ def _check_address(host: str, port: int) -> None:
         ) from error
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[Event]:
-    """Set by Ctrl-C and SIGTERM."""
-    over = Event()
+def _end_by_signals(over: Event) -> None:
+    """Has Ctrl-C and SIGTERM set `over`."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
-    yield over
 
 
 @contextmanager
-def _own_ray(replicas: int) -> Iterator[tuple[ModuleType, Path]]:
+def _own_ray(replicas: int) -> Iterator[Path]:
     """A Ray of this server's own, and a folder for its files and uploads; both gone afterwards."""
     os.environ.update(_RAY_SETTINGS)  # read when Ray is imported, and by all its processes
     import ray
@@ -127,15 +126,13 @@ def _own_ray(replicas: int) -> Iterator[tuple[ModuleType, Path]]:
             logging_level=logging.ERROR,
             _temp_dir=str(work),
         )
-        yield ray, work
+        yield work
     finally:
         ray.shutdown()
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _serve(
-    given: argparse.Namespace, limits: Limits, ray: ModuleType, work: Path, over: Event
-) -> None:
+def _serve(given: argparse.Namespace, limits: Limits, work: Path) -> None:
     """Starts the replicas and waits until they answer."""
     from ray import serve
 
@@ -146,7 +143,7 @@ def _serve(
         folder=given.folder.resolve(),
         work=work,
         limits=limits,
-        hosts=["127.0.0.1", "localhost"] if _is_local(given.host) else None,
+        hosts=["127.0.0.1", "localhost", "[::1]"] if _is_local(given.host) else None,
         replicas=given.replicas,
     )
     serve.start(
@@ -206,7 +203,8 @@ def _announce(given: argparse.Namespace, labels: tuple[str, ...]) -> None:
             file=sys.stderr,
         )
     print(f"serving {given.folder} ({', '.join(labels)})")
-    print(f"http://{given.host}:{given.port}/  (Ctrl-C ends it)", flush=True)
+    host = f"[{given.host}]" if ":" in given.host else given.host
+    print(f"http://{host}:{given.port}/  (Ctrl-C ends it)", flush=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
             reply = {"status": refusal.status, "error": refusal.text}
         except MemoryError:
             reply = {"status": 422, "error": "The clip takes more memory than is allowed."}
+        except OSError as error:  # whoever asked went away, and the upload with them
+            reply = {"status": 422, "error": f"The file cannot be decoded: {error.strerror}."}
         signal.alarm(0)
         print(json.dumps(reply), file=replies, flush=True)
     return 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray.serve._private.replica as serve_replica
 from ray import serve
@@ -17,6 +19,8 @@ from ensembles.serving.app import Health, Prediction, make_app
 from ensembles.serving.decoder import Decoder
 from ensembles.serving.limits import Limits, Refused
 from ensembles.serving.windows import Decoded
+
+Result = TypeVar("Result")
 
 _BATCH_UPLOADS = 8
 _WAIT_S = 0.02
@@ -52,11 +56,13 @@ class Replica:
         self.limits, self.work = settings.limits, settings.work
         self._predictor = Predictor(read_artifact(settings.folder))
         self._decoder = Decoder(settings.folder, settings.limits)
+        # One of each at a time; a queue for the decoder does not hold up the networks.
+        self._decoding, self._predicting = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._requests = self._batches = 0
 
     async def predict(self, path: Path, name: str) -> Prediction:
         """Decodes a file, in turn, and predicts it together with whatever else has come."""
-        decoded = await asyncio.to_thread(self._decoder.decode, path)
+        decoded = await _in(self._decoding, self._decoder.decode, path)
         result: Prediction | Refused = await self._together(decoded)
         if isinstance(result, Refused):
             raise result
@@ -66,7 +72,7 @@ class Replica:
     async def _together(self, uploads: list[Decoded]) -> list[Prediction | Refused]:
         self._batches += 1
         self._requests += len(uploads)
-        return await asyncio.to_thread(answer_uploads, self._predictor, self.limits, uploads)
+        return await _in(self._predicting, answer_uploads, self._predictor, self.limits, uploads)
 
     def health(self) -> Health:
         """That it is there, and what it has done."""
@@ -83,6 +89,10 @@ class Replica:
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):
             self._decoder.close()
+
+
+async def _in(pool: ThreadPoolExecutor, function: Callable[..., Result], *given: Any) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(pool, function, *given)
 
 
 def deployment(settings: ServeSettings) -> Any:
