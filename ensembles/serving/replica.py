@@ -23,7 +23,7 @@ from ensembles.serving.windows import Decoded
 Result = TypeVar("Result")
 
 _BATCH_UPLOADS = 8
-_WAIT_S = 0.02
+_WAIT_S = 0.05
 """For others to share a batch."""
 _AT_ONCE, _QUEUED = 16, 32
 """Requests that a replica works on, and that wait for one; who comes then is told so (503)."""
