@@ -1,0 +1,121 @@
+"""The process that decodes uploads: one line of JSON in, one out, arrays through a file.
+
+`python -m ensembles.serving.decode DIR` is started by `ensembles.serving.decoder`. FFmpeg and
+libsndfile read what strangers send; should they crash, hang or eat memory, this process dies
+and nothing else does. What it returns is JSON and plain arrays, never pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets.media import AUDIO_SUFFIXES, MediaError, read_frames
+from ensembles.artifact import Artifact, read_artifact
+from ensembles.predictor import Predictor
+from ensembles.serving.limits import Limits, Refused
+from ensembles.serving.windows import PICTURES, picture_rate_hz
+
+_MEMORY_BYTES = 6 << 30
+"""Of addresses, of which torch alone takes more than one GiB."""
+_OUTPUT_BYTES = 2 << 30
+_GRACE_S = 5
+"""After the server's own time limit: should the server be gone, nobody else would end it."""
+_VIDEO_FORMATS = "mov,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,m4v"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Decodes until its input ends."""
+    folder, seconds = arguments or sys.argv[1:]
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints is no reply
+    _set_limits()
+    predictor = Predictor(read_artifact(Path(folder)))
+    print(json.dumps({"ready": True}), file=replies, flush=True)
+    for line in sys.stdin:
+        _limit_time(float(seconds))
+        try:
+            reply = _decode(predictor, json.loads(line))
+        except Refused as refusal:
+            reply = {"status": refusal.status, "error": refusal.text}
+        except MemoryError:
+            reply = {"status": 422, "error": "The clip takes more memory than is allowed."}
+        except OSError as error:  # whoever asked went away, and the upload with them
+            reply = {"status": 422, "error": f"The file cannot be decoded: {error.strerror}."}
+        signal.alarm(0)
+        print(json.dumps(reply), file=replies, flush=True)
+    return 0
+
+
+def _set_limits() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to answer
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_OUTPUT_BYTES, _OUTPUT_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_time(seconds: float) -> None:
+    """Has the kernel end this process, which may be stuck in C code, some time later."""
+    signal.alarm(int(seconds) + _GRACE_S)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cores = len(os.sched_getaffinity(0))
+    cpu = used.ru_utime + used.ru_stime + (seconds + _GRACE_S) * cores
+    resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1, resource.RLIM_INFINITY))
+
+
+def _decode(predictor: Predictor, request: dict[str, Any]) -> dict[str, Any]:
+    """One upload → its arrays in a file, and what else there is to say."""
+    path, limits = Path(request["path"]), Limits(**request["limits"])
+    try:
+        promised = promised_seconds(path)
+        limits.check_seconds(promised)
+        clip = predictor.load(path)
+        arrays = dict(clip.arrays)
+        seconds = promised
+        if "audio" in arrays:
+            seconds = len(arrays["audio"]) / predictor.artifact.sample_rate_hz
+        limits.check_seconds(seconds)
+        if "video" in arrays and seconds > limits.window_seconds:
+            arrays[PICTURES] = _pictures(path, seconds, predictor.artifact, limits)
+    except MediaError as error:
+        raise Refused(422, f"The file {_without(path, str(error))}.") from error
+    np.savez(request["out"], **arrays)  # type: ignore[arg-type]  # the stub means allow_pickle
+    lacking = {kind: _without(path, why) for kind, why in clip.lacking.items()}
+    return {"seconds": seconds, "lacking": lacking}
+
+
+def _pictures(
+    path: Path, seconds: float, artifact: Artifact, limits: Limits
+) -> NDArray[np.generic]:
+    """(N, H, W, 3) at the rate at which a window holds as many as a clip."""
+    count = round(seconds * picture_rate_hz(artifact, limits.window_seconds))
+    return read_frames(path, max(count, 1), artifact.frame_size)
+
+
+def promised_seconds(path: Path) -> float:
+    """How long a container says it is, before it is decoded; 0 where it does not say."""
+    if path.suffix.lower() in AUDIO_SUFFIXES:
+        return 0.0
+    try:
+        with av.open(str(path), options={"format_whitelist": _VIDEO_FORMATS}) as container:
+            return float((container.duration or 0) / av.time_base)
+    except (av.FFmpegError, ValueError):
+        return 0.0  # whoever decodes it says why
+
+
+def _without(path: Path, text: str) -> str:
+    """A text without the place of the upload on this machine."""
+    return text.replace(str(path), path.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
