@@ -1,0 +1,404 @@
+"""What the page says in words and tables."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from dataclasses import fields
+from html import escape
+from typing import Any
+
+import yaml
+
+from ensembles.build import LEGEND
+from search.config import SearchConfig
+from search.pages.evidence import MODALITIES, Evidence
+from search.pages.html import Cell, code, definitions, paragraph, table
+from search.pages.published import published_on
+from search.pages.tables import score_lines, title, told_interval
+
+_MOST_TRIALS = 1000
+
+
+def headline(evidence: Evidence) -> str:
+    """The first thing to read: the honest score, its interval, and the others beside it."""
+    lines = score_lines(evidence)
+    fused = next(line for line in lines if line.number == "honest score")
+    unit = " %" if evidence.percent else ""
+    beside = [
+        f"{line.number} {evidence.told(line.value)}{unit}"
+        for line in lines
+        if line.row in (fused.row, "exported ensemble") and line is not fused
+    ]
+    beside += [
+        f"{line.row} {evidence.told(line.value)}{unit}" for line in lines if line.number == "guess"
+    ]
+    found = evidence.summary
+    said = (
+        f"{evidence.metric} of the best fusion on speakers it has never heard (the honest score: "
+        f"{fused.saw}). {found['clips']} clips of {found['speakers']} speakers, "
+        f"{len(found['classes'])} classes, {found['protocol']}."
+    )
+    return (
+        f"<h1>{escape(str(found['corpus']))}: {escape(evidence.run.name)}</h1>"
+        f'<div class="headline"><div><span class="number">{evidence.told(fused.value)}{unit}</span> '
+        f'<span class="interval">({told_interval(evidence, fused)}, 95 %)</span></div>'
+        f"{paragraph(said)}"
+        f"{paragraph('Beside it: ' + '; '.join(beside) + '.')}</div>"
+    )
+
+
+def about_scores(evidence: Evidence) -> str:
+    """How to read the numbers."""
+    confirmed = evidence.summary.get("confirmed")
+    seeds = (
+        ""
+        if confirmed
+        else (
+            " Not confirmed: these are of the one training seed that the search chose by; "
+            "--confirm-seeds 3 trains the chosen experts afresh."
+        )
+    )
+    return paragraph(
+        "Every number is of held-out predictions: a clip is predicted by networks that were not trained "
+        "on its speaker. They differ in what chose the networks and the fusion. Only the honest, "
+        "corrected, fresh-seed and test-speaker scores say what to expect of new speakers." + seeds
+    )
+
+
+def score_table(evidence: Evidence) -> str:
+    """Every number with what it saw."""
+    rows = [
+        (
+            line.row,
+            line.number,
+            Cell(evidence.told(line.value), line.value),
+            told_interval(evidence, line),
+            line.saw,
+        )
+        for line in score_lines(evidence)
+        if line.number != "published"
+    ]
+    headings = ("what", "number", "score", "95 %", "what it saw")
+    note = paragraph(
+        "To paste: tables/scores.md and tables/scores.tex; figures/ has PNG and SVG.", "soft"
+    )
+    return (
+        paragraph(title(evidence), "soft")
+        + table(headings, rows, numbers=("score",), stacked=True)
+        + note
+    )
+
+
+def published_table(evidence: Evidence) -> str:
+    """What papers report on this corpus, with what it saw."""
+    found = evidence.summary
+    known = published_on(str(found["corpus"]), len(found["classes"]), evidence.metric)
+    if not known:
+        return paragraph(
+            "No published figures are known here for this corpus, number of classes and metric.",
+            "soft",
+        )
+    rows = [
+        (one.paper, one.what, Cell(f"{100 * one.value:.2f}", one.value), one.protocol, one.saw)
+        for one in known
+    ]
+    headings = ("paper", "what", "score", "held out", "what else it saw")
+    same = paragraph(
+        f"This run's protocol is {found['protocol']}. A figure of another split, or of networks "
+        "pretrained on other corpora, is not like for like."
+    )
+    shown = table(headings, rows, numbers=("score",), stacked=True)
+    return f"<h3>Published figures</h3>{same}{shown}"
+
+
+def about_gains(evidence: Evidence) -> str:
+    """The comparison in words."""
+    found = evidence.summary.get("gains") or {}
+    unit = 100 if evidence.percent else 1
+    said = []
+    for gain in found.values():
+        one = gain["all"]
+        told = "{:+.{d}f} ({:+.{d}f} … {:+.{d}f})".format(
+            *(unit * one[key] for key in ("value", "low", "high")), d=1 if evidence.percent else 3
+        )
+        said.append(f"over {gain['over']} {told}, {one['verdict']}")
+    lone = len(evidence.modalities) < 2
+    why = "There is one modality alone, so that its own trials are what is fused. " if lone else ""
+    unit_told = "points" if evidence.percent else "nats less"
+    return paragraph(
+        f"{why}In {unit_told} of {evidence.metric}: {'; '.join(said)}." if said else why
+    )
+
+
+def gain_table(evidence: Evidence) -> str:
+    """The same gains as numbers."""
+    found = evidence.summary.get("gains") or {}
+    if not found:
+        return ""
+    classes = list(next(iter(found.values()))["classes"])
+    scale, digits = (100, 1) if evidence.percent else (1, 3)
+    rows = []
+    for name in ("", *classes):
+        cells = []
+        for gain in found.values():
+            one = gain["classes"][name] if name else gain["all"]
+            factor, places = (100, 1) if name else (scale, digits)
+            ends = (factor * one[key] for key in ("value", "low", "high"))
+            cells.append("{:+.{d}f} ({:+.{d}f} … {:+.{d}f})".format(*ends, d=places))
+        rows.append((f"recall of {name}" if name else f"all: {evidence.metric}", *cells))
+    headings = ("gain (95 %)", *(f"over {gain['over']}" for gain in found.values()))
+    return table(headings, rows, stacked=True)
+
+
+_COLUMNS = {
+    "honest_score": "honest",
+    "interval_low": "low",
+    "interval_high": "high",
+    "corrected_score": "BBC",
+    "search_score": "search",
+    "honest_score_pooled": "pooled",
+}
+
+
+def about_leaderboard(evidence: Evidence) -> str:
+    """What its columns mean."""
+    return f"<details><summary>What the columns mean</summary>{code(LEGEND)}</details>"
+
+
+def leaderboard_table(evidence: Evidence) -> str:
+    """Every fusion and best expert; its headings sort it."""
+    if not evidence.leaderboard:
+        return paragraph(
+            evidence.missing.get("leaderboard.csv", "leaderboard.csv is empty."), "left-out"
+        )
+    known = {key: told for key, told in _COLUMNS.items() if key in evidence.leaderboard[0]}
+    rows = []
+    for row in evidence.leaderboard:
+        experts = (row.get("experts") or "").split()
+        cells = [_score(evidence, row[key]) for key in known]
+        rows.append([Cell(row["name"]), *cells, Cell(str(len(experts)), len(experts))])
+    headings = ("name", *known.values(), "experts")
+    return table(headings, rows, numbers=headings[1:], sortable=True)
+
+
+def _score(evidence: Evidence, text: str | None) -> Cell:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return Cell(text or "")
+    return Cell(evidence.told(value), value)
+
+
+def about_speakers(evidence: Evidence) -> str:
+    """The worst and the best."""
+    found = evidence.summary.get("detail", {}).get("fused", {}).get("speakers") or {}
+    if not found:
+        return ""
+    worst, best = min(found, key=lambda n: found[n]), max(found, key=lambda n: found[n])
+    return paragraph(
+        f"From {100 * found[worst]:.0f} % ({worst}) to {100 * found[best]:.0f} % ({best}). "
+        "The interval of the headline is over speakers, because clips of one resemble each other."
+    )
+
+
+def group_table(evidence: Evidence) -> str:
+    """Accuracy by what the corpus says of its speakers."""
+    groups = evidence.summary.get("detail", {}).get("fused", {}).get("groups") or {}
+    if not groups:
+        return paragraph("The corpus says nothing of its speakers by which to group them.", "soft")
+    people = evidence.summary.get("people") or {}
+    speakers = evidence.summary["detail"]["fused"].get("speakers") or {}
+    rows = []
+    for attribute, values in groups.items():
+        kinds = Counter(people.get(attribute, {}).get(name, "unknown") for name in speakers)
+        rows += [
+            (attribute, kind, str(kinds[kind]), Cell(f"{100 * value:.1f}", value))
+            for kind, value in values.items()
+        ]
+    headings = ("of speakers", "group", "speakers", "accuracy, %")
+    return table(headings, rows, numbers=("speakers", "accuracy, %"))
+
+
+def about_calibration(evidence: Evidence) -> str:
+    """The expected calibration error of each."""
+    detail = evidence.summary.get("detail", {})
+    said = [
+        f"{name if name == 'fused' else f'best {name}'} {100 * detail[name]['metrics']['calibration_error']:.1f}"
+        for name in ("fused", *MODALITIES)
+        if "calibration_error" in detail.get(name, {}).get("metrics", {})
+    ]
+    if not said:
+        return ""
+    return paragraph(
+        f"Expected calibration error, in points: {', '.join(said)}. It is the mean distance between how "
+        "sure the answer is and how often such answers are right (15 bins in these numbers)."
+    )
+
+
+def about_space(evidence: Evidence) -> str:
+    """What was offered and what was not."""
+    offer = evidence.summary.get("offer") or {}
+    offered = [
+        f"{side}: {', '.join(names)}"
+        for side, names in (offer.get("single") or {}).items()
+        if names
+    ]
+    if fusions := offer.get("fusions"):
+        offered.append(f"early fusion: {', '.join(fusions)}")
+    out = ""
+    if why_not := offer.get("why_not"):
+        lines = "".join(f"<li>{escape(n)}: {escape(str(w))}</li>" for n, w in why_not.items())
+        out = f"<details><summary>Left out of the search: {len(why_not)}</summary><ul>{lines}</ul></details>"
+    said = f"Searched: {'; '.join(offered)}. " if offered else ""
+    return (
+        paragraph(
+            f"{said}Settings are shown of the architecture of each modality that has most finished trials."
+        )
+        + out
+    )
+
+
+def about_curves(evidence: Evidence) -> str:
+    """What is stopped, and where."""
+    stopped = Counter(
+        max(t.rungs) for t in evidence.trials if t.ended == "stopped early" and t.rungs
+    )
+    told = ", ".join(f"{count} at {percent} %" for percent, count in sorted(stopped.items()))
+    return paragraph(
+        f"Stopped early: {told or 'none'}. From half of its own schedule on, a trial must be in the better "
+        "half of its modality. These scores are of single trials over all folds; the search chooses by them."
+    )
+
+
+def about_trials(evidence: Evidence) -> str:
+    """How many ended how, and how long it took."""
+    counts, seconds = evidence.summary.get("trials") or {}, evidence.summary.get("seconds") or {}
+    said = [
+        f"{counts.get('complete', 0)} finished, {counts.get('pruned', 0)} stopped early, "
+        f"{counts.get('failed', 0)} failed, {counts.get('unfinished', 0)} unfinished"
+    ]
+    if seconds:
+        said.append(
+            f"{_duration(seconds['search'])} of search, {_duration(seconds['total'])} in all"
+        )
+    return paragraph("; ".join(said) + ".")
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return (
+        f"{hours:.1f} h"
+        if hours >= 2
+        else f"{minutes:.0f} min"
+        if minutes >= 2
+        else f"{seconds:.0f} s"
+    )
+
+
+def failure_table(evidence: Evidence) -> str:
+    """Which trials failed, and why."""
+    failures: dict[str, Any] = evidence.summary.get("failures") or {}
+    if not failures:
+        return paragraph("No trial failed.", "soft")
+    rows = [(name, str(reason)) for name, reason in failures.items()]
+    return f"<h3>Failures</h3>{table(('trial', 'why'), rows, stacked=True)}"
+
+
+def trial_table(evidence: Evidence) -> str:
+    """Every trial with its settings."""
+    if not evidence.trials:
+        return paragraph(
+            evidence.missing.get("journal.log", "The journal holds no trial."), "left-out"
+        )
+    rows = []
+    for trial in evidence.trials[:_MOST_TRIALS]:
+        last = trial.rungs.get(max(trial.rungs)) if trial.rungs else None
+        value = None if last is None else evidence.of_rung(last) / (100 if evidence.percent else 1)
+        settings = ", ".join(f"{k} {_plain(v)}" for k, v in trial.settings.items())
+        rows.append(
+            (
+                trial.name,
+                trial.architecture,
+                trial.ended,
+                Cell("" if value is None else evidence.told(value), value),
+                Cell(f"{max(trial.rungs, default=0)}", max(trial.rungs, default=0)),
+                Cell("" if trial.seconds is None else f"{trial.seconds:.0f}", trial.seconds),
+                settings,
+            )
+        )
+    headings = ("trial", "architecture", "end", "last score", "at %", "seconds", "settings")
+    shown = table(headings, rows, numbers=("last score", "at %", "seconds"), sortable=True)
+    more = len(evidence.trials) - _MOST_TRIALS
+    rest = paragraph(f"… and {more} more in journal.log.", "soft") if more > 0 else ""
+    return f"<details><summary>Every trial: {len(evidence.trials)}</summary>{shown}{rest}</details>"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def provenance(evidence: Evidence) -> str:
+    """Protocol, seeds, versions, commit, machine, and the command."""
+    found = evidence.summary
+    versions = ", ".join(
+        f"{name} {number}" for name, number in (found.get("versions") or {}).items()
+    )
+    seeds = ", ".join(found.get("confirmed") or {}) or "none"
+    held_out = ", ".join(found.get("held_out") or []) or "none"
+    entries = [
+        ("protocol", f"{found['protocol']}: no speaker is trained on and scored"),
+        ("metric", evidence.metric),
+        ("data", f"checksum {found.get('data_checksum', 'unknown')}"),
+        ("folds", f"fingerprint {found.get('folds_fingerprint', 'unknown')}"),
+        ("test speakers", held_out),
+        ("search seed", str(found.get("seed", "unknown"))),
+        ("fresh seeds", seeds),
+        ("recipe for export", str(found.get("chosen_recipe", "unknown"))),
+        ("commit", found.get("commit") or "unknown: not run from a git checkout"),
+        ("versions", versions or "unknown"),
+        (
+            "machine",
+            f"{found.get('machine', 'unknown')}; trained on {found.get('device', 'unknown')}",
+        ),
+        ("command", str(found.get("command", "unknown"))),
+    ]
+    again = _reproduce(evidence)
+    told = (
+        paragraph("A search of the same settings, from the commit above:") + code(again)
+        if again
+        else ""
+    )
+    page = code(f"python -m search.report {shlex.quote(str(evidence.run))}")
+    return f"{definitions(entries)}{told}{paragraph('This page again, from what the folder holds:')}{page}"
+
+
+_NOT_REPEATED = (
+    "name",
+    "resume",
+    "extend",
+    "dry_run",
+    "runs_dir",
+    "cache_dir",
+    "address",
+    "format_version",
+)
+
+
+def _reproduce(evidence: Evidence) -> str:
+    """The command of the run's settings; a resumed run's own command would only resume it."""
+    try:
+        asked = yaml.safe_load((evidence.run / "config.yaml").read_text(encoding="utf-8"))
+        usual = {field.name: getattr(SearchConfig(), field.name) for field in fields(SearchConfig)}
+        given = {k: v for k, v in asked.items() if k not in _NOT_REPEATED and v is not None}
+        given = {k: v for k, v in given.items() if k in ("seed", "preset") or v != usual.get(k)}
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return ""
+    told = [
+        f"--{key.replace('_', '-')} {shlex.quote(_as_typed(value))}" for key, value in given.items()
+    ]
+    return " ".join(["python -m search.run", *told])
+
+
+def _as_typed(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
