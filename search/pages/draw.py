@@ -15,7 +15,7 @@ from ensembles.bank import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 4.7
+WIDTH = 4.2
 """Inches: at a phone's width, text keeps about its size."""
 
 INK, GREY, PALE = "#111111", "#777777", "#bbbbbb"
@@ -28,7 +28,7 @@ SCORES = "cividis"
 _STYLE: dict[str, Any] = {
     "font.size": 10,
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -70,13 +70,17 @@ def short(name: object, most: int = 18) -> str:
 def save(figure: Figure, name: str, folder: Path) -> str:
     """Writes NAME.png and NAME.svg; returns the SVG to put into a page."""
     picture, drawing = io.BytesIO(), io.StringIO()
+    figure.draw_without_rendering()  # laid out once, not twice for each format
+    figure.set_layout_engine("none")
     figure.savefig(picture, format="png", dpi=200, metadata={"Software": None})
     # Without a date and a licence's address: the same figure is the same file.
     nothing: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(drawing, format="svg", metadata=nothing)
+    # Named here and not in the style: matplotlib would look for each of them for every text.
+    svg = drawing.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, Arial, sans-serif")
     write_atomically(folder / f"{name}.png", picture.getvalue())
-    write_atomically(folder / f"{name}.svg", drawing.getvalue().encode())
-    return inlined(drawing.getvalue(), name)
+    write_atomically(folder / f"{name}.svg", svg.encode())
+    return inlined(svg, name)
 
 
 def inlined(svg: str, name: str) -> str:

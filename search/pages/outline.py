@@ -61,7 +61,13 @@ def _results(evidence: Evidence) -> Iterable[Section]:
         "Scores, and what each saw",
         sections.about_scores(evidence),
         (_HEADLINE,),
-        sections.score_table(evidence) + sections.published_table(evidence),
+        sections.score_table(evidence),
+    )
+    yield Section(
+        "published",
+        "Beside published figures",
+        sections.about_published(evidence),
+        after=sections.published_table(evidence),
     )
     yield Section(
         "fusion",

@@ -42,7 +42,7 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
         Published(_LUNA, "audio: CNN-14, fine-tuned", 0.7658, 8, _LUNA_FOLDS, "pretrained on AudioSet"),
         Published(_LUNA, "video: guided spatial transformer", 0.5708, 8, _LUNA_FOLDS, _PRETRAINED),
         Published(
-            _FOLLOW_UP, "fusion of wav2vec2 and action units", 0.8670, 8, _LUNA_FOLDS,
+            _FOLLOW_UP, "fusion: wav2vec2 and action units", 0.8670, 8, _LUNA_FOLDS,
             f"fusion fitted on in-sample posteriors; {_TEST_FOLD}: an upper figure",
         ),
         Published(_FOLLOW_UP, "audio: wav2vec2-xlsr", 0.8182, 8, _LUNA_FOLDS, f"pretrained; {_TEST_FOLD}"),

@@ -108,7 +108,7 @@ def gains(evidence: Evidence) -> Figure:
             axes.plot(ends, [y, y], color=COLOURS[modality], linestyle=LINES[modality])
         values = [factor * one["value"] for one, factor in zip(each, scale, strict=True)]
         style = {"color": COLOURS[modality], "marker": MARKERS[modality], "linestyle": "none"}
-        axes.plot(values, place, label=f"over {gain['over']}", markersize=6, **style)
+        axes.plot(values, place, label=modality, markersize=6, **style)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(-np.arange(len(classes) + 1), ["all clips", *(short(c) for c in classes)])
     axes.set_ylim(-len(classes) - 0.5, 0.5)
@@ -120,7 +120,8 @@ def gains(evidence: Evidence) -> Figure:
         if not evidence.percent
         else "points gained by the fusion (95 %)"
     )
-    figure.legend(loc="outside upper center", ncols=1 if len(found) > 2 else 2)
+    title = "gain over the best expert of"
+    figure.legend(loc="outside upper center", ncols=3, title=title)
     return figure
 
 

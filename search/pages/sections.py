@@ -14,8 +14,8 @@ from ensembles.build import LEGEND
 from search.config import SearchConfig
 from search.pages.evidence import MODALITIES, Evidence
 from search.pages.html import Cell, code, definitions, paragraph, table
-from search.pages.published import published_on
-from search.pages.tables import score_lines, title, told_interval
+from search.pages.published import Published, published_on
+from search.pages.tables import ScoreLine, score_lines, title, told_interval
 
 _MOST_TRIALS = 1000
 
@@ -67,49 +67,65 @@ def about_scores(evidence: Evidence) -> str:
 
 
 def score_table(evidence: Evidence) -> str:
-    """Every number with what it saw."""
-    rows = [
-        (
-            line.row,
-            line.number,
-            Cell(evidence.told(line.value), line.value),
-            told_interval(evidence, line),
-            line.saw,
-        )
-        for line in score_lines(evidence)
-        if line.number != "published"
+    """Every number, and what it saw; a column for each that several rows have."""
+    lines = [line for line in score_lines(evidence) if line.number != "published"]
+    found = {(line.row, line.number): line for line in lines}
+    lone = [line for line in lines if line.number in ("test speakers", "guess")]
+    kinds = list(dict.fromkeys(line.number for line in lines if line not in lone))
+    rows = []
+    for row in dict.fromkeys(line.row for line in lines if line not in lone):
+        mine = (found.get((row, kind)) for kind in kinds)
+        rows.append([Cell(row), *(_with_interval(evidence, line) for line in mine)])
+    saw = {line.number: line.saw for line in reversed(lines)}
+    entries = [(kind, saw[kind]) for kind in kinds]
+    entries += [
+        (f"{line.number}: {evidence.told(line.value)}", f"{line.row}; {line.saw}") for line in lone
     ]
-    headings = ("what", "number", "score", "95 %", "what it saw")
-    note = paragraph(
-        "To paste: tables/scores.md and tables/scores.tex; figures/ has PNG and SVG.", "soft"
-    )
     return (
         paragraph(title(evidence), "soft")
-        + table(headings, rows, numbers=("score",), stacked=True)
-        + note
+        + table(("", *kinds), rows, numbers=kinds, stacked=True)
+        + "<h3>What each saw</h3>"
+        + definitions(entries)
+        + paragraph(
+            "To paste: tables/scores.md, tables/scores.tex; figures/ as PNG and SVG.", "soft"
+        )
+    )
+
+
+def _with_interval(evidence: Evidence, line: ScoreLine | None) -> Cell:
+    if line is None:
+        return Cell("")
+    beside = told_interval(evidence, line)
+    told = evidence.told(line.value)
+    beside = beside.replace(" – ", "\u00a0–\u00a0")  # an interval is not broken
+    return Cell(f"{told} ({beside})" if beside else told, line.value)
+
+
+def about_published(evidence: Evidence) -> str:
+    """Whether there is anything to compare with."""
+    if not _published(evidence):
+        return paragraph(
+            "No published figures are known here for this corpus, number of classes and metric."
+        )
+    return paragraph(
+        f"This run's protocol is {evidence.summary['protocol']}. A figure of another split, or of "
+        "networks pretrained on other corpora, is not like for like."
     )
 
 
 def published_table(evidence: Evidence) -> str:
     """What papers report on this corpus, with what it saw."""
-    found = evidence.summary
-    known = published_on(str(found["corpus"]), len(found["classes"]), evidence.metric)
-    if not known:
-        return paragraph(
-            "No published figures are known here for this corpus, number of classes and metric.",
-            "soft",
-        )
     rows = [
         (one.paper, one.what, Cell(f"{100 * one.value:.2f}", one.value), one.protocol, one.saw)
-        for one in known
+        for one in _published(evidence)
     ]
     headings = ("paper", "what", "score", "held out", "what else it saw")
-    same = paragraph(
-        f"This run's protocol is {found['protocol']}. A figure of another split, or of networks "
-        "pretrained on other corpora, is not like for like."
-    )
-    shown = table(headings, rows, numbers=("score",), stacked=True)
-    return f"<h3>Published figures</h3>{same}{shown}"
+    return table(headings, rows, numbers=("score",), stacked=True) if rows else ""
+
+
+def _published(evidence: Evidence) -> tuple[Published, ...]:
+    found = evidence.summary
+    return published_on(str(found["corpus"]), len(found["classes"]), evidence.metric)
 
 
 def about_gains(evidence: Evidence) -> str:
@@ -148,7 +164,8 @@ def gain_table(evidence: Evidence) -> str:
             cells.append("{:+.{d}f} ({:+.{d}f} … {:+.{d}f})".format(*ends, d=places))
         rows.append((f"recall of {name}" if name else f"all: {evidence.metric}", *cells))
     headings = ("gain (95 %)", *(f"over {gain['over']}" for gain in found.values()))
-    return table(headings, rows, stacked=True)
+    shown = table(headings, rows, stacked=True)
+    return f"<details><summary>The same as numbers</summary>{shown}</details>"
 
 
 _COLUMNS = {
