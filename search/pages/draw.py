@@ -77,7 +77,7 @@ def save(figure: Figure, name: str, folder: Path) -> str:
     nothing: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(drawing, format="svg", metadata=nothing)
     # Named here and not in the style: matplotlib would look for each of them for every text.
-    svg = drawing.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, Arial, sans-serif")
+    svg = drawing.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, Arial")
     write_atomically(folder / f"{name}.png", picture.getvalue())
     write_atomically(folder / f"{name}.svg", svg.encode())
     return inlined(svg, name)

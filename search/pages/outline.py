@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from search.pages import scores, sections, settings, trials
 from search.pages.evidence import Evidence
+from search.pages.provenance import provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,9 +110,7 @@ def _search(evidence: Evidence) -> Iterable[Section]:
         (_TIMELINE,),
         sections.failure_table(evidence) + sections.trial_table(evidence),
     )
-    yield Section(
-        "repeat", "How it was made, and how to repeat it", "", after=sections.provenance(evidence)
-    )
+    yield Section("repeat", "How it was made, and how to repeat it", "", after=provenance(evidence))
 
 
 _HEADLINE = Drawing(

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
-from dataclasses import fields
 from html import escape
 from typing import Any
 
-import yaml
-
 from ensembles.build import LEGEND
-from search.config import SearchConfig
 from search.pages.evidence import MODALITIES, Evidence
 from search.pages.html import Cell, code, definitions, paragraph, table
 from search.pages.published import Published, published_on
@@ -52,17 +47,14 @@ def about_scores(evidence: Evidence) -> str:
     """How to read the numbers."""
     confirmed = evidence.summary.get("confirmed")
     seeds = (
-        ""
-        if confirmed
-        else (
-            " Not confirmed: these are of the one training seed that the search chose by; "
-            "--confirm-seeds 3 trains the chosen experts afresh."
-        )
+        " Not confirmed: these are of the one training seed that the search chose by; "
+        "--confirm-seeds 3 trains the chosen experts afresh."
     )
     return paragraph(
         "Every number is of held-out predictions: a clip is predicted by networks that were not trained "
         "on its speaker. They differ in what chose the networks and the fusion. Only the honest, "
-        "corrected, fresh-seed and test-speaker scores say what to expect of new speakers." + seeds
+        "corrected, fresh-seed and test-speaker scores say what to expect of new speakers."
+        + ("" if confirmed else seeds)
     )
 
 
@@ -97,7 +89,7 @@ def _with_interval(evidence: Evidence, line: ScoreLine | None) -> Cell:
         return Cell("")
     beside = told_interval(evidence, line)
     told = evidence.told(line.value)
-    beside = beside.replace(" – ", "\u00a0–\u00a0")  # an interval is not broken
+    beside = beside.replace(" – ", "\u00a0–\u2060\u00a0")  # an interval is not broken
     return Cell(f"{told} ({beside})" if beside else told, line.value)
 
 
@@ -303,14 +295,9 @@ def about_trials(evidence: Evidence) -> str:
 
 
 def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return (
-        f"{hours:.1f} h"
-        if hours >= 2
-        else f"{minutes:.0f} min"
-        if minutes >= 2
-        else f"{seconds:.0f} s"
-    )
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def failure_table(evidence: Evidence) -> str:
@@ -353,69 +340,3 @@ def trial_table(evidence: Evidence) -> str:
 
 def _plain(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def provenance(evidence: Evidence) -> str:
-    """Protocol, seeds, versions, commit, machine, and the command."""
-    found = evidence.summary
-    versions = ", ".join(
-        f"{name} {number}" for name, number in (found.get("versions") or {}).items()
-    )
-    seeds = ", ".join(found.get("confirmed") or {}) or "none"
-    held_out = ", ".join(found.get("held_out") or []) or "none"
-    entries = [
-        ("protocol", f"{found['protocol']}: no speaker is trained on and scored"),
-        ("metric", evidence.metric),
-        ("data", f"checksum {found.get('data_checksum', 'unknown')}"),
-        ("folds", f"fingerprint {found.get('folds_fingerprint', 'unknown')}"),
-        ("test speakers", held_out),
-        ("search seed", str(found.get("seed", "unknown"))),
-        ("fresh seeds", seeds),
-        ("recipe for export", str(found.get("chosen_recipe", "unknown"))),
-        ("commit", found.get("commit") or "unknown: not run from a git checkout"),
-        ("versions", versions or "unknown"),
-        (
-            "machine",
-            f"{found.get('machine', 'unknown')}; trained on {found.get('device', 'unknown')}",
-        ),
-        ("command", str(found.get("command", "unknown"))),
-    ]
-    again = _reproduce(evidence)
-    told = (
-        paragraph("A search of the same settings, from the commit above:") + code(again)
-        if again
-        else ""
-    )
-    page = code(f"python -m search.report {shlex.quote(str(evidence.run))}")
-    return f"{definitions(entries)}{told}{paragraph('This page again, from what the folder holds:')}{page}"
-
-
-_NOT_REPEATED = (
-    "name",
-    "resume",
-    "extend",
-    "dry_run",
-    "runs_dir",
-    "cache_dir",
-    "address",
-    "format_version",
-)
-
-
-def _reproduce(evidence: Evidence) -> str:
-    """The command of the run's settings; a resumed run's own command would only resume it."""
-    try:
-        asked = yaml.safe_load((evidence.run / "config.yaml").read_text(encoding="utf-8"))
-        usual = {field.name: getattr(SearchConfig(), field.name) for field in fields(SearchConfig)}
-        given = {k: v for k, v in asked.items() if k not in _NOT_REPEATED and v is not None}
-        given = {k: v for k, v in given.items() if k in ("seed", "preset") or v != usual.get(k)}
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        return ""
-    told = [
-        f"--{key.replace('_', '-')} {shlex.quote(_as_typed(value))}" for key, value in given.items()
-    ]
-    return " ".join(["python -m search.run", *told])
-
-
-def _as_typed(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
