@@ -29,7 +29,8 @@ class Published:
 _LUNA = "Luna-Jiménez et al. 2021"
 _FOLLOW_UP = "Luna-Jiménez et al. 2022"
 _LUNA_FOLDS = "the five speaker folds of ravdess-luna5"
-_PRETRAINED = "pretrained on other corpora; sees the whole picture"
+_FOLLOW_UP_FOLDS = "five speaker folds, by the same authors"
+_PRETRAINED = "pretrained on other corpora; sees the video"
 _TEST_FOLD = "checkpoints chosen on the test fold (authors' code)"
 _SINGH = "Singh & Fang 2020"
 _CLIP_SPLIT = "clips split at random, 80/20: the same speakers on both sides"
@@ -42,11 +43,11 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
         Published(_LUNA, "audio: CNN-14, fine-tuned", 0.7658, 8, _LUNA_FOLDS, "pretrained on AudioSet"),
         Published(_LUNA, "video: guided spatial transformer", 0.5708, 8, _LUNA_FOLDS, _PRETRAINED),
         Published(
-            _FOLLOW_UP, "fusion: wav2vec2 and action units", 0.8670, 8, _LUNA_FOLDS,
+            _FOLLOW_UP, "fusion: wav2vec2 and action units", 0.8670, 8, _FOLLOW_UP_FOLDS,
             f"fusion fitted on in-sample posteriors; {_TEST_FOLD}: an upper figure",
         ),
-        Published(_FOLLOW_UP, "audio: wav2vec2-xlsr", 0.8182, 8, _LUNA_FOLDS, f"pretrained; {_TEST_FOLD}"),
-        Published(_FOLLOW_UP, "video: LSTM on action units", 0.6213, 8, _LUNA_FOLDS, _TEST_FOLD),
+        Published(_FOLLOW_UP, "audio: wav2vec2-xlsr", 0.8182, 8, _FOLLOW_UP_FOLDS, f"pretrained; {_TEST_FOLD}"),
+        Published(_FOLLOW_UP, "video: LSTM on action units", 0.6213, 8, _FOLLOW_UP_FOLDS, _TEST_FOLD),
     ),
     "iemocap": (
         Published(_SINGH, "audio: CNN+RNN", 0.5400, 4, _CLIP_SPLIT, _BEST),

@@ -79,7 +79,7 @@ def _lines_of(evidence: Evidence, key: str, row: dict[str, Any]) -> Iterator[Sco
         if name in rows
     }
     if by_seed:
-        saw = f"the same choices trained again with seeds {', '.join(by_seed)}; by none of them was chosen"
+        saw = f"the same choices trained again with seeds {', '.join(by_seed)}; nothing was chosen by them"
         each = tuple(by_seed.values())
         yield ScoreLine(name, "fresh seeds", saw, float(np.mean(each)), each=each)
     if row.get("search_score") is not None:
