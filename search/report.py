@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -329,13 +330,13 @@ def _write_leaderboard(path: Path, assessment: Assessment) -> None:
 def draw_report(run: Path, console: Console) -> None:
     """Writes `report.html`; what goes wrong is a warning, since the results are there already."""
     try:
-        from search.pages.document import (
-            write_page,  # matplotlib and Optuna take a second to import
-        )
+        # Here, since matplotlib takes a second to import.
+        from search.pages.document import write_page
 
         _, wrong = write_page(run)
     except Exception as error:
-        (run / PAGE).unlink(missing_ok=True)  # an earlier one is of earlier results
+        with suppress(OSError):
+            (run / PAGE).unlink(missing_ok=True)  # an earlier one is of earlier results
         wrong = [f"{PAGE} was not written: {error or repr(error)}"]
     for line in wrong:
         text = " ".join(f"warning: {line}".split())
