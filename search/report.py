@@ -1,10 +1,16 @@
-"""What a run leaves behind: terminal leaderboard, `summary.json`, `leaderboard.csv`, predictions."""
+"""What a run leaves behind: terminal leaderboard, `summary.json`, `leaderboard.csv`, predictions.
+
+`python -m search.report RUN` writes a run's `report.html` again, with its figures and tables.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
+import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +20,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ensembles import EnsembleError
 from ensembles.bank import ClipTable, write_atomically
 from ensembles.build import LEGEND, assessment_rows, leaderboard
 from ensembles.compare import Difference, fusion_gains
 from ensembles.correction import MIN_GROUPS
 from ensembles.honesty import Assessment, Detail, Scored, detail
 from ensembles.metrics import Array
+from search.pages import PAGE
 
 SUMMARY_VERSION = 1
 _FUSIONS_SHOWN = 8
@@ -78,8 +86,26 @@ def print_report(
     facts: dict[str, Any],
 ) -> None:
     """The leaderboard, and what one should know about its numbers."""
+    _print_leaderboard(console, assessment, facts)
+    found = detail(assessment.table, assessment.fused.log_posteriors, facts.get("people"))
+    console.print(_headline(assessment, found), highlight=False, soft_wrap=True)
+    if gains := _gains(assessment):
+        console.print(gains)
+    if confirmed:
+        console.print(_confirmation(assessment, confirmed))
+    else:
+        console.print(_NOT_CONFIRMED, style="dim", highlight=False)
+    _print_further(console, assessment, found, facts)
+    _print_end(console, run, facts)
+
+
+_NOT_CONFIRMED = """\
+Not confirmed: these are of the one training seed that the search chose by.
+--confirm-seeds 3 trains the chosen experts afresh."""
+
+
+def _print_leaderboard(console: Console, assessment: Assessment, facts: dict[str, Any]) -> None:
     table = assessment.table
-    counts, weights = facts["trials"], facts["weights"]
     title = (
         f"{facts['corpus']}: {assessment.metric}, {facts['protocol']}, {len(table.clips)} clips, "
         f"{len(set(table.speakers))} speakers, {len(table.classes)} classes"
@@ -97,35 +123,33 @@ def print_report(
             highlight=False,
         )
     console.print(LEGEND, style="dim", highlight=False)
-    found = detail(table, assessment.fused.log_posteriors, facts.get("people"))
-    console.print(_headline(assessment, found), highlight=False, soft_wrap=True)
-    if gains := _gains(assessment):
-        console.print(gains)
-    if confirmed:
-        console.print(_confirmation(assessment, confirmed))
-    else:
-        console.print(
-            "Not confirmed: these are of the one training seed that the search chose by.\n"
-            "--confirm-seeds 3 trains the chosen experts afresh.",
-            style="dim",
-            highlight=False,
-        )
-    if len(set(table.speakers)) < MIN_GROUPS and assessment.metric == "accuracy":
+
+
+def _print_further(
+    console: Console, assessment: Assessment, found: Detail, facts: dict[str, Any]
+) -> None:
+    """Few speakers one by one, enrolment, test speakers, failures, what guessing gives."""
+    table, metric = assessment.table, assessment.metric
+    if len(set(table.speakers)) < MIN_GROUPS and metric == "accuracy":
         shown_speakers = ", ".join(f"{n} {100 * v:.0f}" for n, v in found.speakers.items())
         console.print(f"fused, by speaker: {shown_speakers}", style="dim", highlight=False)
     if facts["enrolment"]:
-        console.print(_enrolment(assessment.metric, facts["enrolment"]), highlight=False)
+        console.print(_enrolment(metric, facts["enrolment"]), highlight=False)
     if facts["test_speakers"]:
-        console.print(_test_speakers(assessment.metric, facts["test_speakers"]), highlight=False)
+        console.print(_test_speakers(metric, facts["test_speakers"]), highlight=False)
     for name, reason in facts["failures"].items():
         console.print(f"failed: {name}: {reason}", highlight=False)
     majority = max(float((table.labels == k).mean()) for k in range(len(table.classes)))
-    if assessment.metric == "accuracy":
+    if metric == "accuracy":
         console.print(
             f"Always guessing the largest class: {100 * majority:.1f} %.",
             style="dim",
             highlight=False,
         )
+
+
+def _print_end(console: Console, run: Path, facts: dict[str, Any]) -> None:
+    counts, weights = facts["trials"], facts["weights"]
     console.print(
         f"{counts['complete']} trials finished, {counts['pruned']} stopped early, {counts['failed']} failed, "
         f"{counts['unfinished']} unfinished; {facts['seconds']['total']:.0f} s. Networks of "
@@ -133,6 +157,8 @@ def print_report(
         f"Everything is in {run}",
         highlight=False,
     )
+    if (page := run / PAGE).exists():
+        console.print(f"To read and to show: {page}", highlight=False, soft_wrap=True)
 
 
 def _headline(assessment: Assessment, found: Detail) -> str:
@@ -299,3 +325,44 @@ def _write_leaderboard(path: Path, assessment: Assessment) -> None:
             ]
         )
     write_atomically(path, text.getvalue().encode())
+
+
+def draw_report(run: Path, console: Console) -> None:
+    """Writes `report.html`; what goes wrong is a warning, since the results are there already."""
+    try:
+        # Here, since matplotlib takes a second to import.
+        from search.pages.document import write_page
+
+        _, wrong = write_page(run)
+    except Exception as error:
+        with suppress(OSError):
+            (run / PAGE).unlink(missing_ok=True)  # an earlier one is of earlier results
+        wrong = [f"{PAGE} was not written: {error or repr(error)}"]
+    for line in wrong:
+        text = " ".join(f"warning: {line}".split())
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0: written; 2: in one line, why not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m search.report",
+        description="Writes a run's report.html, figures and tables from what its folder holds.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run with results")
+    run = parser.parse_args(arguments).run
+    try:
+        from search.pages.document import write_page
+
+        page, wrong = write_page(run)
+    except (EnsembleError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for line in wrong:
+        print(f"warning: {line}", file=sys.stderr)
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -38,7 +38,7 @@ from search.machine import (
     offer_as_asked,
 )
 from search.offer import Offer, missing_weights
-from search.report import print_report, write_predictions, write_reports
+from search.report import draw_report, print_report, write_predictions, write_reports
 from search.submit import is_dashboard, submit
 from search.unseen import UnseenScore, score_unseen
 
@@ -247,6 +247,7 @@ def _search_and_report(
             console.print(f"warning: test speakers were not scored: {error}", highlight=False)
         weights.prune(run, found.assessment)
     report = save(found, unseen)
+    draw_report(run.path, console)
     print_report(Console(), run.path, found.assessment, found.confirmed, report)
     if interrupt.asked:
         console.print(_continue_with(run), highlight=False, soft_wrap=True)

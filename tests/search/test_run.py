@@ -90,6 +90,9 @@ def test_a_whole_search_writes_what_it_says_and_refuses_what_it_must(
         assert name in out
     assert "fresh training seeds 1003" in " ".join(out.split())
 
+    assert f"To read and to show: {run / 'report.html'}" in out
+    assert "is left out. It could not be drawn" not in (run / "report.html").read_text()
+
     summary = json.loads((run / "summary.json").read_text())
     assert summary["metric"] == "uar"
     assert summary["protocol"] == "speaker-kfold:2"
