@@ -13,6 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ensembles.metrics import METRICS
+from search.objective import OBJECTIVES
 
 
 class ConfigError(ValueError):
@@ -77,6 +78,8 @@ class SearchConfig:
         test_speakers: Speakers to put in no fold, separated by commas; the averaged ensemble is
             scored on them once, at the end.
         metric: accuracy, uar, macro_f1 or log_loss: what is searched for and reported.
+        objective: What the search takes a finished trial to be worth: solo (its own score), or
+            ensemble (and what it adds to the ensemble of those before it).
         seed: Of proposals, weights, order and augmentation.
         confirm_seeds: Fresh seeds that the headline's experts are trained again with (default: the preset's).
         enrolment: Numbers of unlabelled clips, such as 5,10,20: also score the headline with
@@ -122,6 +125,7 @@ class SearchConfig:
     protocol: str | None = None
     test_speakers: str | None = None
     metric: str = "accuracy"
+    objective: str = "solo"
     seed: int = 0
     confirm_seeds: int | None = None
     enrolment: str | None = None
@@ -149,6 +153,7 @@ class SearchConfig:
         """Every setting is checked once, here."""
         _known("preset", self.preset, tuple(PRESETS))
         _known("metric", self.metric, METRICS)
+        _known("objective", self.objective, OBJECTIVES)
         _known("device", self.device, ("auto", "cpu", "cuda"))
         _known("runner", self.runner, ("auto", "actor", "train"))
         _known("keep_weights", self.keep_weights, ("all", "chosen"))

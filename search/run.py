@@ -37,6 +37,7 @@ from search.machine import (
     join_cluster,
     offer_as_asked,
 )
+from search.objective import EnsembleObjective
 from search.offer import Offer, missing_weights
 from search.report import print_report, write_predictions, write_reports
 from search.submit import is_dashboard, submit
@@ -331,6 +332,7 @@ def _search(
             seed=config.seed,
             trials=_trials_in_all(run, facts),
             deadline=time.monotonic() + plan.minutes * 60,
+            objective=_objective(run, bank),
         )
         if run.extended:
             search.trials = search.asked() + plan.trials
@@ -349,6 +351,14 @@ def _search(
     finally:
         stop_ray()
     return found
+
+
+def _objective(run: RunFolder, bank: PosteriorBank) -> EnsembleObjective | None:
+    if run.config.objective == "solo":
+        return None
+    return EnsembleObjective(
+        bank, run.config.metric, lambda name: run.kept.fetch(f"bank/{name}@100.npz")
+    )
 
 
 def _leave(run: RunFolder, screen: Console, why: str) -> None:
