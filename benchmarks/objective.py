@@ -50,10 +50,11 @@ def main() -> None:
     """Parse → load → search by both objectives, seed by seed → differences."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--data", required=True, help="prepared RAVDESS shards with action units")
-    parser.add_argument("--seeds", type=int, default=12)
-    parser.add_argument("--trials", type=int, default=32, help="of a search, both modalities")
-    parser.add_argument("--clips", type=int, default=15, help="of each speaker")
-    parser.add_argument("--epochs-scale", type=float, default=0.15)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--trials", type=int, default=28, help="of a search, both modalities")
+    parser.add_argument("--clips", type=int, default=10, help="of each speaker")
+    parser.add_argument("--epochs-scale", type=float, default=0.1)
     parser.add_argument("--gain-weights", type=float, nargs="+", default=[sampler.GAIN_WEIGHT])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -69,7 +70,7 @@ def main() -> None:
     )
     arms = [("solo", 0.0), *(("ensemble", weight) for weight in options.gain_weights)]
     found: dict[tuple[str, float], list[tuple[float, float]]] = {arm: [] for arm in arms}
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         trained: dict[str, _Trained] = {}
         for arm in arms:
             started, before = time.monotonic(), len(trained)

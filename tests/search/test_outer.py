@@ -61,7 +61,7 @@ def test_a_search_has_no_speaker_of_its_outer_fold_in_any_of_its_folds(
 ) -> None:
     folds = make_folds(tiny_index, "speaker-kfold:4")
     splits = inner_splits(tiny_index, folds, 4)
-    apart = []
+    apart: list[str] = []
     for fold, inner in enumerate(splits):
         assert inner.unseen_rows.tolist() == folds.test_rows(fold).tolist()
         assert inner.count == 3, "no more folds than speakers that are left"
