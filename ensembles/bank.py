@@ -185,7 +185,7 @@ class PosteriorBank:
         np.savez_compressed(
             buffer, logits=entry.logits, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8)
         )
-        path = self.folder / f"{entry.trial}@{entry.percent:03d}.npz"
+        path = self._path(entry.trial, entry.percent)
         write_atomically(path, buffer.getvalue())
         return path
 
@@ -200,6 +200,13 @@ class PosteriorBank:
                 # Damaged archives fail as zlib.error, NotImplementedError, TypeError and more.
                 self.damaged.append(f"{path.name}: {str(error) or type(error).__name__}")
         return entries
+
+    def find(self, trial: str, percent: int) -> BankEntry | None:
+        """One trial's entry; None if it is not there, or damaged."""
+        try:
+            return self._read_entry(self._path(trial, percent))
+        except Exception:  # see `read`
+            return None
 
     def rungs(self, table: ClipTable) -> Iterator[tuple[str, Array]]:
         """Every trial at every rung, stopped ones too: what the search could have chosen.
@@ -217,6 +224,9 @@ class PosteriorBank:
             logits = entry.logits[rows]
             if "+" not in entry.trial and np.isfinite(logits).all():
                 yield entry.modality, log_softmax(logits)
+
+    def _path(self, trial: str, percent: int) -> Path:
+        return self.folder / f"{trial}@{percent:03d}.npz"
 
     def _read_entry(self, path: Path) -> BankEntry:
         with np.load(path, allow_pickle=False) as file:

@@ -12,7 +12,9 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from datasets.storage import is_url
 from ensembles.metrics import METRICS
+from search.objective import OBJECTIVES
 
 
 class ConfigError(ValueError):
@@ -77,14 +79,19 @@ class SearchConfig:
         test_speakers: Speakers to put in no fold, separated by commas; the averaged ensemble is
             scored on them once, at the end.
         metric: accuracy, uar, macro_f1 or log_loss: what is searched for and reported.
+        objective: What the search takes a finished trial to be worth: solo (its own score), or
+            ensemble (and what it adds to the ensemble of those before it).
+        outer: Also search once without each fold's speakers and score its ensemble on them, with cheap
+            experts: what the honest score's shortcuts leave. The time budget is for all searches together.
+        outer_folds: How many folds outer holds out (default: all).
         seed: Of proposals, weights, order and augmentation.
         confirm_seeds: Fresh seeds that the headline's experts are trained again with (default: the preset's).
         enrolment: Numbers of unlabelled clips, such as 5,10,20: also score the headline with
             inputs normalised by so many clips of each new speaker. A setting of its own.
         name: Name of the run, a folder under runs_dir (default: corpus, preset and date).
         resume: Name of an interrupted or finished run to continue; of the other options only
-            trials, time_budget, confirm_seeds, enrolment, keep_weights, weights, and where it runs (workers, runner,
-            workers_per_trial, address) may be given with it.
+            trials, time_budget, confirm_seeds, enrolment, outer, keep_weights, weights, and where it runs
+            (workers, runner, workers_per_trial, address) may be given with it.
         extend: Name of a finished run to search further: trials (so many more), time_budget, and
             with only, architectures besides those that it had.
         dry_run: Say what would be searched and how long it would take, and stop.
@@ -122,6 +129,9 @@ class SearchConfig:
     protocol: str | None = None
     test_speakers: str | None = None
     metric: str = "accuracy"
+    objective: str = "solo"
+    outer: bool = False
+    outer_folds: int | None = None
     seed: int = 0
     confirm_seeds: int | None = None
     enrolment: str | None = None
@@ -149,6 +159,7 @@ class SearchConfig:
         """Every setting is checked once, here."""
         _known("preset", self.preset, tuple(PRESETS))
         _known("metric", self.metric, METRICS)
+        _known("objective", self.objective, OBJECTIVES)
         _known("device", self.device, ("auto", "cpu", "cuda"))
         _known("runner", self.runner, ("auto", "actor", "train"))
         _known("keep_weights", self.keep_weights, ("all", "chosen"))
@@ -159,6 +170,7 @@ class SearchConfig:
             ("workers", 1),
             ("workers_per_trial", 1),
             ("confirm_seeds", 0),
+            ("outer_folds", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -177,6 +189,7 @@ class SearchConfig:
             raise ConfigError(
                 f"workers_per_trial {self.workers_per_trial} needs Ray Train: --runner train."
             )
+        _check_outer(self)
         parse_duration(self.time_budget or "1m")
         parse_duration(self.wait, "wait")
         _ = self.gpu_packing
@@ -255,6 +268,8 @@ RESUME_KEYS = (
     "time_budget",
     "confirm_seeds",
     "enrolment",
+    "outer",
+    "outer_folds",
     "workers",
     "runner",
     "workers_per_trial",
@@ -323,7 +338,7 @@ def _with_dashes_resolved(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     name = "--" + name[2:].replace("-", "_")
-    if name in ("--dry_run", "--skip_corrupt") and not equals:
+    if name in ("--dry_run", "--skip_corrupt", "--outer") and not equals:
         return f"{name}=true"
     return name + equals + value
 
@@ -345,6 +360,21 @@ def _explain(text: str, known: list[str]) -> str:
 def _known(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"Unknown {name} '{value}'. Known: {', '.join(choices)}.")
+
+
+def _check_outer(config: SearchConfig) -> None:
+    if config.outer_folds and not config.outer:
+        raise ConfigError(f"outer_folds {config.outer_folds} needs --outer.")
+    if config.outer and config.test_speakers:
+        raise ConfigError(
+            "outer makes each fold's speakers test speakers of a search of their own: leave out test_speakers."
+        )
+    if config.outer and config.extend:
+        raise ConfigError("outer cannot go with extend: extend first, then --resume NAME --outer.")
+    if config.outer and is_url(config.runs_dir):
+        raise ConfigError(
+            f"outer keeps its searches in the run's folder, which must be on a disk, got '{config.runs_dir}'."
+        )
 
 
 def _check_wandb_login() -> None:

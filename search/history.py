@@ -39,8 +39,9 @@ class History:
 
     Attributes:
         counts: Trials handed out, by state.
-        best: The highest value of a trial that has one.
+        best: The highest score of a trial that finished.
         running: Number → trial.
+        finished: Number → its own score, whatever TPE is told of it.
         scores: Number → rung → score, of running trials.
     """
 
@@ -48,6 +49,7 @@ class History:
         self.counts: Counter[TrialState] = Counter()
         self.best: float | None = None
         self.running: dict[int, FrozenTrial] = {}
+        self.finished: dict[int, float] = {}
         # A copy: Optuna changes a running trial's own table in place.
         self.scores: dict[int, dict[int, float]] = {}
         self._rungs: defaultdict[int, list[float]] = defaultdict(list)
@@ -89,7 +91,9 @@ class History:
             self._latest_alike[kind].add(trial)
             self._first_alike[kind] = min(self._first_alike.get(kind, trial), trial, key=_number)
             if trial.value is not None:
-                self.best = trial.value if self.best is None else max(self.best, trial.value)
+                score = trial.intermediate_values.get(100, trial.value)
+                self.finished[trial.number] = score
+                self.best = score if self.best is None else max(self.best, score)
 
     def rivals(self, number: int, percent: int, score: float) -> tuple[int, int]:
         """How many other trials reached a rung and have not failed; how many beat the score there."""

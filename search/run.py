@@ -20,7 +20,7 @@ from ensembles import EnsembleError
 from ensembles.bank import Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, assess
 from models.registry import ModelError
-from search import weights
+from search import outer, weights
 from search.chatter import chatter_to
 from search.config import ConfigError, SearchConfig, parse_arguments, parse_duration
 from search.corpus import clip_table, load_corpus, people
@@ -37,6 +37,7 @@ from search.machine import (
     join_cluster,
     offer_as_asked,
 )
+from search.objective import EnsembleObjective
 from search.offer import Offer, missing_weights
 from search.report import draw_report, print_report, write_predictions, write_reports
 from search.submit import is_dashboard, submit
@@ -60,9 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
             text = f"{finding.level}: {finding.what} → {finding.remedy}"
             console.print(text, markup=False, highlight=False)
         data = load_corpus(config, console)
+        if config.outer:  # what is impossible is said before anything trains
+            outer.inner_splits(data.index, data.folds, outer.outer_count(config, data.folds))
         address = join_cluster(config, console)
         facts = run.facts() if run else {}
         facts = facts or _find_out(config, data, console, address)
+        if config.outer and not run:
+            config, facts = _cheap_enough(config, data, facts)
         _check_same_data(facts, data, run)
         if run:
             check_weights(Offer.from_json(facts["offer"]), data.weights)
@@ -74,7 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
         run = run or new_run(config, data.cache.index.corpus)
         with run.locked():
             run.record(facts)
-            return _search_and_report(run, data, facts, address, console)
+            code = _search_and_report(run, data, facts, address, console)
+            if code or not config.outer:
+                return code
+            return outer.score_outer(run, data.index, data.folds, run.facts(), Console(), main)
     except (ConfigError, DataError, ModelError, EnsembleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -120,6 +128,16 @@ def _find_out(
         "gpu_share": cost.gpu_share,
         "seconds_before": 0.0,
     }
+
+
+def _cheap_enough(
+    config: SearchConfig, data: TrainingData, facts: dict[str, Any]
+) -> tuple[SearchConfig, dict[str, Any]]:
+    """The search, narrowed to one that can be repeated without each fold."""
+    searches = 1 + outer.outer_count(config, data.folds)
+    seconds = facts["predicted_seconds"]
+    config, offer = outer.narrowed(config, Offer.from_json(facts["offer"]), seconds, searches)
+    return config, {**facts, "offer": offer.to_json()}
 
 
 def _with_more(
@@ -332,6 +350,7 @@ def _search(
             seed=config.seed,
             trials=_trials_in_all(run, facts),
             deadline=time.monotonic() + plan.minutes * 60,
+            objective=_objective(run, bank),
         )
         if run.extended:
             search.trials = search.asked() + plan.trials
@@ -350,6 +369,14 @@ def _search(
     finally:
         stop_ray()
     return found
+
+
+def _objective(run: RunFolder, bank: PosteriorBank) -> EnsembleObjective | None:
+    if run.config.objective == "solo":
+        return None
+    return EnsembleObjective(
+        bank, run.config.metric, lambda name: run.kept.fetch(f"bank/{name}@100.npz")
+    )
 
 
 def _leave(run: RunFolder, screen: Console, why: str) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Container, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search.history import History
+from search.objective import GAIN_WEIGHT, EnsembleObjective, trial_name
 from search.offer import Offer
 from search.space import chosen_architecture, known_good, suggest_plan
 
@@ -116,6 +118,7 @@ class StudySearch(OptunaSearch):
     def __init__(self, modality: str, offer: Offer, storage: JournalStorage, seed: int) -> None:
         self.modality, self.offer = modality, offer
         self.history = History()
+        self.further_worth: Callable[[int], float] = lambda number: 0.0
 
         def space(trial: Any) -> dict[str, Any]:
             return {}  # asked in `suggest`, where the plan is built
@@ -169,7 +172,7 @@ class StudySearch(OptunaSearch):
         plan = suggest_plan(trial, self.modality, self.offer)
         self._note(trial)
         return {
-            "trial": f"{self.modality}-{trial.number:04d}",
+            "trial": trial_name(self.modality, trial.number),
             "modality": self.modality,
             "plan": plan.to_json(),
         }
@@ -203,7 +206,7 @@ class StudySearch(OptunaSearch):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tells Optuna how the trial ended."""
+        """Tells Optuna how the trial ended; of a finished one its score and its worth beyond that."""
         trial = self._ot_trials.pop(trial_id, None)
         if trial is None:
             return
@@ -216,7 +219,9 @@ class StudySearch(OptunaSearch):
             for key in ("seconds", "architecture"):
                 trial.set_user_attr(key, (result or {}).get(key))
             if int((result or {})["percent"]) >= 100:
-                self.study.tell(trial, score)
+                if further := self.further_worth(trial.number):
+                    trial.set_user_attr("further_worth", further)
+                self.study.tell(trial, score + further)
             else:
                 self.study.tell(trial, state=TrialState.PRUNED)
         self._note(trial)
@@ -236,6 +241,7 @@ class DealtSearch(Searcher):
         deadline: Monotonic time after which no trial is started.
         on_change: Called whenever a trial starts, reports or ends.
         on_end: Called with the name of a trial that has ended, when the journal says so.
+        objective: What a finished trial adds to the ensemble so far; None to count its own score alone.
     """
 
     def __init__(
@@ -248,11 +254,15 @@ class DealtSearch(Searcher):
         deadline: float,
         on_change: Callable[[], None] = lambda: None,
         on_end: Callable[[str], None] = lambda name: None,
+        objective: EnsembleObjective | None = None,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.parts = {
             m: StudySearch(m, offer, journal, seed + n) for n, m in enumerate(offer.modalities)
         }
+        if objective is not None:
+            for modality, part in self.parts.items():
+                part.further_worth = partial(self._further_worth, objective, modality)
         self.trials, self.deadline = trials, deadline
         self.on_change, self.on_end = on_change, on_end
         self._halted: set[str] = set()
@@ -265,6 +275,10 @@ class DealtSearch(Searcher):
             if frozen.state == TrialState.RUNNING
         ]
 
+    def _further_worth(self, objective: EnsembleObjective, modality: str, number: int) -> float:
+        finished = {name: part.history.finished for name, part in self.parts.items()}
+        return GAIN_WEIGHT * objective.gain(modality, number, finished)
+
     def asked(self) -> int:
         """Trials handed out so far."""
         return sum(part.history.asked for part in self.parts.values())
@@ -272,7 +286,7 @@ class DealtSearch(Searcher):
     def all_trials(self) -> dict[str, FrozenTrial]:
         """Name → trial, of everything handed out."""
         return {
-            f"{modality}-{trial.number:04d}": trial
+            trial_name(modality, trial.number): trial
             for modality, part in self.parts.items()
             for trial in part.asked()
         }
