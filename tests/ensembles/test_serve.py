@@ -80,10 +80,10 @@ def server(exported: Path) -> Iterator[Server]:
     home.mkdir()
     started = Server(exported, home)
     yield started
-    processes = started.processes()
     if started.process.poll() is None:
+        processes = started.processes()
         os.killpg(started.process.pid, signal.SIGKILL)
-    psutil.wait_procs(processes, timeout=30)
+        psutil.wait_procs(processes, timeout=30)
     shutil.rmtree(home, ignore_errors=True)
 
 
@@ -214,6 +214,9 @@ def test_a_person_chooses_a_file_and_sees_the_answer(
         (Path(shots) / f"page-{width}.png").write_bytes(found["picture"])
 
 
+LOADED = (
+    "document.readyState === 'complete' && document.getElementById('limits').textContent !== ''"
+)
 SEEN = """JSON.stringify({
     label: document.getElementById("label").textContent,
     name: document.getElementById("name").textContent,
@@ -277,12 +280,12 @@ async def _drive(connection: Any, url: str, clip: Path, width: int) -> dict[str,
     await call("Emulation.setDeviceMetricsOverride", **metrics)
     await call("Page.navigate", url=url)
     for _ in range(100):
-        root = (await call("DOM.getDocument"))["root"]["nodeId"]
-        node = (await call("DOM.querySelector", nodeId=root, selector="#file"))["nodeId"]
-        ready = await call("Runtime.evaluate", expression="document.readyState")
-        if node and ready["result"]["value"] == "complete":
+        there = await call("Runtime.evaluate", expression=LOADED)
+        if there["result"].get("value") is True:
             break
         await asyncio.sleep(0.2)
+    root = (await call("DOM.getDocument"))["root"]["nodeId"]
+    node = (await call("DOM.querySelector", nodeId=root, selector="#file"))["nodeId"]
     await call("DOM.setFileInputFiles", nodeId=node, files=[str(clip)])
     for _ in range(200):
         value = (await call("Runtime.evaluate", expression=SEEN))["result"]["value"]
