@@ -34,7 +34,7 @@ from ensembles.recipes import CrossFitter, recipes_for
 from search import sampler
 from search.corpus import clip_table
 from search.inputs import TrainingData
-from search.objective import OBJECTIVES, EnsembleObjective
+from search.objective import GAIN_WEIGHT, OBJECTIVES, EnsembleObjective
 from search.offer import Offer, offer_for
 from search.plan import TrialPlan
 from search.sampler import DealtSearch
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=28, help="of a search, both modalities")
     parser.add_argument("--clips", type=int, default=10, help="of each speaker")
     parser.add_argument("--epochs-scale", type=float, default=0.1)
-    parser.add_argument("--gain-weights", type=float, nargs="+", default=[sampler.GAIN_WEIGHT])
+    parser.add_argument("--gain-weights", type=float, nargs="+", default=[GAIN_WEIGHT])
     options = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -135,7 +135,7 @@ def _search(
     trained: dict[str, _Trained],
 ) -> tuple[float, float]:
     """Honest score of the greedy ensemble, and the best own score of an expert."""
-    objective, sampler.GAIN_WEIGHT = arm
+    objective, vars(sampler)["GAIN_WEIGHT"] = arm
     assert objective in OBJECTIVES
     with scratch() as folder:
         bank = PosteriorBank.create(Path(folder) / "bank", clip_table(data))

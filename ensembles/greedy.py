@@ -172,7 +172,7 @@ class _Values:
 
     def rough(self) -> NDArray[np.float32]:
         """(M, N, K)."""
-        return self._pooled(self._log_posteriors.astype(np.float32))
+        return np.asarray(self._pooled(self._log_posteriors.astype(np.float32)))
 
     def _pooled(self, values: Any) -> Any:
         floored = np.maximum(values, values.dtype.type(_FLOOR))
