@@ -239,7 +239,7 @@ def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
         return f"{100 * value:.1f}" if percent else f"{value:.3f}"
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
+    table.add_column("")  # a long name takes a second line, rather than the numbers their digits
     for heading in ("honest", "95 %", "BBC", "pooled"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("search", justify="right", style="dim", no_wrap=True)

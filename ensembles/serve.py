@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         if given.replicas < 1:
             raise EnsembleError(f"--replicas must be 1 or more, got {given.replicas}.")
-        artifact = read_artifact(given.folder)
+        artifact = read_artifact(given.folder, verify=given.verify)
         _check_address(given.host, given.port)
         over = Event()
         _end_by_signals(over)
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--decode-seconds", type=float, default=default.decode_seconds, help="a file's decoding")
     add("--window", type=float, default=default.window_seconds, help="seconds of one prediction")
     add("--hop", type=float, default=default.hop_seconds, help="seconds to the next")
+    add("--verify", metavar="SHA256", help="refuse DIR unless its ensemble.json has this checksum")
     return parser
 
 
@@ -145,6 +146,7 @@ def _serve(given: argparse.Namespace, limits: Limits, work: Path) -> None:
         limits=limits,
         hosts=["127.0.0.1", "localhost", "[::1]"] if _is_local(given.host) else None,
         replicas=given.replicas,
+        verify=given.verify,
     )
     serve.start(
         proxy_location="HeadOnly",

@@ -39,6 +39,7 @@ class ServeSettings:
         limits: Of an upload.
         hosts: Names under which the server may be asked for; None for any.
         replicas: How many.
+        verify: SHA-256 that the folder's `ensemble.json` must have; None for any.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class ServeSettings:
     limits: Limits
     hosts: list[str] | None
     replicas: int
+    verify: str | None = None
 
 
 class Replica:
@@ -54,7 +56,7 @@ class Replica:
     def __init__(self, settings: ServeSettings) -> None:
         _listen_here_only()
         self.limits, self.work = settings.limits, settings.work
-        self._predictor = Predictor(read_artifact(settings.folder))
+        self._predictor = Predictor(read_artifact(settings.folder, verify=settings.verify))
         self._decoder = Decoder(settings.folder, settings.limits)
         # One of each at a time; a queue for the decoder does not hold up the networks.
         self._decoding, self._predicting = ThreadPoolExecutor(1), ThreadPoolExecutor(1)

@@ -252,6 +252,7 @@ def test_what_cannot_be_served_is_one_line(
             ([str(exported), "--port", port], f"Cannot listen on 127.0.0.1:{port}: "),
             ([str(exported), "--max-mb", "0"], "`megabytes` must be above 0, got 0."),
             ([str(exported), "--replicas", "0"], "--replicas must be 1 or more, got 0."),
+            ([str(exported), "--verify", "0" * 64], "ensemble.json' is not what was asked for"),
         ):
             assert main(arguments) == 2
             (line,) = capsys.readouterr().err.splitlines()
