@@ -17,6 +17,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,23 +255,38 @@ def resample(sound: Array, source_hz: int, target_hz: int) -> Array:
     count = -(-len(sound) * up // down)
     padded = np.pad(sound, (width, width + down + 1)).astype(np.float32)
     views = np.lib.stride_tricks.sliding_window_view(padded, 2 * width + 1)
-    grid = np.linspace(-half, half, 20_000 * half + 1)
-    table = np.sinc(grid) * _taper(grid / half, of_scipy)
-    gain = cutoff / (table.mean() * 2 * half if of_scipy else 1.0)  # SciPy's filter sums to one
     out = np.empty(count, np.float32)
     for phase in range(min(up, count)):
         first, rest = divmod(phase * down, up)
-        distance = (np.arange(-width, width + 1) - rest / up) * cutoff
-        kernel = gain * np.interp(distance, grid, table, left=0.0, right=0.0)
+        taps = np.arange(-width, width + 1)
+        if of_scipy:
+            kernel = _kernel_of_scipy((taps - rest / up) * cutoff) * cutoff
+        else:  # rounded where torchaudio rounds: one may hear the last of 16 bits
+            place = np.float32(-phase) / np.float32(up) + (taps + first).astype("f4") / np.float32(
+                down
+            )
+            kernel = _kernel_of_torchaudio(place * np.float32(min(up, down) * 0.99)) * cutoff
         places = out[phase::up]
         places[:] = views[first::down][: len(places)] @ kernel.astype(np.float32)
     return out
 
 
-def _taper(place: Array, of_scipy: bool) -> Array:
-    if of_scipy:
-        return np.asarray(np.i0(5.0 * np.sqrt(1 - place**2)) / np.i0(5.0))
-    return np.asarray(np.cos(place * np.pi / 2) ** 2)
+def _kernel_of_torchaudio(place: Array) -> Array:
+    place = np.clip(place, -6, 6)
+    window = np.cos(place * np.float32(np.pi / 12)) ** 2
+    return np.asarray(np.sinc(place) * window)
+
+
+def _kernel_of_scipy(place: Array) -> Array:
+    return np.interp(place, *_scipy_table(), left=0.0, right=0.0)
+
+
+@cache
+def _scipy_table() -> tuple[Array, Array]:
+    """A Kaiser window (5.0) of ten zero crossings, with a sum of one."""
+    grid = np.linspace(-10, 10, 200_001)
+    table = np.sinc(grid) * np.i0(5.0 * np.sqrt(1 - (grid / 10) ** 2))
+    return grid, table / (20 * table.mean())
 
 
 def read_frames(path: Path, count: int, size: tuple[int, int]) -> Array:
