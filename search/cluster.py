@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import ray
 import yaml
+from ray._private import ray_constants
 from ray._private.utils import read_ray_address
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -94,6 +95,7 @@ def start_ray(address: str | None, workers: int | None, *, dashboard: bool) -> s
     if ray.is_initialized():
         url = ray._private.worker.get_dashboard_url()
         return f"http://{url}" if url else None
+    _listen_here_alone(not address)
     if address:
         if why := _reachable(address):
             raise ConfigError(
@@ -120,6 +122,15 @@ def start_ray(address: str | None, workers: int | None, *, dashboard: bool) -> s
             **common,
         )
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def _listen_here_alone(alone: bool) -> None:
+    """Whether the ports of a Ray that is started here are this machine's own; Ray opens them to all.
+
+    The name is Ray's for systems where it knows no clusters, and all its processes go by it.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0" if alone else "1"
+    ray_constants.ENABLE_RAY_CLUSTER = not alone  # read when Ray was imported
 
 
 def in_job() -> bool:
