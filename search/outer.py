@@ -10,7 +10,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +191,21 @@ def score_outer(
     write_atomically(run.path / FILE_NAME, json.dumps(document, indent=1).encode())
     console.print(in_words(found, run.config.metric), highlight=False, soft_wrap=True)
     return 0
+
+
+def in_own_process(arguments: list[str]) -> int:
+    """Runs `search.run` with arguments; returns its exit code.
+
+    Ray started several times in one process has ended it with a segmentation fault.
+    """
+    child = subprocess.Popen([sys.executable, "-m", "search.run", *arguments])
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        while True:
+            with suppress(KeyboardInterrupt):  # Ctrl-C has reached it too; it ends in its own way
+                return child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _continue_with(run: RunFolder) -> str:

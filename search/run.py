@@ -82,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
             code = _search_and_report(run, data, facts, address, console)
             if code or not config.outer:
                 return code
-            return outer.score_outer(run, data.index, data.folds, run.facts(), Console(), main)
+            return outer.score_outer(
+                run, data.index, data.folds, run.facts(), Console(), outer.in_own_process
+            )
     except (ConfigError, DataError, ModelError, EnsembleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
