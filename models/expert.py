@@ -384,13 +384,21 @@ def _build_early(
     )
 
 
+_TOO_FEW_CHANNELS = range(4, 8)
+
+
 def arrange_memory(expert: Expert) -> Expert:
     """Puts convolution weights into channels-last order, which their inputs follow.
 
-    What it gains on a CPU, alone and with bfloat16, is in docs/performance.md.
+    What it gains on a CPU, alone and with bfloat16, is in docs/performance.md. Not where a convolution
+    joins 4 to 7 channels: torch 2.14's gradient of a strided one of 4 writes beyond its memory on
+    processors with AVX2 alone, and so few gain nothing.
     """
+    convolutions = {m for m in expert.modules() if isinstance(m, nn.Conv2d)}
+    if any(conv.in_channels // conv.groups in _TOO_FEW_CHANNELS for conv in convolutions):
+        convolutions.clear()
     for module in expert.modules():
-        if isinstance(module, nn.Conv2d):
+        if module in convolutions:
             module.to(memory_format=torch.channels_last)
         elif isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)
