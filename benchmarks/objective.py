@@ -31,10 +31,9 @@ from datasets.storage import default_cache_folder
 from ensembles.bank import BankEntry, PosteriorBank
 from ensembles.metrics import fold_mean, log_softmax
 from ensembles.recipes import CrossFitter, recipes_for
-from search import sampler
 from search.corpus import clip_table
 from search.inputs import TrainingData
-from search.objective import GAIN_WEIGHT, OBJECTIVES, EnsembleObjective
+from search.objective import GAIN_WEIGHT, EnsembleObjective
 from search.offer import Offer, offer_for
 from search.plan import TrialPlan
 from search.sampler import DealtSearch
@@ -135,8 +134,7 @@ def _search(
     trained: dict[str, _Trained],
 ) -> tuple[float, float]:
     """Honest score of the greedy ensemble, and the best own score of an expert."""
-    objective, vars(sampler)["GAIN_WEIGHT"] = arm
-    assert objective in OBJECTIVES
+    objective, weight = arm
     with scratch() as folder:
         bank = PosteriorBank.create(Path(folder) / "bank", clip_table(data))
         search = DealtSearch(
@@ -145,7 +143,9 @@ def _search(
             seed=1000 * seed,
             trials=trials,
             deadline=time.monotonic() + 3600,
-            objective=EnsembleObjective(bank, METRIC) if objective == "ensemble" else None,
+            objective=EnsembleObjective(bank, METRIC, weight=weight)
+            if objective == "ensemble"
+            else None,
         )
         while isinstance(spec := search.suggest("one"), dict):
             key = json.dumps(spec["plan"], sort_keys=True)

@@ -213,7 +213,8 @@ class Candidates:
     def choose(
         self,
         rows: Iterable[Mapping[str, object]],
-        start: Sequence[str],
+        start: str,
+        start_by_fold: Sequence[str],
         budget: Budget,
         on_progress: Progress | None = None,
     ) -> Choice:
@@ -221,7 +222,9 @@ class Candidates:
 
         Args:
             rows: The run's recipes as it assessed them (`fusions` of summary.json).
-            start: Recipes whose best few experts are candidates too.
+            start: The recipe that all folds chose, whose best few experts are candidates too.
+            start_by_fold: The same, as it was chosen without each fold: what that fold's honest
+                choice may cut down.
             budget: What it may cost.
             on_progress: Told how many candidates of how many are assessed.
 
@@ -230,7 +233,11 @@ class Candidates:
         """
         self._check_possible(budget)
         candidates = [self._as_assessed(row) for row in rows]
-        reductions = [*self._alone(), *self._few(start), *self._within(candidates, budget)]
+        reductions = [
+            *self._alone(),
+            *self._few([start, *start_by_fold]),
+            *self._within(candidates, budget),
+        ]
         for done, recipe in enumerate(reductions, start=1):
             candidates.append(self._assess(recipe))
             if on_progress:
@@ -238,7 +245,7 @@ class Candidates:
         fitting = [c for c in candidates if (c.cost <= budget.limits).all()]
         metric = self.fitter.metric
         chosen = max(fitting, key=lambda c: (_merit(metric, c), *(-c.cost)))
-        row = self._fold_by_fold(candidates, chosen, budget)
+        row = self._fold_by_fold(candidates, chosen, start_by_fold, budget)
         return Choice(budget, metric, tuple(candidates), chosen, len(fitting), row)
 
     def _check_possible(self, budget: Budget) -> None:
@@ -351,14 +358,26 @@ class Candidates:
         )
 
     def _fold_by_fold(
-        self, candidates: Sequence[Candidate], chosen: Candidate, budget: Budget
+        self,
+        candidates: Sequence[Candidate],
+        chosen: Candidate,
+        start_by_fold: Sequence[str],
+        budget: Budget,
     ) -> Scored:
         """The choice for each fold among what fits without it, made on the other folds."""
         fitter, table = self.fitter, self.fitter.experts.table
         out = np.empty(fitter.experts.log_posteriors.shape[1:])
         per_fold = []
         for number, fold in enumerate(fitter.folds):
-            among = [c for c in candidates if (c.fold_costs[number] <= budget.limits).all()]
+            among = [
+                c
+                for c in candidates
+                if (c.fold_costs[number] <= budget.limits).all()
+                # Other recipes are cut down because folds chose them that saw this one.
+                and not (
+                    isinstance(c.recipe, BestFew) and c.recipe.of.name != start_by_fold[number]
+                )
+            ]
             recipe = fitter.choose([c.recipe for c in among], fold)
             out[table.folds == fold] = fitter.predict(recipe, frozenset({fold}), fold)
             members, _ = fitter.fit(recipe, frozenset({fold}))

@@ -45,6 +45,34 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
         "",
         *_more_scores(summary),
         *_detail(artifact.labels, summary),
+        *_experts(artifact),
+        "## Inputs",
+        "",
+        *_inputs(artifact),
+        "",
+        "## Is this the folder that its maker made?",
+        "",
+        "`ensemble.json` has a checksum of itself, of every file of the experts and of `predict.py`; "
+        "they are checked whenever the folder is read. Whoever rewrites the folder can rewrite them "
+        "too: ask its maker, by another way, for the SHA-256 of `ensemble.json`, and give it to "
+        "`--verify`. This card is covered by nothing.",
+        "",
+        "## Limits",
+        "",
+        f"Trained on {summary['corpus']} alone: acted or recorded as that corpus is, in its "
+        "languages and from its speakers. Other microphones, languages, ages and spontaneous "
+        "emotion will score lower, by an amount that nobody has measured here. "
+        f"{_licence(summary['corpus'])}",
+        "",
+        f"Made by commit {summary['commit'] or 'unknown'}: `{summary['command']}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _experts(artifact: Artifact) -> list[str]:
+    """Who is in the folder, how they are fused, and who takes over where an input is missing."""
+    return [
         "## Experts",
         "",
         f"{len(artifact.members)} experts are here, of which {len(artifact.fused.experts)} make the "
@@ -70,28 +98,7 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
             for some, fused in artifact.substitutes.items()
         ),
         "",
-        "## Inputs",
-        "",
-        *_inputs(artifact),
-        "",
-        "## Is this the folder that its maker made?",
-        "",
-        "`ensemble.json` has a checksum of itself, of every file of the experts and of `predict.py`; "
-        "they are checked whenever the folder is read. Whoever rewrites the folder can rewrite them "
-        "too: ask its maker, by another way, for the SHA-256 of `ensemble.json`, and give it to "
-        "`--verify`. This card is covered by nothing.",
-        "",
-        "## Limits",
-        "",
-        f"Trained on {summary['corpus']} alone: acted or recorded as that corpus is, in its "
-        "languages and from its speakers. Other microphones, languages, ages and spontaneous "
-        "emotion will score lower, by an amount that nobody has measured here. "
-        f"{_licence(summary['corpus'])}",
-        "",
-        f"Made by commit {summary['commit'] or 'unknown'}: `{summary['command']}`.",
-        "",
     ]
-    return "\n".join(lines)
 
 
 def _more_scores(summary: Mapping[str, Any]) -> list[str]:

@@ -107,11 +107,11 @@ def under_a_budget(
 def _choose(run: FinishedRun, candidates: Candidates, budget: Budget, console: Console) -> Choice:
     """Among the run's recipes and reductions of those that it chose."""
     per_fold = run.summary["headline"]["fused"]["per_fold"]
-    start = [run.summary["chosen_recipe"], *(choice["recipe"] for choice in per_fold)]
     with console.status("assessing what fits") as status, threadpool_limits(1):
         return candidates.choose(
             run.summary.get("fusions", []),
-            start,
+            run.summary["chosen_recipe"],
+            [choice["recipe"] for choice in per_fold],
             budget,
             lambda done, count: status.update(f"assessing reductions: {done} of {count}"),
         )

@@ -42,6 +42,7 @@ class EnsembleObjective:
         bank: Where trials leave their posteriors.
         metric: Of the search.
         fetch: Called with the name of a bank entry that is to be read: it may be kept elsewhere.
+        weight: What a point that the ensemble gains counts for, in points of the trial's own.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class EnsembleObjective:
         bank: PosteriorBank,
         metric: str,
         fetch: Callable[[str], object] = lambda name: None,
+        weight: float = GAIN_WEIGHT,
     ) -> None:
-        self.bank, self.metric, self.fetch = bank, metric, fetch
+        self.bank, self.metric, self.fetch, self.weight = bank, metric, fetch, weight
         self._read: dict[str, BankEntry] = {}
 
     def gain(self, modality: str, number: int, finished: Finished) -> float:

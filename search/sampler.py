@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search.history import History
-from search.objective import GAIN_WEIGHT, EnsembleObjective, trial_name
+from search.objective import EnsembleObjective, trial_name
 from search.offer import Offer
 from search.space import chosen_architecture, known_good, suggest_plan
 
@@ -277,7 +277,7 @@ class DealtSearch(Searcher):
 
     def _further_worth(self, objective: EnsembleObjective, modality: str, number: int) -> float:
         finished = {name: part.history.finished for name, part in self.parts.items()}
-        return GAIN_WEIGHT * objective.gain(modality, number, finished)
+        return objective.weight * objective.gain(modality, number, finished)
 
     def asked(self) -> int:
         """Trials handed out so far."""

@@ -53,9 +53,10 @@ def test_the_manifest_has_the_checksum_of_every_file_but_the_card(exported: Path
 
 
 def test_a_note_on_the_model_card_changes_nothing(changeable: Path) -> None:
+    before = read_artifact(changeable).to_json()
     with (changeable / "model-card.md").open("a") as file:
         file.write("Deployed by us.")
-    read_artifact(changeable)
+    assert read_artifact(changeable).to_json() == before
 
 
 @pytest.mark.parametrize(
@@ -73,9 +74,9 @@ def test_a_manifest_that_somebody_changed_is_refused(
 
 
 def test_a_manifest_may_be_laid_out_anew(changeable: Path) -> None:
-    path = changeable / MANIFEST
+    path, before = changeable / MANIFEST, read_artifact(changeable).to_json()
     path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
-    read_artifact(changeable)
+    assert read_artifact(changeable).to_json() == before
 
 
 def remove(path: Path) -> None:

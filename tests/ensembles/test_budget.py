@@ -37,7 +37,9 @@ def choose(experts: Experts, budget: Budget, costs: Mapping[str, Cost] = COSTS) 
     plain = [recipe for recipe in recipes_for(experts, "accuracy") if recipe.name in RECIPES]
     rows = [_score_recipe(fitter, recipe).to_json() for recipe in plain]
     recipes = {recipe.name: recipe for recipe in plain}
-    return Candidates(fitter, recipes, costs).choose(rows, ["greedy: product"], budget)
+    return Candidates(fitter, recipes, costs).choose(
+        rows, "greedy: product", ["greedy: product"] * len(fitter.folds), budget
+    )
 
 
 def test_what_is_chosen_fits_and_is_the_best_that_does(experts: Experts) -> None:
@@ -150,7 +152,9 @@ def test_a_budget_is_a_number_above_zero(value: float) -> None:
 def test_recipes_of_another_bank_are_refused(experts: Experts) -> None:
     fitter = ReducingFitter(experts, "accuracy")
     with pytest.raises(EnsembleError, match=r"fusions \(summary.json\) do not fit its bank"):
-        Candidates(fitter, {}, COSTS).choose([{"name": "a+v: product"}], [], Budget(max_mb=9.0))
+        Candidates(fitter, {}, COSTS).choose(
+            [{"name": "a+v: product"}], "a+v: product", [], Budget(max_mb=9.0)
+        )
 
 
 @pytest.mark.parametrize("space", ["arithmetic", "log"])
