@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from datasets.storage import is_url
 from ensembles.metrics import METRICS
 from search.objective import OBJECTIVES
+from search.papers import PAPERS
 
 
 class ConfigError(ValueError):
@@ -52,6 +53,8 @@ PRESETS = {
 }
 
 
+_WHOLE_DAY = 24 * 60.0
+
 LOGGERS = ("mlflow", "wandb")
 
 
@@ -84,6 +87,8 @@ class SearchConfig:
         outer: Also search once without each fold's speakers and score its ensemble on them, with cheap
             experts: what the honest score's shortcuts leave. The time budget is for all searches together.
         outer_folds: How many folds outer holds out (default: all).
+        reproduce: Name of a paper, such as luna2022: train its networks as it describes them instead
+            of searching, and print its figures beside the scores on unknown speakers.
         seed: Of proposals, weights, order and augmentation.
         confirm_seeds: Fresh seeds that the headline's experts are trained again with (default: the preset's).
         enrolment: Numbers of unlabelled clips, such as 5,10,20: also score the headline with
@@ -132,6 +137,7 @@ class SearchConfig:
     objective: str = "solo"
     outer: bool = False
     outer_folds: int | None = None
+    reproduce: str | None = None
     seed: int = 0
     confirm_seeds: int | None = None
     enrolment: str | None = None
@@ -190,6 +196,7 @@ class SearchConfig:
                 f"workers_per_trial {self.workers_per_trial} needs Ray Train: --runner train."
             )
         _check_outer(self)
+        _check_reproduce(self)
         parse_duration(self.time_budget or "1m")
         parse_duration(self.wait, "wait")
         _ = self.gpu_packing
@@ -209,6 +216,8 @@ class SearchConfig:
         """The preset with what was overridden."""
         base = PRESETS[self.preset]
         minutes = base.minutes if self.data else base.demo_minutes
+        if self.reproduce:  # what it trains is known, and all of it is wanted
+            minutes = _WHOLE_DAY
         return replace(
             base,
             trials=self.trials or base.trials,
@@ -375,6 +384,19 @@ def _check_outer(config: SearchConfig) -> None:
         raise ConfigError(
             f"outer keeps its searches in the run's folder, which must be on a disk, got '{config.runs_dir}'."
         )
+
+
+def _check_reproduce(config: SearchConfig) -> None:
+    """A paper says what is trained and how; what is left to say is on which data, and where."""
+    if config.reproduce is None:
+        return
+    _known("paper", config.reproduce, tuple(PAPERS))
+    if missing := PAPERS[config.reproduce].missing:
+        raise ConfigError(f"reproduce {config.reproduce}: {missing}.")
+    settled = ("preset", "trials", "only", "metric", "objective", "outer", "extend", "enrolment")
+    usual = {f.name: f.default for f in fields(SearchConfig)}
+    if changed := [name for name in settled if getattr(config, name) != usual[name]]:
+        raise ConfigError(f"reproduce trains what the paper trained: leave out {changed[0]}.")
 
 
 def _check_wandb_login() -> None:

@@ -196,6 +196,10 @@ def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
             f"The run '{name}' is of format version {found}; this program continues version {FORMAT_VERSION}."
         )
     old = from_document(document, stored)
+    if config.extend and old.reproduce:
+        raise ConfigError(
+            f"The run '{name}' reproduces {old.reproduce}: there is nothing to extend."
+        )
     overrides = {key: getattr(config, key) for key in given & set(allowed)}
     config = replace(old, **{"runs_dir": config.runs_dir, **overrides})
     return RunFolder(kept, config, resumed=True, given=frozenset(given))

@@ -65,6 +65,7 @@ class Offer:
         all_recipes: Whether everything about training is searched, or the core of it.
         why_not: Architecture → why it is not offered.
         generation: 1, and one more whenever a finished search was given more architectures.
+        given: Modality → label → a plan's JSON: what is trained where nothing is searched.
     """
 
     single: Mapping[str, tuple[str, ...]]
@@ -77,10 +78,18 @@ class Offer:
     all_recipes: bool = False
     why_not: Mapping[str, str] = field(default_factory=dict)
     generation: int = 1
+    given: Mapping[str, Mapping[str, dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def given_trials(self) -> int:
+        """How many configurations are given; 0 where they are searched."""
+        return sum(map(len, self.given.values()))
 
     @property
     def modalities(self) -> list[str]:
         """Those with something to search."""
+        if self.given:
+            return list(self.given)
         found: list[str] = [side for side in SIDES if self.single.get(side)]
         return [*found, "early"] if self.fusions else found
 

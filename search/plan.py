@@ -13,7 +13,8 @@ SIDES = ("audio", "video")
 """Early fusion's parts."""
 
 OPTIMIZERS = ("adamw", "adam_amsgrad", "sgd_nesterov")
-SCHEDULES = ("cosine", "one_cycle", "plateau")
+SCHEDULES = ("cosine", "one_cycle", "plateau", "constant")
+"""The last is for papers' own settings, and is not searched."""
 AVERAGES = ("none", "ema", "swa")
 
 
@@ -30,7 +31,7 @@ class TrainSettings:
         schedule: cosine to 0 after the warm-up; one_cycle (Smith & Topin, 2018, without their
             cycle of momentum): a twenty-fifth, the peak at 30 %, then a cosine to 0; plateau:
             halved when the TRAINING loss has not improved for three epochs (a held-out one would
-            be a leak).
+            be a leak); constant, without a warm-up.
         warmup_share: Of the schedule, in which the rate rises linearly (cosine, plateau).
         weight_decay: Of matrices; biases and normalisation are not decayed.
         gradient_clip: Largest norm of the gradient.

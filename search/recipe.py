@@ -109,6 +109,8 @@ class Optimizer:
 
     def _share(self, step: int) -> float:
         """Of the peak rate."""
+        if self.settings.schedule == "constant":
+            return 1.0
         if self.settings.schedule == "one_cycle":
             return one_cycle_share(step, self.steps)
         warmup = max(1, int(self.steps * self.settings.warmup_share))

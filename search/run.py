@@ -20,7 +20,7 @@ from ensembles import EnsembleError
 from ensembles.bank import Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, assess
 from models.registry import ModelError
-from search import outer, weights
+from search import outer, reproduce, weights
 from search.chatter import chatter_to
 from search.config import ConfigError, SearchConfig, parse_arguments, parse_duration
 from search.corpus import clip_table, load_corpus, people
@@ -54,13 +54,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config, given = parse_arguments(arguments)
         run = resumed_run(config, given) if config.resume or config.extend else None
-        config = run.config if run else config
+        config = run.config if run else reproduce.completed(config)
         if is_dashboard(config.address):
             return submit(config, given, console)
         for finding in quick_findings(config):
             text = f"{finding.level}: {finding.what} → {finding.remedy}"
             console.print(text, markup=False, highlight=False)
+        if config.reproduce:
+            print(reproduce.flaw_of(config.reproduce), flush=True)
         data = load_corpus(config, console)
+        if config.reproduce:
+            reproduce.check_corpus(config.reproduce, data.index, console)
         if config.outer:  # what is impossible is said before anything trains
             outer.inner_splits(data.index, data.folds, outer.outer_count(config, data.folds))
         address = join_cluster(config, console)
@@ -104,10 +108,11 @@ def _find_out(
 ) -> dict[str, Any]:
     """What the search may try here; recorded once, so that a resumed run offers the same."""
     device = choose_device(config, address, console)
-    offer = offer_as_asked(config, data)
+    asked = reproduce.offer_of if config.reproduce else offer_as_asked
+    offer = asked(config, data)
     cost = find_cost(offer, data, device, config, address, console)
     seconds = cost.seconds
-    if not config.architectures:
+    if not (config.architectures or config.reproduce):
         offer = drop_expensive(offer, seconds, config.longest_seconds)
     index = data.cache.index
     return {
@@ -177,7 +182,8 @@ def _print_offer(
     plan = config.plan
     console.print(
         f"{facts['corpus']}: {len(data.cache.index.clips)} clips, {facts['protocol']}, {data.folds.count} folds; "
-        f"{plan.trials} trials, at most {plan.minutes:g} min, {plan.confirm_seeds} fresh seeds",
+        f"{offer.given_trials or plan.trials} trials, at most {plan.minutes:g} min, "
+        f"{plan.confirm_seeds} fresh seeds",
         highlight=False,
     )
     seconds = facts["predicted_seconds"]
@@ -213,6 +219,7 @@ class Findings:
         failures: Trial → reason.
         confirmed: Fresh seed → row → score.
         enrolled: Clips of a new speaker → score.
+        reproduced: A paper's figures beside ours, as JSON; None where nothing is reproduced.
     """
 
     experts: Experts
@@ -222,6 +229,7 @@ class Findings:
     failures: dict[str, str]
     confirmed: dict[int, dict[str, Scored]] = field(default_factory=dict)
     enrolled: dict[int, Scored] = field(default_factory=dict)
+    reproduced: dict[str, Any] | None = None
 
 
 def _search_and_report(
@@ -269,6 +277,8 @@ def _search_and_report(
     report = save(found, unseen)
     draw_report(run.path, console)
     print_report(Console(), run.path, found.assessment, found.confirmed, report)
+    if found.reproduced:
+        reproduce.print_reproduced(Console(), found.reproduced, facts["protocol"])
     if interrupt.asked:
         console.print(_continue_with(run), highlight=False, soft_wrap=True)
         return 130
@@ -295,6 +305,7 @@ def _report(
         "failures": found.failures,
         "enrolment": {str(clips): row.to_json() for clips, row in found.enrolled.items()},
         "test_speakers": unseen.to_json() if unseen else None,
+        "reproduced": found.reproduced,
         "weights": weights.summary(run),
         "runner": _runner(run.config, facts["device"] == "cuda"),
         "workers_per_trial": run.config.workers_per_trial,
@@ -391,6 +402,8 @@ def _leave(run: RunFolder, screen: Console, why: str) -> None:
 
 def _trials_in_all(run: RunFolder, facts: dict[str, Any]) -> int:
     """How many trials the run is to have; one that was extended keeps what it was extended to."""
+    if given := Offer.from_json(facts["offer"]).given_trials:
+        return given
     recorded = int(facts.get("trials_in_all", 0))
     return recorded if recorded and "trials" not in run.given else run.config.plan.trials
 
@@ -427,7 +440,11 @@ def _tune_and_fuse(session: Session) -> Findings:
     ended = session.entries_of(finished)
     experts = session.bank.experts(ended.values())
     assessment = _assess(session, experts)
-    return Findings(experts, assessment, searched, search.counts(), search.failures())
+    found = Findings(experts, assessment, searched, search.counts(), search.failures())
+    if name := run.config.reproduce:
+        rows = reproduce.reproduced(run.config, search.offer, experts, search.settings())
+        found.reproduced = reproduce.to_json(name, rows)
+    return found
 
 
 def _for_header(session: Session) -> tuple[str, ...]:

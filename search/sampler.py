@@ -155,6 +155,11 @@ class StudySearch(OptunaSearch):
         """Trials that were handed out, in order."""
         return [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether every given configuration was asked for; a search has no end of them."""
+        return bool(self.offer.given) and not self._waiting
+
     def _note(self, trial: optuna.Trial) -> None:
         """Tells the history what the journal now says of a trial."""
         self.history.take(self._storage.get_trial(trial._trial_id))
@@ -193,7 +198,7 @@ class StudySearch(OptunaSearch):
         if percent not in known:
             trial.report(score, percent)
             self._note(trial)
-        if percent < FIRST_STOP_PERCENT or percent >= 100:
+        if percent < FIRST_STOP_PERCENT or percent >= 100 or self.offer.given:
             return False
         if self.history.counts[TrialState.COMPLETE] < MIN_FINISHED:
             return False
@@ -257,6 +262,7 @@ class DealtSearch(Searcher):
         objective: EnsembleObjective | None = None,
     ) -> None:
         super().__init__(metric="score", mode="max")
+        self.offer = offer
         self.parts = {
             m: StudySearch(m, offer, journal, seed + n) for n, m in enumerate(offer.modalities)
         }
@@ -290,6 +296,14 @@ class DealtSearch(Searcher):
             for modality, part in self.parts.items()
             for trial in part.asked()
         }
+
+    def settings(self) -> dict[str, str]:
+        """Trial → label of the setting that was given; empty where settings are searched."""
+        return (
+            {n: str(chosen_architecture(t.params)) for n, t in self.all_trials().items()}
+            if self.offer.given
+            else {}
+        )
 
     def finished(self) -> set[str]:
         """Names of the trials that reached the end of their schedule."""
@@ -343,7 +357,10 @@ class DealtSearch(Searcher):
         elif self.asked() >= self.trials or time.monotonic() > self.deadline:
             return str(Searcher.FINISHED)
         else:
-            part = min(self.parts.values(), key=lambda p: p.history.asked)
+            open_parts = [part for part in self.parts.values() if not part.exhausted]
+            if not open_parts:
+                return str(Searcher.FINISHED)
+            part = min(open_parts, key=lambda p: p.history.asked)
             self._owner[trial_id] = part
             config = part.suggest(trial_id)
         self.running[trial_id] = config["trial"]

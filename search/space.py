@@ -20,6 +20,8 @@ from search.plan import OPTIMIZERS, SCHEDULES, TrainSettings, TrialPlan
 
 MODALITIES = ("audio", "video", "early")
 _CHOICE = "architecture"
+_SETTING = "setting"
+"""The one parameter where whole configurations are given, and nothing is searched."""
 
 Condition = Mapping[str, tuple[Any, ...]]
 
@@ -63,7 +65,7 @@ RECIPE: Space = {
     "optimizer": Choice(OPTIMIZERS),
     "learning_rate@sgd": Range(3e-3, 0.3, log=True, when=_SGD),
     "weight_decay@sgd": Range(1e-5, 1e-2, log=True, when=_SGD),
-    "schedule": Choice(SCHEDULES),
+    "schedule": Choice(tuple(name for name in SCHEDULES if name != "constant")),
     "averaging": Choice(("none", "ema", "swa")),
     "gradient_clip": Choice((5.0, 1.0)),
     "focal_gamma": Choice((0.0, 1.0, 2.0)),
@@ -453,6 +455,8 @@ def _settled(name: str, known: Mapping[str, Any], offer: Offer) -> set[str]:
 
 def suggest_plan(trial: optuna.Trial, modality: str, offer: Offer) -> TrialPlan:
     """Asks Optuna for one configuration of a modality."""
+    if given := offer.given.get(modality):
+        return TrialPlan.from_json(given[trial.suggest_categorical(_SETTING, list(given))])
     # A trial that was interrupted between two parameters has its choice already.
     asked = _choice_in(trial.params)
     name = (
@@ -469,6 +473,8 @@ def suggest_plan(trial: optuna.Trial, modality: str, offer: Offer) -> TrialPlan:
 
 def plan_of(params: Mapping[str, Any], modality: str, offer: Offer) -> TrialPlan:
     """The configuration that a finished trial's parameters stand for."""
+    if _SETTING in params:
+        return TrialPlan.from_json(offer.given[modality][params[_SETTING]])
     asked = _choice_in(params)
     assert asked, "a finished trial has an architecture"
     name = str(params[asked])
@@ -501,7 +507,9 @@ def _named(key: str, offer: Offer) -> str:
 
 
 def chosen_architecture(params: Mapping[str, Any]) -> str | None:
-    """The architecture, or the fusion with its parts, that a trial's parameters name."""
+    """The architecture, or the fusion with its parts, or the given setting, that a trial's parameters name."""
+    if _SETTING in params:
+        return str(params[_SETTING])
     key = _choice_in(params)
     if key is None:
         return None
@@ -553,7 +561,11 @@ def known_good(modality: str, offer: Offer) -> Iterator[dict[str, Any]]:
     """Parameters of the known-good defaults, tried before anything else; cheap ones first.
 
     Of early fusion: plain concatenation of several pairs of parts, and each other fusion once.
+    Where settings are given, these.
     """
+    if given := offer.given.get(modality):
+        yield from ({_SETTING: label} for label in given)
+        return
     for name in offer.choices(modality):
         pairs: Sequence[tuple[str, ...]] = [()]
         if modality == "early":

@@ -13,8 +13,8 @@ import datasets
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = {
     "search", "models", "datasets", "ensembles", "tests", "benchmarks", "docs", "cluster.yaml",
-    "pyproject.toml", "constraints.txt", "requirements-inference.txt", "Makefile", "README.md", "CONTRIBUTING.md", "LICENSE",
-    ".pre-commit-config.yaml", ".gitignore", ".ci",
+    "pyproject.toml", "constraints.txt", "requirements-inference.txt", "Makefile", "README.md",
+    "CONTRIBUTING.md", "LICENSE", ".pre-commit-config.yaml", ".gitignore", ".ci",
 }  # fmt: skip
 
 

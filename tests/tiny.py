@@ -10,7 +10,7 @@ from datasets.clips import ClipRecord, Corpus
 from datasets.prepare import ShardSettings, prepare
 
 
-def make_tiny_shards(tiny_corpus: Corpus, out: Path) -> None:
+def make_tiny_shards(tiny_corpus: Corpus, out: Path, name: str = "tiny") -> None:
     """A corpus in four shards, with invented features of seven frames beside sound and pictures."""
     generator = np.random.default_rng(0)
     means = generator.normal(size=(6, 5))
@@ -30,7 +30,7 @@ def make_tiny_shards(tiny_corpus: Corpus, out: Path) -> None:
         for record in tiny_corpus.clips
     ]
     corpus = Corpus(
-        name="tiny",
+        name=name,
         labels=tiny_corpus.labels,
         clips=tuple(clips),
         feature_names=("AU1", "AU2", "AU4", "AU6", "AU12"),

@@ -9,8 +9,8 @@ from typing import Any
 from ensembles.build import LEGEND
 from search.pages.evidence import MODALITIES, Evidence
 from search.pages.html import Cell, code, definitions, paragraph, table
-from search.pages.published import Published, published_on
 from search.pages.tables import ScoreLine, score_lines, title, told_interval
+from search.papers import Published, published_on
 
 _MOST_TRIALS = 1000
 
@@ -106,13 +106,35 @@ def about_published(evidence: Evidence) -> str:
 
 
 def published_table(evidence: Evidence) -> str:
-    """What papers report on this corpus, with what it saw."""
+    """What papers report on this corpus, with what it saw; a paper that was reproduced, with ours."""
+    reproduced = _reproduced(evidence)
     rows = [
         (one.paper, one.what, Cell(f"{100 * one.value:.2f}", one.value), one.protocol, one.saw)
         for one in _published(evidence)
     ]
     headings = ("paper", "what", "score", "held out", "what else it saw")
-    return table(headings, rows, numbers=("score",), stacked=True) if rows else ""
+    figures = table(headings, rows, numbers=("score",), stacked=True) if rows else ""
+    return reproduced + figures
+
+
+def _reproduced(evidence: Evidence) -> str:
+    """A paper's own networks, trained here: its flaw, then its figures beside ours."""
+    found = evidence.summary.get("reproduced")
+    if not found:
+        return ""
+
+    def told(value: float | None, digits: int) -> Cell:
+        return Cell("–") if value is None else Cell(f"{100 * value:.{digits}f}", value)
+
+    rows = []
+    for row in found["rows"]:
+        low, high = row["interval"] or (None, None)
+        interval = Cell("" if low is None else f"{100 * low:.1f} – {100 * high:.1f}")
+        ours = (told(row["published"], 2), told(row["here"], 1), interval)
+        rows.append((row["what"], *ours, row["note"]))
+    headings = ("what", "published", "here", "95 %", "differs")
+    said = f"Reproduced here, from {found['authors']}: {found['flaw']}."
+    return paragraph(said) + table(headings, rows, numbers=headings[1:4], stacked=True)
 
 
 def _published(evidence: Evidence) -> tuple[Published, ...]:

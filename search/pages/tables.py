@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from search.pages.evidence import MODALITIES, Evidence
-from search.pages.published import published_on
+from search.papers import published_on
 
 
 @dataclass(frozen=True)

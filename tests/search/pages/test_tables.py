@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from search.pages.evidence import read_evidence
-from search.pages.published import published_on
 from search.pages.tables import latex, markdown, score_lines
+from search.papers import published_on
 
 
 def test_every_number_of_the_headline_says_what_it_saw(run: Path) -> None:
