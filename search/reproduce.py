@@ -235,19 +235,18 @@ def print_reproduced(console: Console, document: Mapping[str, Any], protocol: st
     console.print(flaw, highlight=False, markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.title = f"accuracy, %: published ({document['held_out']}) and here ({protocol})"
-    for heading in ("", "published", "here", "95 %", ""):
-        right = heading in ("published", "here", "95 %")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=right)
+    table.add_column("")
+    for heading in ("published", "here", "95 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in document["rows"]:
-        interval = row["interval"]
-        table.add_row(
-            row["what"],
-            _told(row["published"], 2),
-            _told(row["here"], 1),
-            f"{_told(interval[0], 1)} – {_told(interval[1], 1)}" if interval else "",
-            row["note"],
-        )
+        low, high = row["interval"] or (None, None)
+        interval = "" if low is None else f"{_told(low, 1)} – {_told(high, 1)}"
+        table.add_row(row["what"], _told(row["published"], 2), _told(row["here"], 1), interval)
     console.print(table)
+    for row in document["rows"]:
+        if row["note"]:
+            told = f"{row['what']}: {row['note']}"
+            console.print(told, style="dim", highlight=False, markup=False)
 
 
 def _told(value: float | None, digits: int) -> str:
