@@ -21,6 +21,7 @@ from ensembles.metrics import Array, Labels, log_softmax
 from ensembles.rules import Pooling, Space
 
 _FLOOR = -30.0
+_STEPS_A_LOOK = 32
 _BLOCK_BYTES = 2**18
 """Of a block's margins: a good part of a core's second-level cache, with room for what is added."""
 
@@ -111,9 +112,10 @@ class GreedySelection:
                 near = screen.likeliest(affordable, length)
             elif screen:
                 near = screen.most_right(affordable)
-            merits = {int(m): self._merit(pooled + values[m], labels, length) for m in near}
+            sums = {int(m): pooled + values[m] for m in near}
+            merits = {m: self._merit(sums[m], labels, length, screen) for m in sums}
             chosen = max(merits, key=lambda m: merits[m])
-            pooled += values[chosen]
+            pooled = sums[chosen]
             if screen:
                 screen.add(chosen)
             taken.append(chosen)
@@ -131,12 +133,14 @@ class GreedySelection:
         assert len(within), "no expert alone costs less than the limits"
         return within
 
-    def _merit(self, pooled: Array, labels: Labels, count: int) -> tuple[float, float]:
+    def _merit(
+        self, pooled: Array, labels: Labels, count: int, screen: _Screen | None
+    ) -> tuple[float, float]:
         """(score by the metric, log-likelihood) of the sum of `count` experts' posteriors."""
         likelihood = self._log_likelihood(pooled, labels, count)
-        if self.metric == "log_loss":
+        if self.metric == "log_loss" or screen is None:
             return likelihood, likelihood
-        right = np.flatnonzero(pooled.argmax(axis=1) == labels)
+        right = np.flatnonzero(screen.right(pooled))
         if self.metric == "accuracy":  # counted, so that ties are ties
             return len(right) / len(labels), likelihood
         counts = np.bincount(labels)
@@ -179,15 +183,15 @@ class _Values:
         return floored if self._space == "log" else np.exp(floored, out=floored)
 
 
-def _margins(values: NDArray[Any], labels: Labels) -> NDArray[Any]:
-    """(…, N, K) → (…, K-1, N): each rival class less the true one."""
-    clips, classes = values.shape[-2:]
+def _margins(values: NDArray[np.float32], labels: Labels) -> NDArray[np.float32]:
+    """(M, N, K) → (M, K-1, N): each rival class less the true one."""
+    experts, clips, classes = values.shape
     rows = np.arange(clips)
     rivals = (labels[:, None] + np.arange(1, classes)) % classes
-    apart = np.empty((*values.shape[:-2], classes - 1, clips), values.dtype)
-    true = values[..., rows, labels]
+    apart = np.empty((experts, classes - 1, clips), values.dtype)
+    true = values[:, rows, labels]
     for number in range(classes - 1):
-        np.subtract(values[..., rows, rivals[:, number]], true, out=apart[..., number, :])
+        np.subtract(values[:, rows, rivals[:, number]], true, out=apart[:, number])
     return apart
 
 
@@ -210,54 +214,95 @@ class _Screen:
 
     def __init__(self, values: _Values, labels: Labels, weights: Array) -> None:
         self._values, self._labels, self._weights = values, labels, weights
-        self._margins: NDArray[np.float32] = _margins(values.rough(), labels)
-        # Where a sum is near zero its terms are as large as each other, and no larger than this:
-        # some seven roundings of half a unit in the last place each (an exponential's are three).
-        self._doubt = np.float32(1e-6 * np.abs(self._margins).max(initial=0.0))
-        count, rivals, clips = self._margins.shape
-        self._block = max(1, min(count, _BLOCK_BYTES // (4 * rivals * clips)))
-        self._sums = np.empty((self._block, rivals, clips), np.float32)
-        self._worst = np.empty((count, clips), np.float32)
+        rough = values.rough()
+        self._margins = _margins(rough, labels)
+        self._largest = float(np.abs(rough).max(initial=0.0))
+        self._lowest, self._highest = self._margins.min(axis=0), self._margins.max(axis=0)
+        self._sums = np.empty(max(_BLOCK_BYTES // 4, self._lowest.size), np.float32)
         self.clear()
 
     def clear(self) -> None:
         """Nothing is taken yet."""
         self._total = np.zeros(self._margins.shape[1:])
+        self._taken = self._settled_for = 0
 
     def add(self, taken: int) -> None:
         """An expert is taken."""
-        self._total += _margins(self._values[taken], self._labels)
+        self._total += self._margins[taken]
+        self._taken += 1
+        self._settled_for -= 1
+
+    def _doubt(self, experts: int) -> np.float32:
+        """How far a sum of the margins of so many may be from the exact one.
+
+        Seven roundings of half a unit in the last place for each (an exponential's are three).
+        """
+        return np.float32(5e-7 * experts * self._largest)
+
+    def _settle(self) -> None:
+        """Finds the clips that some of the next experts may still make right or wrong.
+
+        For a few steps at once, as their margins have to be brought together; the more is
+        pooled, for the more steps.
+        """
+        steps = self._settled_for = 1 + self._taken // _STEPS_A_LOOK
+        start, doubt = self._total.astype(np.float32), self._doubt(self._taken + steps)
+        further = np.float32(steps - 1)
+        most = start + self._highest + further * np.maximum(self._highest, 0)
+        least = start + self._lowest + further * np.minimum(self._lowest, 0)
+        self._right = most.max(axis=0) < -doubt
+        self._unsettled = np.flatnonzero(~(self._right | (least.max(axis=0) > doubt)))
+        if 2 * len(self._unsettled) > len(
+            self._right
+        ):  # bringing them together costs more than it saves
+            self._unsettled, self._open = np.arange(len(self._right)), self._margins
+        else:
+            self._open = self._margins.take(self._unsettled, axis=2, mode="clip")
 
     def most_right(self, bag: Labels) -> Labels:
         """Those of a bag whose most possible hits reach the most certain hits of any in it."""
-        for sums, rows in self._pooled(bag):
-            np.maximum.reduce(sums, axis=1, out=self._worst[rows])
-        worst = self._worst[: len(bag)]
-        certain, possible = self._worth(worst < -self._doubt), self._worth(worst <= self._doubt)
+        if self._settled_for < 1:
+            self._settle()
+        worst = np.empty((len(bag), len(self._unsettled)), np.float32)
+        start = self._total[:, self._unsettled].astype(np.float32)
+        for sums, rows in self._pooled(self._open, start, bag):
+            np.maximum.reduce(sums, axis=1, out=worst[rows])
+        weights, doubt = self._weights[self._unsettled], self._doubt(self._taken + 1)
+        certain, possible = _worth(worst < -doubt, weights), _worth(worst <= doubt, weights)
         # Sums of the same weights in another order may differ in the last digits.
-        return np.asarray(bag[possible >= certain.max() - 1e-9])
+        return np.asarray(bag[possible >= certain.max(initial=0.0) - 1e-9])
+
+    def right(self, pooled: Array) -> NDArray[np.bool_]:
+        """(N, K) exact sums of what is taken and one of `most_right` → (N,) clips that are right."""
+        right: NDArray[np.bool_] = self._right.copy()
+        rows = self._unsettled
+        right[rows] = pooled[rows].argmax(axis=1) == self._labels[rows]
+        return right
 
     def likeliest(self, bag: Labels, count: int) -> Labels:
         """Those of a bag whose mean log-likelihood, of posteriors in log space, may be the best."""
         means = np.empty(len(bag))
-        for sums, rows in self._pooled(bag):
+        for sums, rows in self._pooled(self._margins, self._total.astype(np.float32), bag):
             np.multiply(sums, np.float32(1 / count), out=sums)
             # exp of anything above would overflow; such a candidate is far from the best.
             odds = np.exp(np.minimum(sums, 80.0, out=sums), out=sums).sum(axis=1)
             means[rows] = -np.log1p(odds).mean(axis=1, dtype=np.float64)
         return np.asarray(bag[means >= means.max() - 1e-5])
 
-    def _pooled(self, bag: Labels) -> Iterator[tuple[NDArray[np.float32], slice]]:
-        """Blocks of a bag's margins added to what is taken, (m, K-1, N), and their places in it."""
-        start = self._total.astype(np.float32)
-        whole = len(bag) == len(self._margins)
-        for first in range(0, len(bag), self._block):
-            rows = slice(first, min(first + self._block, len(bag)))
-            block = self._margins[rows if whole else bag[rows]]
-            yield np.add(block, start, out=self._sums[: len(block)]), rows
+    def _pooled(
+        self, margins: NDArray[np.float32], start: NDArray[np.float32], bag: Labels
+    ) -> Iterator[tuple[NDArray[np.float32], slice]]:
+        """Blocks of a bag's (M, K-1, N) margins added to (K-1, N) of what is taken, and their places in it."""
+        block = len(self._sums) // max(1, start.size)
+        for first in range(0, len(bag), block):
+            rows = slice(first, min(first + block, len(bag)))
+            taken = margins[rows if len(bag) == len(margins) else bag[rows]]
+            sums = self._sums[: taken.size].reshape(taken.shape)
+            yield np.add(taken, start, out=sums), rows
 
-    def _worth(self, hits: NDArray[np.bool_]) -> Array:
-        """(M, N) clips that are right → (M,) what they are worth."""
-        if self._weights[0] == self._weights[-1] and (self._weights == self._weights[0]).all():
-            return np.asarray(np.count_nonzero(hits, axis=1) * self._weights[0])
-        return np.asarray(hits @ self._weights)
+
+def _worth(hits: NDArray[np.bool_], weights: Array) -> Array:
+    """(M, N) clips that are right → (M,) what they are worth, of (N,) each."""
+    if len(weights) and (weights == weights[0]).all():
+        return np.asarray(np.count_nonzero(hits, axis=1) * weights[0])
+    return np.asarray(hits @ weights)

@@ -239,8 +239,7 @@ def print_reproduced(console: Console, document: Mapping[str, Any], protocol: st
     for heading in ("published", "here", "95 %"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in document["rows"]:
-        low, high = row["interval"] or (None, None)
-        interval = "" if low is None else f"{_told(low, 1)} – {_told(high, 1)}"
+        interval = " – ".join(_told(bound, 1) for bound in row["interval"] or ())
         table.add_row(row["what"], _told(row["published"], 2), _told(row["here"], 1), interval)
     console.print(table)
     for row in document["rows"]:

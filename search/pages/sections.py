@@ -128,8 +128,8 @@ def _reproduced(evidence: Evidence) -> str:
 
     rows = []
     for row in found["rows"]:
-        low, high = row["interval"] or (None, None)
-        interval = Cell("" if low is None else f"{100 * low:.1f} – {100 * high:.1f}")
+        found_in = [f"{100 * bound:.1f}" for bound in row["interval"] or ()]
+        interval = Cell(" – ".join(found_in))
         ours = (told(row["published"], 2), told(row["here"], 1), interval)
         rows.append((row["what"], *ours, row["note"]))
     headings = ("what", "published", "here", "95 %", "differs")
