@@ -77,7 +77,7 @@ def timeline(
     )
     size = max(1, min(16, int(_BATCH_SECONDS / windows.seconds)))
     while some := list(islice(cut, size)):
-        clips = [_clip(window, path, artifact.all_inputs) for window in some]
+        clips = [clip_of(window, str(path), artifact.all_inputs) for window in some]
         for window, clip, answer in zip(
             some, clips, predictor.clips(clips, fold=fold), strict=True
         ):
@@ -85,7 +85,14 @@ def timeline(
             yield Moment(window.start, window.end, answer, silent)
 
 
-def _clip(window: Window, path: Path, read: frozenset[str]) -> Clip:
+def clip_of(window: Window, name: str, read: frozenset[str]) -> Clip:
+    """A window as networks take it.
+
+    Args:
+        window: A part of a recording.
+        name: What the clip is called.
+        read: Inputs that the ensemble reads.
+    """
     arrays: dict[str, NDArray[np.generic]] = {}
     lacking = dict(window.lacking)
     if window.audio is not None:
@@ -98,4 +105,4 @@ def _clip(window: Window, path: Path, read: frozenset[str]) -> Clip:
         if "saliency" in read:
             lacking["saliency"] = _NO_MAPS
     lacking.update(dict.fromkeys(sorted({"features", "feature_sequence"} & read), _NO_FEATURES))
-    return Clip(str(path), arrays, lacking)
+    return Clip(name, arrays, lacking)

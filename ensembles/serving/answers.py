@@ -6,39 +6,24 @@ from collections.abc import Iterator, Sequence
 
 from ensembles.predictor import Answer, Clip, Predictor
 from ensembles.serving.app import Prediction, WindowAnswer
-from ensembles.serving.limits import Limits, Refused
-from ensembles.serving.windows import Decoded, cut_windows
+from ensembles.serving.decoder import Decoded
+from ensembles.serving.limits import Refused
 
 _BATCH_CLIPS = 32
 _BATCH_SECONDS = 120.0
 """Of sound in one batch, padding counted."""
 
 
-def answer_uploads(
-    predictor: Predictor, limits: Limits, uploads: Sequence[Decoded]
-) -> list[Prediction | Refused]:
+def answer_uploads(predictor: Predictor, uploads: Sequence[Decoded]) -> list[Prediction | Refused]:
     """Predicts uploads together.
 
     Returns:
         A prediction or a refusal each, in order.
     """
-    windows = [
-        cut_windows(
-            upload,
-            predictor.artifact,
-            window_seconds=limits.window_seconds,
-            hop_seconds=limits.hop_seconds,
-        )
-        for upload in uploads
-    ]
-    clips = [
-        clip
-        for upload, parts in zip(uploads, windows, strict=True)
-        for clip in (upload.clip, *(part.clip for part in parts))
-    ]
+    clips = [c for upload in uploads for c in (upload.clip, *(p.clip for p in upload.parts))]
     answers = iter(_predict(predictor, clips))
     results: list[Prediction | Refused] = []
-    for upload, parts in zip(uploads, windows, strict=True):
+    for upload in uploads:
         whole = next(answers)
         over_time = [
             WindowAnswer(
@@ -47,7 +32,7 @@ def answer_uploads(
                 probabilities=dict(answer.probabilities),
                 error=answer.error,
             )
-            for part, answer in zip(parts, answers, strict=False)  # `answers` goes on
+            for part, answer in zip(upload.parts, answers, strict=False)  # `answers` goes on
         ]
         results.append(_result(upload, whole, over_time))
     return results

@@ -12,24 +12,27 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
-from datasets.media import AUDIO_SUFFIXES, MediaError, read_frames
+from datasets.media import AUDIO_SUFFIXES, MediaError
+from datasets.windows import Window, Windows, read_windows
 from ensembles.artifact import Artifact, read_artifact
 from ensembles.predictor import Predictor
 from ensembles.serving.limits import Limits, Refused
-from ensembles.serving.windows import PICTURES, picture_rate_hz
+from ensembles.timeline import clip_of
 
 _MEMORY_BYTES = 6 << 30
 """Of addresses, of which torch alone takes more than one GiB."""
 _OUTPUT_BYTES = 2 << 30
 _GRACE_S = 5
 """After the server's own time limit: should the server be gone, nobody else would end it."""
+_MOST_WINDOWS = 120
+"""Of an upload; a longer one is looked at in larger steps, of at most a window."""
 _VIDEO_FORMATS = "mov,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,m4v"
 
 
@@ -84,21 +87,30 @@ def _decode(predictor: Predictor, request: dict[str, Any]) -> dict[str, Any]:
         if "audio" in arrays:
             seconds = len(arrays["audio"]) / predictor.artifact.sample_rate_hz
         limits.check_seconds(seconds)
-        if "video" in arrays and seconds > limits.window_seconds:
-            arrays[PICTURES] = _pictures(path, seconds, predictor.artifact, limits)
+        windows = []
+        for number, window in enumerate(_windows(path, seconds, predictor.artifact, limits)):
+            part = clip_of(window, path.name, predictor.artifact.all_inputs)
+            arrays |= {f"{number} {kind}": array for kind, array in part.arrays.items()}
+            windows.append((window.start, window.end, _without(path, part.lacking)))
     except MediaError as error:
-        raise Refused(422, f"The file {_without(path, str(error))}.") from error
+        raise Refused(422, f"The file {_nameless(path, str(error))}.") from error
     np.savez(request["out"], **arrays)  # type: ignore[arg-type]  # the stub means allow_pickle
-    lacking = {kind: _without(path, why) for kind, why in clip.lacking.items()}
-    return {"seconds": seconds, "lacking": lacking}
+    return {"seconds": seconds, "lacking": _without(path, clip.lacking), "windows": windows}
 
 
-def _pictures(
-    path: Path, seconds: float, artifact: Artifact, limits: Limits
-) -> NDArray[np.generic]:
-    """(N, H, W, 3) at the rate at which a window holds as many as a clip."""
-    count = round(seconds * picture_rate_hz(artifact, limits.window_seconds))
-    return read_frames(path, max(count, 1), artifact.frame_size)
+def _windows(path: Path, seconds: float, artifact: Artifact, limits: Limits) -> Iterable[Window]:
+    """As `ensembles.predict --window` cuts; none of a clip that is no longer than one."""
+    if seconds <= limits.window_seconds:
+        return ()
+    spread = (seconds - limits.window_seconds) / (_MOST_WINDOWS - 1)
+    hop_seconds = min(max(limits.hop_seconds, spread), limits.window_seconds)
+    return read_windows(
+        path,
+        Windows(limits.window_seconds, hop_seconds),
+        sample_rate_hz=artifact.sample_rate_hz,
+        frames=artifact.frames,
+        frame_size=artifact.frame_size,
+    )
 
 
 def promised_seconds(path: Path) -> float:
@@ -112,7 +124,11 @@ def promised_seconds(path: Path) -> float:
         return 0.0  # whoever decodes it says why
 
 
-def _without(path: Path, text: str) -> str:
+def _without(path: Path, lacking: Mapping[str, str]) -> dict[str, str]:
+    return {kind: _nameless(path, why) for kind, why in lacking.items()}
+
+
+def _nameless(path: Path, text: str) -> str:
     """A text without the place of the upload on this machine."""
     return text.replace(str(path), path.name)
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any
@@ -18,11 +18,34 @@ import numpy as np
 
 from ensembles.predictor import Clip
 from ensembles.serving.limits import Limits, Refused
-from ensembles.serving.windows import PICTURES, Decoded
 
 _START_S = 120.0
 """To import torch and to check the artifact, on a busy machine."""
 _ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A window of an upload, from `start_s` to `end_s`."""
+
+    start_s: float
+    end_s: float
+    clip: Clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """An upload, decoded.
+
+    Attributes:
+        clip: The whole, as `Predictor.load` gives it.
+        parts: Its windows, in order; none of a clip that is no longer than one.
+        seconds: How long it lasts; 0 if that is not known.
+    """
+
+    clip: Clip
+    parts: tuple[Part, ...] = ()
+    seconds: float
 
 
 class DecoderDied(Exception):
@@ -145,6 +168,15 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
 def _read(out: Path, path: Path, reply: dict[str, Any]) -> Decoded:
     with np.load(out, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    pictures = arrays.pop(PICTURES, None)
-    clip = Clip(path.name, arrays, {str(k): str(v) for k, v in reply["lacking"].items()})
-    return Decoded(clip=clip, pictures=pictures, seconds=float(reply["seconds"]))
+    parts = []
+    for number, (start_s, end_s, lacking) in enumerate(reply["windows"]):
+        own = f"{number} "
+        names = [name for name in arrays if name.startswith(own)]
+        taken = {name.removeprefix(own): arrays.pop(name) for name in names}
+        parts.append(Part(float(start_s), float(end_s), Clip(path.name, taken, _texts(lacking))))
+    clip = Clip(path.name, arrays, _texts(reply["lacking"]))
+    return Decoded(clip=clip, parts=tuple(parts), seconds=float(reply["seconds"]))
+
+
+def _texts(lacking: dict[str, Any]) -> dict[str, str]:
+    return {str(kind): str(why) for kind, why in lacking.items()}

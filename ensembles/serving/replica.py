@@ -16,9 +16,8 @@ from ensembles.artifact import read_artifact
 from ensembles.predictor import Predictor
 from ensembles.serving.answers import answer_uploads
 from ensembles.serving.app import Health, Prediction, make_app
-from ensembles.serving.decoder import Decoder
+from ensembles.serving.decoder import Decoded, Decoder
 from ensembles.serving.limits import Limits, Refused
-from ensembles.serving.windows import Decoded
 
 Result = TypeVar("Result")
 
@@ -74,7 +73,7 @@ class Replica:
     async def _together(self, uploads: list[Decoded]) -> list[Prediction | Refused]:
         self._batches += 1
         self._requests += len(uploads)
-        return await _in(self._predicting, answer_uploads, self._predictor, self.limits, uploads)
+        return await _in(self._predicting, answer_uploads, self._predictor, uploads)
 
     def health(self) -> Health:
         """That it is there, and what it has done."""

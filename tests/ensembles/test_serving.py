@@ -21,9 +21,9 @@ from ensembles.predictor import Clip, Predictor
 from ensembles.serve import main
 from ensembles.serving.answers import answer_uploads
 from ensembles.serving.app import PAGE, Prediction, content_policy, make_app
-from ensembles.serving.decoder import Decoder
+from ensembles.serving.decoder import Decoded, Decoder, Part
 from ensembles.serving.limits import Limits, Refused, check_name
-from ensembles.serving.windows import Decoded, cut_windows, window_starts
+from ensembles.timeline import timeline
 
 # A decoder that answers `ready` and then does as it is told by the file's content.
 FATEFUL = """
@@ -90,8 +90,8 @@ def test_the_real_decoder_gives_what_the_predictor_loads(
         assert decoded.clip.arrays.keys() == expected.arrays.keys() == {"audio", "video"}
         for kind, array in expected.arrays.items():
             np.testing.assert_array_equal(decoded.clip.arrays[kind], array)
-        assert decoded.pictures is not None
-        assert len(decoded.pictures) == round(decoded.seconds * artifact.frames / 0.5)
+        assert decoded.parts[0].start_s == 0
+        assert all(part.clip.arrays["video"].shape[0] == artifact.frames for part in decoded.parts)
         decoder.limits = Limits(seconds=0.5)
         with pytest.raises(Refused, match=r"lasts .* 0.5 s are allowed") as caught:
             decoder.decode(path)
@@ -105,56 +105,34 @@ def test_the_real_decoder_gives_what_the_predictor_loads(
         decoder.close()
 
 
-def test_windows_cover_the_clip_and_end_with_it() -> None:
-    assert window_starts(5.0, 2.0, 1.5) == [0.0, 1.5, 3.0]
-    assert window_starts(4.9, 2.0, 1.5)[-1] == pytest.approx(2.9)
-    assert window_starts(2.0, 2.0, 0.5) == []
-    assert len(window_starts(10_000.0, 2.0, 0.5)) == 120
-
-
-def test_a_window_holds_its_part_of_the_sound_and_of_the_pictures(exported: Path) -> None:
-    artifact = read_artifact(exported)
-    rate_hz, count = artifact.sample_rate_hz, artifact.frames
-    waveform = np.repeat(np.float32([0.1, 0.2, 0.0]), rate_hz)
-    pictures = np.repeat(np.uint8([1, 2, 3]), count)[:, None, None, None]
-    clip = Clip("clip", {"audio": waveform, "video": pictures[::3]})
-    windows = cut_windows(
-        Decoded(clip=clip, pictures=pictures, seconds=3.0),
-        artifact,
-        window_seconds=1.0,
-        hop_seconds=1.0,
+def noise(name: str, seconds: float, rate_hz: int) -> Clip:
+    generator = np.random.default_rng(int(10 * seconds))
+    return Clip(
+        name, {"audio": generator.normal(0, 0.1, int(seconds * rate_hz)).astype(np.float32)}
     )
-    assert [(w.start_s, w.end_s) for w in windows] == [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)]
-    for number, window in enumerate(windows[:2]):
-        assert np.unique(window.clip.arrays["audio"]).tolist() == [waveform[number * rate_hz]]
-    assert [np.unique(w.clip.arrays["video"]).tolist() for w in windows] == [[1], [2], [3]]
-    assert windows[2].clip.lacking == {"audio": "is silent"}
-    assert "audio" not in windows[2].clip.arrays
 
 
 def test_together_each_upload_gets_what_it_gets_alone(exported: Path) -> None:
     predictor = Predictor(read_artifact(exported))
     rate_hz = predictor.artifact.sample_rate_hz
-    generator = np.random.default_rng(0)
-    lengths = (3.1, 1.0, 2.4)
     uploads = [
         Decoded(
-            clip=Clip(
-                f"{seconds}",
-                {"audio": generator.normal(0, 0.1, int(seconds * rate_hz)).astype(np.float32)},
+            clip=noise(f"{seconds}", seconds, rate_hz),
+            parts=tuple(
+                Part(start, start + 1.0, noise(f"{seconds}", start + 1.0, rate_hz))
+                for start in np.arange(0.0, seconds - 1.0, 0.5)
             ),
-            pictures=None,
             seconds=seconds,
         )
-        for seconds in lengths
+        for seconds in (3.1, 1.0, 2.4)
     ]
-    together = answer_uploads(predictor, Limits(), uploads)
+    together = answer_uploads(predictor, uploads)
     for upload, result in zip(uploads, together, strict=True):
-        (alone,) = answer_uploads(predictor, Limits(), [upload])
+        (alone,) = answer_uploads(predictor, [upload])
         assert isinstance(result, Prediction)
         assert isinstance(alone, Prediction)
         assert result.name == upload.clip.name
-        assert len(result.windows) == len(window_starts(upload.seconds, 2.0, 0.5))
+        assert [w.start_s for w in result.windows] == [p.start_s for p in upload.parts]
         for mine, other in zip([result, *result.windows], [alone, *alone.windows], strict=True):
             assert sum(mine.probabilities.values()) == pytest.approx(1.0)
             assert mine.probabilities == pytest.approx(other.probabilities, abs=1e-4)
@@ -265,16 +243,43 @@ def test_a_clip_may_not_be_allowed_longer_than_can_be_read() -> None:
         Limits(seconds=601)
 
 
-def test_a_wav_of_two_windows_is_cut_where_it_says(tmp_path: Path, exported: Path) -> None:
-    artifact = read_artifact(exported)
-    rate_hz = artifact.sample_rate_hz
+def test_windows_are_those_of_predict(tmp_path: Path, exported: Path) -> None:
+    predictor = Predictor(read_artifact(exported))
+    rate_hz = predictor.artifact.sample_rate_hz
     path = tmp_path / "tone.wav"
-    soundfile.write(path, 0.1 * np.sin(np.arange(3 * rate_hz) * 0.1), rate_hz)
-    clip = Predictor(artifact).load(path)
-    windows = cut_windows(
-        Decoded(clip=clip, pictures=None, seconds=3.0),
-        artifact,
-        window_seconds=2.0,
-        hop_seconds=1.0,
-    )
-    np.testing.assert_array_equal(windows[1].clip.arrays["audio"], clip.arrays["audio"][rate_hz:])
+    tone = 0.1 * np.sin(np.arange(int(3.7 * rate_hz)) * 0.1)
+    tone[int(2.2 * rate_hz) :] = 0.0  # the last window is silent
+    soundfile.write(path, tone, rate_hz)
+    decoder = Decoder(exported, Limits(window_seconds=1.5, hop_seconds=1.0))
+    try:
+        decoded = decoder.decode(path)
+    finally:
+        decoder.close()
+    (result,) = answer_uploads(predictor, [decoded])
+    moments = list(timeline(predictor, path, 1.5, 1.0))
+    assert isinstance(result, Prediction)
+    assert [(w.start_s, w.end_s) for w in result.windows] == [
+        (0, 1.5),
+        (1, 2.5),
+        (2, 3.5),
+        (2.2, 3.7),
+    ]
+    for window, moment in zip(result.windows, moments, strict=True):
+        assert window.start_s == pytest.approx(moment.start)
+        assert window.probabilities == pytest.approx(moment.answer.probabilities, abs=1e-5)
+        assert bool(window.error) == bool(moment.reason)
+    assert "is silent" in str(result.windows[-1].error)
+    assert str(tmp_path) not in str(result)
+
+
+def test_a_long_upload_is_looked_at_in_larger_steps(tmp_path: Path, exported: Path) -> None:
+    rate_hz = read_artifact(exported).sample_rate_hz
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, 0.1 * np.sin(np.arange(61 * rate_hz) * 0.1), rate_hz)
+    decoder = Decoder(exported, Limits(window_seconds=2.0, hop_seconds=0.1))
+    try:
+        parts = decoder.decode(path).parts
+    finally:
+        decoder.close()
+    assert len(parts) == 120
+    assert (parts[0].start_s, parts[-1].end_s) == (0.0, pytest.approx(61.0))
