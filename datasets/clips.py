@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,26 @@ from numpy.typing import NDArray
 
 class DataError(ValueError):
     """A corpus, shard or manifest that cannot be used as it is; the text names the culprit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which part of a longer file a clip is.
+
+    Attributes:
+        start_s: Seconds from the file's beginning.
+        end_s: As `start_s`.
+        half: Of the picture, where two people share it: left or right; None for all of it.
+    """
+
+    start_s: float
+    end_s: float
+    half: Literal["left", "right"] | None = None
+
+    def __post_init__(self) -> None:
+        """A part has a length."""
+        if not 0 <= self.start_s < self.end_s < float("inf"):
+            raise DataError(f"A part of a file cannot go from {self.start_s} to {self.end_s} s.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +44,8 @@ class ClipRecord:
         label: The emotion's name.
         audio: A file with sound, or None.
         video: A file with pictures, or None (may be the same file as `audio`).
+        audio_part: What of `audio` the clip is; None for all of it.
+        video_part: What of `video` the clip is; None for all of it.
         saliency: A video file with a saliency map for every moment of `video`, or None.
         features: (F,) clip-level features such as mean action units, (S, F) features of every
             frame, or None.
@@ -34,6 +57,8 @@ class ClipRecord:
     label: str
     audio: Path | None = None
     video: Path | None = None
+    audio_part: Part | None = None
+    video_part: Part | None = None
     saliency: Path | None = None
     features: NDArray[np.float32] | None = None
     attributes: dict[str, str] = field(default_factory=dict)

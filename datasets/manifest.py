@@ -2,8 +2,8 @@
 
 Columns: `clip,speaker,label` and at least one of `audio,video` (paths relative to the
 manifest's folder); `saliency` names a video file with a saliency map for every moment of
-`video`; columns named `feature:NAME` hold clip-level features; any other column is kept as
-an attribute of the clip.
+`video`; `start` and `end` (seconds) say which part of longer files the clip is; columns named
+`feature:NAME` hold clip-level features; any other column is kept as an attribute of the clip.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.clips import ClipRecord, Corpus, DataError
+from datasets.clips import ClipRecord, Corpus, DataError, Part
 from datasets.features import FeatureTable, read_features
 
 _REQUIRED = ("clip", "speaker", "label")
 _MEDIA = ("audio", "video")
 _FILES = (*_MEDIA, "saliency")
+_TIMES = ("start", "end")
 _FEATURE = "feature:"
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -125,14 +126,45 @@ def _problem(
         except (OSError, ValueError) as error:
             return f"{name[:60]!r} cannot be the name of a file ({error})"
     for column, value in row.items():
-        if column.startswith(_FEATURE):
-            try:
-                number = float(value)
-            except ValueError:
-                number = float("nan")
-            if not abs(number) <= _LARGEST:
-                return f"'{column}' is '{value}', not a finite number"
+        if column.startswith(_FEATURE) and _number(value) is None:
+            return f"'{column}' is '{value}', not a finite number"
+    return _bad_times(row)
+
+
+def _bad_times(row: dict[str, str]) -> str | None:
+    given = [column for column in _TIMES if row.get(column, "").strip()]
+    if not given:
+        return None
+    if len(given) < len(_TIMES):
+        return f"'{given[0]}' is given, but not the other of start and end"
+    try:
+        _part(row)
+    except DataError as error:
+        return str(error).rstrip(".")
     return None
+
+
+def _part(row: dict[str, str]) -> Part | None:
+    """The part of its files that a row is; raises DataError."""
+    if not all(row.get(column, "").strip() for column in _TIMES):
+        return None
+    times = [_number(row[column]) for column in _TIMES]
+    for column, value in zip(_TIMES, times, strict=True):
+        if value is None:
+            raise DataError(f"'{column}' is '{row[column]}', not a finite number")
+    start, end = times
+    assert start is not None
+    assert end is not None
+    return Part(start_s=start, end_s=end)
+
+
+def _number(text: str) -> float | None:
+    """A number that float32 can hold, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if abs(value) <= _LARGEST else None
 
 
 def _record(
@@ -142,13 +174,16 @@ def _record(
     if feature_names:
         features = np.asarray([float(row[_FEATURE + name]) for name in feature_names], np.float32)
     paths = {c: folder / row[c].strip() for c in _FILES if row.get(c, "").strip()}
-    known = {*_REQUIRED, *_FILES}
+    known = {*_REQUIRED, *_FILES, *_TIMES}
+    part = _part(row)
     return ClipRecord(
         clip=row["clip"].strip(),
         speaker=row["speaker"].strip(),
         label=row["label"].strip(),
         audio=paths.get("audio"),
         video=paths.get("video"),
+        audio_part=part,
+        video_part=part,
         saliency=paths.get("saliency"),
         features=features,
         attributes={

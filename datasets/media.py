@@ -16,6 +16,8 @@ import torchaudio
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
+from datasets.clips import Part
+
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".aiff", ".aif", ".au"})
 CONTAINER_SUFFIXES = frozenset(
     {
@@ -41,28 +43,45 @@ _DEMUXERS = (
 )
 _MAX_FILTER_BANK = 10_000_000
 _BLOCK_SAMPLES = 1 << 20
+_MISSING_SECONDS = 0.2
+"""Of a part: labels are timed by hand, and a file may end a little before."""
 
 
 class MediaError(ValueError):
     """A file that cannot be decoded, or that holds nothing to decode."""
 
 
-def read_audio(path: Path, sample_rate_hz: int) -> NDArray[np.int16]:
+def read_audio(path: Path, sample_rate_hz: int, part: Part | None = None) -> NDArray[np.int16]:
     """Decodes the sound of a file, mixes it to mono and resamples it.
+
+    Args:
+        path: A sound file, or a container with sound.
+        sample_rate_hz: Of what is returned.
+        part: What of the file is wanted, however long the file is; None for all of it.
 
     Returns:
         (L,) 16-bit samples at `sample_rate_hz`.
 
     Raises:
         MediaError: If the file is missing, empty, undecodable, has no sound, or is
-            longer than `MAX_CLIP_SECONDS` (a clip is one utterance).
+            longer than `MAX_CLIP_SECONDS` (a clip is one utterance), or ends before the part does.
     """
     blocks: list[NDArray[np.float32]] = []
     samples = source_rate_hz = 0
-    for block, source_rate_hz in stream_audio(path, limit_seconds=MAX_CLIP_SECONDS):
+    for block, source_rate_hz in stream_audio(path, limit_seconds=_longest(part)):
         samples += len(block)
-        _check_length(samples / source_rate_hz)  # a container does not say how long it is
-        blocks.append(block)
+        if part is None:
+            _check_length(samples / source_rate_hz)  # a container does not say how long it is
+            blocks.append(block)
+            continue
+        before = samples - len(block)
+        first, last = round(part.start_s * source_rate_hz), round(part.end_s * source_rate_hz)
+        blocks.append(block[max(0, first - before) : max(0, last - before)])
+        if samples >= last:
+            break
+    else:
+        if part is not None and samples:
+            _check_end(samples / source_rate_hz, part)
     waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     return to_samples(waveform, source_rate_hz, sample_rate_hz)
 
@@ -104,7 +123,12 @@ def stream_audio(
 
 
 def read_frames(
-    path: Path, count: int, size: tuple[int, int], *, saliency: Path | None = None
+    path: Path,
+    count: int,
+    size: tuple[int, int],
+    *,
+    saliency: Path | None = None,
+    part: Part | None = None,
 ) -> NDArray[np.uint8]:
     """Decodes a video and takes `count` frames, evenly spread in time.
 
@@ -117,6 +141,7 @@ def read_frames(
         count: V, how many frames to take.
         size: (H, W) in pixels.
         saliency: A video of saliency maps, grey; they are taken at the frames' own moments.
+        part: What of the file is wanted, however long the file is; None for all of it.
 
     Returns:
         (V, H, W, 3) RGB frames; (V, H, W, 4) with `saliency`, the map last.
@@ -124,14 +149,18 @@ def read_frames(
     Raises:
         MediaError: As `read_audio`, for the pictures; or maps of another length.
     """
-    pictures, stamps = _decode_pictures(path, size)
+    pictures, stamps = _decode_pictures(path, size, part)
     seconds = duration(stamps)
     moments = (np.arange(count) + 0.5) / count * seconds
+    if part is not None:  # the first frame may be shown since before it
+        _check_end(float(stamps[0]) + seconds, part)
+        seconds = part.end_s - part.start_s
+        moments = part.start_s - stamps[0] + (np.arange(count) + 0.5) / count * seconds
     taken = np.stack([pictures[i] for i in frames_at(stamps, moments)])
     if saliency is None:
         return taken
     try:
-        maps, stamps = _decode_pictures(saliency, size)
+        maps, stamps = _decode_pictures(saliency, size, part)
     except MediaError as error:
         raise MediaError(f"has unusable saliency maps: '{saliency.name}' {error}") from error
     if abs(duration(stamps) - seconds) > 0.1 + 0.1 * seconds:
@@ -144,13 +173,17 @@ def read_frames(
 
 
 def _decode_pictures(
-    path: Path, size: tuple[int, int]
+    path: Path, size: tuple[int, int], part: Part | None = None
 ) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]]:
-    """Every frame, (H, W, 3) each, and its time stamp in seconds."""
+    """Every frame, (H, W, 3) each, and its time stamp in seconds; of a part, those shown in it."""
+    _longest(part)
     frames: list[NDArray[np.uint8]] = []
     seconds: list[float] = []
-    for time, picture in stream_pictures(path, size):
-        _check_length(time - seconds[0] if seconds else 0.0)
+    for time, picture in stream_pictures(path, size, part):
+        if part is None:
+            _check_length(time - seconds[0] if seconds else 0.0)
+        elif time <= part.start_s:  # the last one before the part is shown in it
+            frames, seconds = [], []
         seconds.append(time)
         frames.append(picture)
     if not frames:
@@ -158,8 +191,16 @@ def _decode_pictures(
     return frames, np.asarray(seconds)
 
 
-def stream_pictures(path: Path, size: tuple[int, int]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+def stream_pictures(
+    path: Path, size: tuple[int, int], part: Part | None = None
+) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     """Decodes the pictures of a file of any length one by one.
+
+    Args:
+        path: A container with pictures.
+        size: (H, W) in pixels.
+        part: Only what is shown then, and some before it; time stamps then count from the
+            file's beginning.
 
     Yields:
         The time stamp in seconds, and the picture (H, W, 3), scaled and cropped to `size`.
@@ -173,9 +214,16 @@ def stream_pictures(path: Path, size: tuple[int, int]) -> Iterator[tuple[float, 
             raise MediaError("has no pictures")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        origin = 0.0
+        if part is not None:
+            origin = float((stream.start_time or 0) * (stream.time_base or 0))
+            # To the key frame before it; decoding an hour for each of its clips would take days.
+            container.seek(int((part.start_s + origin) * av.time_base), backward=True)
         for number, frame in enumerate(container.decode(stream)):
-            time = frame.time if frame.time is not None else float(number)
-            yield time, _scale_and_crop(frame, size)
+            time = (frame.time if frame.time is not None else float(number)) - origin
+            if part is not None and time >= part.end_s:
+                return
+            yield time, _scale_and_crop(frame, size, part.half if part else None)
 
 
 def duration(stamps: NDArray[np.float64]) -> float:
@@ -203,6 +251,19 @@ def _check_file(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise MediaError("has a name that is not UTF-8; rename it") from None
+
+
+def _longest(part: Part | None) -> float:
+    """Of a file, in seconds; raises MediaError for a part that is no clip."""
+    if part is None:
+        return MAX_CLIP_SECONDS
+    _check_length(part.end_s - part.start_s)
+    return math.inf
+
+
+def _check_end(seconds: float, part: Part) -> None:
+    if seconds < part.end_s - _MISSING_SECONDS:
+        raise MediaError(f"lasts {seconds:.2f} s, its part ends at {part.end_s:.2f} s")
 
 
 def _check_length(seconds: float) -> None:
@@ -325,11 +386,18 @@ def _decoding(path: Path) -> Iterator[av.container.InputContainer]:
         raise MediaError(f"cannot be decoded: {error}") from error
 
 
-def _scale_and_crop(frame: av.VideoFrame, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _scale_and_crop(
+    frame: av.VideoFrame, size: tuple[int, int], half: str | None = None
+) -> NDArray[np.uint8]:
+    """(H, W, 3): the frame, or its left or right half, scaled to cover `size`; the centre of it."""
     height, width = size
-    scale = max(height / frame.height, width / frame.width)
+    shown = frame.width / (2 if half else 1)
+    scale = max(height / frame.height, width / shown)
     scaled_height = max(height, round(frame.height * scale))
-    scaled_width = max(width, round(frame.width * scale))
-    image = frame.reformat(width=scaled_width, height=scaled_height, format="rgb24").to_ndarray()
+    scaled_width = max(width, round(shown * scale))
+    whole_width = scaled_width * (2 if half else 1)
+    image = frame.reformat(width=whole_width, height=scaled_height, format="rgb24").to_ndarray()
     top, left = (scaled_height - height) // 2, (scaled_width - width) // 2
+    if half == "right":
+        left += scaled_width
     return np.ascontiguousarray(image[top : top + height, left : left + width])

@@ -22,6 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
+from datasets.crema_d import TARGETS, load_crema_d
+from datasets.iemocap import CLASSES as IEMOCAP_CLASSES
+from datasets.iemocap import load_iemocap
 from datasets.index import FILE_NAME, ClipEntry, ShardEntry, ShardIndex, read_index, write_index
 from datasets.manifest import load_manifest
 from datasets.media import MediaError, read_audio, read_frames
@@ -114,7 +117,7 @@ def _default_workers(clips: int) -> int:
 def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
     names = [
         [r.clip, str(r.audio), str(r.video), r.label, r.speaker]
-        + ([str(r.saliency)] if r.saliency else [])
+        + [str(extra) for extra in (r.saliency, r.audio_part, r.video_part) if extra]
         for r in corpus.clips
     ]
     features = b"".join(r.features.tobytes() for r in corpus.clips if r.features is not None)
@@ -205,11 +208,15 @@ def decode_record(record: ClipRecord, settings: ShardSettings) -> Sample:
     sample: Sample = {"clip": record.clip}
     if record.audio is not None:
         with _naming(record.audio):
-            sample["audio"] = read_audio(record.audio, settings.sample_rate_hz)
+            sample["audio"] = read_audio(record.audio, settings.sample_rate_hz, record.audio_part)
     if record.video is not None:
         with _naming(record.video):
             sample["video"] = read_frames(
-                record.video, settings.frames, settings.frame_size, saliency=record.saliency
+                record.video,
+                settings.frames,
+                settings.frame_size,
+                saliency=record.saliency,
+                part=record.video_part,
             )
     if record.features is not None:
         sample["features"] = record.features
@@ -291,7 +298,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Decodes a corpus once and writes WebDataset shards and index.json. "
         "An interrupted call is taken up where it stopped.",
     )
-    parser.add_argument("corpus", choices=["ravdess", "manifest", "synthetic"])
+    parser.add_argument(
+        "corpus", choices=["ravdess", "iemocap", "crema_d", "manifest", "synthetic"]
+    )
     parser.add_argument(
         "--root",
         type=Path,
@@ -307,6 +316,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--song", action="store_true", help="ravdess: the sung clips instead of the spoken ones"
+    )
+    parser.add_argument(
+        "--classes",
+        choices=list(IEMOCAP_CLASSES),
+        default="4",
+        help="iemocap: angry, happy, neutral, sad; three without happy; or all (default 4)",
+    )
+    parser.add_argument(
+        "--keep-excited",
+        action="store_true",
+        help="iemocap: excited turns are not taken as happy ones",
+    )
+    parser.add_argument(
+        "--part",
+        choices=["impro", "script", "all"],
+        default="all",
+        help="iemocap: improvised or scripted dialogues alone (default all)",
+    )
+    parser.add_argument(
+        "--target",
+        choices=list(TARGETS),
+        default="intended",
+        help="crema_d: the emotion that the actor meant, or what most said who heard (voice), "
+        "saw (face), or heard and saw it (both)",
     )
     parser.add_argument(
         "--speakers", type=_positive, default=12, help="synthetic: speakers (default 12)"
@@ -369,24 +402,30 @@ def _print_summary(index: ShardIndex, out: Path) -> None:
         )
 
 
+def _load(options: argparse.Namespace) -> Corpus:
+    root, features = options.root, options.features
+    if features and options.corpus not in ("ravdess", "manifest"):
+        raise DataError(f"--features is for ravdess and manifest, not for {options.corpus}.")
+    if options.corpus == "ravdess":
+        return load_ravdess(root, features=features, song=options.song)
+    if options.corpus == "iemocap":
+        merge = not options.keep_excited
+        return load_iemocap(root, classes=options.classes, merge_excited=merge, part=options.part)
+    if options.corpus == "crema_d":
+        return load_crema_d(root, target=options.target)
+    if options.corpus == "manifest":
+        return load_manifest(root, features=features)
+    return load_synthetic(
+        root, speakers=options.speakers, repetitions=options.repetitions, seed=options.seed
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse → load → prepare → report."""
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
-        if options.corpus == "ravdess":
-            corpus = load_ravdess(options.root, features=options.features, song=options.song)
-        elif options.corpus == "manifest":
-            corpus = load_manifest(options.root, features=options.features)
-        elif options.features:
-            raise DataError("The synthetic corpus has features of its own; leave out --features.")
-        else:
-            corpus = load_synthetic(
-                options.root,
-                speakers=options.speakers,
-                repetitions=options.repetitions,
-                seed=options.seed,
-            )
+        corpus = _load(options)
         settings = ShardSettings(
             sample_rate_hz=options.sample_rate,
             frames=options.frames,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from datasets.clips import DataError
 from datasets.index import ShardIndex
 
-# Luna-Jiménez et al. 2021: test actors of the five folds.
+# Test actors of each fold. Luna-Jiménez et al. 2021, and EmoBox (Ma et al. 2024).
 _RAVDESS_LUNA5 = (
     (2, 5, 14, 15, 16),
     (3, 6, 7, 13, 18),
@@ -22,6 +22,20 @@ _RAVDESS_LUNA5 = (
     (8, 17, 21, 23, 24),
     (1, 4, 9, 22),
 )
+_RAVDESS_EMOBOX6 = (
+    (1, 11, 20, 21),
+    (4, 10, 12, 14),
+    (8, 9, 19, 23),
+    (3, 5, 7, 24),
+    (2, 15, 16, 18),
+    (6, 13, 17, 22),
+)
+# Ours, as no published split of CREMA-D keeps speakers apart: every fifth actor.
+_CREMA_D5 = tuple(tuple(range(1001 + first, 1092, 5)) for first in range(5))
+_SESSIONS = tuple(f"Ses{number:02d}" for number in range(1, 6))
+
+Assign = Callable[[ShardIndex], dict[str, int]]
+"""Speaker → fold; raises DataError where the protocol is not of this corpus."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,8 @@ class Folds:
         fingerprint: SHA-256 over protocol and every clip's fold: two runs with the same
             fingerprint were scored on the same split.
         test_speakers: Held out of every fold, to be looked at once, at the end.
+        partners: For each fold those whose clips its network does not train on either: who is in
+            them talks with who is tested. Empty where nobody does.
     """
 
     protocol: str
@@ -43,6 +59,7 @@ class Folds:
     fold_of_clip: NDArray[np.int64]
     fingerprint: str
     test_speakers: tuple[str, ...] = ()
+    partners: tuple[tuple[int, ...], ...] = ()
 
     @property
     def count(self) -> int:
@@ -51,7 +68,8 @@ class Folds:
 
     def train_rows(self, fold: int) -> NDArray[np.int64]:
         """Rows of the index that train the network of a fold."""
-        return np.flatnonzero((self.fold_of_clip != fold) & (self.fold_of_clip >= 0))
+        apart = (-1, fold, *(self.partners[fold] if self.partners else ()))
+        return np.flatnonzero(~np.isin(self.fold_of_clip, apart))
 
     def test_rows(self, fold: int) -> NDArray[np.int64]:
         """Rows of the index that are held out in a fold."""
@@ -70,7 +88,7 @@ def make_folds(
 
     Args:
         index: The corpus.
-        protocol: `ravdess-luna5`, `speaker-kfold:K`, or None for the corpus's own.
+        protocol: A name of `PROTOCOLS`, `speaker-kfold:K`, or None for the corpus's own.
         test_speakers: Put in no fold; the protocol splits the others.
 
     Raises:
@@ -84,26 +102,28 @@ def make_folds(
         raise DataError(f"Unknown test speaker '{strangers[0]}'. Known: {known}.")
     others = replace(index, clips=tuple(e for e in index.clips if e.speaker not in apart))
     name = protocol or default_protocol(others)
-    if name == "ravdess-luna5":
-        assign = _by_actor(_RAVDESS_LUNA5)
+    if name in PROTOCOLS:
+        assign = PROTOCOLS[name]
     elif name.startswith("speaker-kfold:"):
         assign = _balanced(_parse_count(name))
     else:
-        raise DataError(f"Unknown protocol '{name}'. Known: ravdess-luna5, speaker-kfold:K.")
+        known = ", ".join([*PROTOCOLS, "speaker-kfold:K"])
+        raise DataError(f"Unknown protocol '{name}'. Known: {known}.")
     fold_of_speaker = assign(others) | dict.fromkeys(apart, -1)
     folds = np.asarray([fold_of_speaker[entry.speaker] for entry in index.clips], np.int64)
     guard_against_leaks(index, folds)
-    _require_every_class(index, folds)
+    partners = _partners(fold_of_speaker) if name == "iemocap-loso10" else ()
+    _require_every_class(index, folds, partners)
     pairs = sorted((entry.clip, int(fold)) for entry, fold in zip(index.clips, folds, strict=True))
     fingerprint = hashlib.sha256(json.dumps([name, pairs]).encode()).hexdigest()
     metric = "accuracy"
-    return Folds(name, metric, folds, fingerprint, tuple(sorted(apart)))
+    return Folds(name, metric, folds, fingerprint, tuple(sorted(apart)), partners)
 
 
 def default_protocol(index: ShardIndex) -> str:
     """The published protocol where the corpus has one, else speaker folds (at most five)."""
-    if index.corpus == "ravdess":
-        return "ravdess-luna5"
+    if own := _OF_CORPUS.get(index.corpus):
+        return own
     return f"speaker-kfold:{max(2, min(5, len({e.speaker for e in index.clips})))}"
 
 
@@ -140,28 +160,62 @@ def _parse_count(name: str) -> int:
     return int(text)
 
 
-def _by_actor(groups: tuple[tuple[int, ...], ...]) -> Callable[[ShardIndex], dict[str, int]]:
-    frozen = {f"Actor_{actor:02d}": fold for fold, group in enumerate(groups) for actor in group}
+def _listed(name: str, groups: Sequence[Sequence[str]]) -> Assign:
+    """Folds of named speakers; every fold needs one of its own."""
+    frozen = {speaker: fold for fold, group in enumerate(groups) for speaker in group}
+    first, last = min(frozen), max(frozen)
 
     def assign(index: ShardIndex) -> dict[str, int]:
         strangers = sorted({e.speaker for e in index.clips} - set(frozen))
         if strangers:
             raise DataError(
-                f"Protocol ravdess-luna5 knows Actor_01 to Actor_24, not '{strangers[0]}'. "
+                f"Protocol {name} knows {first} to {last}, not '{strangers[0]}'. "
                 "For another corpus take speaker-kfold:K."
             )
         present = {frozen[e.speaker] for e in index.clips}
         if present != set(range(len(groups))):
             raise DataError(
-                f"Protocol ravdess-luna5 has {len(groups)} folds; the actors here fill only "
-                f"{sorted(present)}. Add the missing actors, or take speaker-kfold:K."
+                f"Protocol {name} has {len(groups)} folds; the speakers here fill only "
+                f"{sorted(present)}. Add the missing speakers, or take speaker-kfold:K."
             )
         return frozen
 
     return assign
 
 
-def _balanced(count: int) -> Callable[[ShardIndex], dict[str, int]]:
+def _ravdess(name: str, groups: Sequence[Sequence[int]]) -> Assign:
+    return _listed(name, [[f"Actor_{actor:02d}" for actor in group] for group in groups])
+
+
+def _partners(fold_of_speaker: dict[str, int]) -> tuple[tuple[int, ...], ...]:
+    """IEMOCAP's one-speaker folds: for each, that of the other actor of the session."""
+    sessions: dict[str, list[int]] = defaultdict(list)
+    for speaker, fold in fold_of_speaker.items():
+        if fold >= 0:
+            sessions[speaker[:5]].append(fold)
+    other = {
+        fold: tuple(f for f in pair if f != fold) for pair in sessions.values() for fold in pair
+    }
+    return tuple(other[fold] for fold in range(len(other)))
+
+
+PROTOCOLS: dict[str, Assign] = {
+    "ravdess-luna5": _ravdess("ravdess-luna5", _RAVDESS_LUNA5),
+    "ravdess-emobox6": _ravdess("ravdess-emobox6", _RAVDESS_EMOBOX6),
+    "iemocap-loso5": _listed("iemocap-loso5", [[f"{s}F", f"{s}M"] for s in _SESSIONS]),
+    "iemocap-loso10": _listed("iemocap-loso10", [[f"{s}{x}"] for s in _SESSIONS for x in "FM"]),
+    "crema-d-speakers5": _listed("crema-d-speakers5", [[str(a) for a in g] for g in _CREMA_D5]),
+}
+"""Name → who is tested when; frozen."""
+
+_OF_CORPUS = {
+    "ravdess": "ravdess-luna5",
+    "iemocap": "iemocap-loso5",
+    "crema_d": "crema-d-speakers5",
+}
+
+
+def _balanced(count: int) -> Assign:
     """Largest speaker first into the smallest fold; ties by a hash of the name."""
 
     def assign(index: ShardIndex) -> dict[str, int]:
@@ -183,7 +237,9 @@ def _balanced(count: int) -> Callable[[ShardIndex], dict[str, int]]:
     return assign
 
 
-def _require_every_class(index: ShardIndex, folds: NDArray[np.int64]) -> None:
+def _require_every_class(
+    index: ShardIndex, folds: NDArray[np.int64], partners: tuple[tuple[int, ...], ...]
+) -> None:
     """A class that a fold never tests, or never trains on, makes its score meaningless."""
     labels = np.asarray([entry.label for entry in index.clips])
     for fold in range(int(folds.max()) + 1):
@@ -193,7 +249,8 @@ def _require_every_class(index: ShardIndex, folds: NDArray[np.int64]) -> None:
                     f"Fold {fold} has no clip of class '{label}'. Take fewer folds "
                     "(--protocol speaker-kfold:K) or other classes (--classes)."
                 )
-            if not (labels[(folds != fold) & (folds >= 0)] == label).any():
+            apart = (-1, fold, *(partners[fold] if partners else ()))
+            if not (labels[~np.isin(folds, apart)] == label).any():
                 raise DataError(
                     f"Outside fold {fold} no clip of class '{label}' is left to train on."
                 )

@@ -146,6 +146,7 @@ PAPERS: dict[str, Paper] = {
         flaw="its clips were split at random, the same speakers on both sides, and its best epochs chosen on "
         "the test clips; here speakers are held out and the last epoch counts",
         classes=("happy", "angry", "sad", "neutral"),
+        protocol="iemocap-loso5",
         settings={
             "audio: CNN": Setting(
                 modality="audio", architecture="spectrogram_cnn", published={4: 0.5223}, saw=_BEST,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 from datasets.clips import Corpus, DataError
 from datasets.manifest import load_manifest
+from datasets.media import MediaError
+from datasets.prepare import ShardSettings, decode_record
 
 
 @pytest.fixture()
@@ -150,3 +153,49 @@ def test_another_encoding_is_refused(folder: Path) -> None:
     (folder / "manifest.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=r"manifest\.csv' is not a CSV in UTF-8"):
         load_manifest(folder)
+
+
+def test_a_clip_may_be_a_part_of_longer_files(
+    tmp_path: Path, write_sound: Callable[..., Path], write_video: Callable[..., Path]
+) -> None:
+    write_sound("long.wav", samples=32_000, seed=3)
+    frames = np.repeat(10 * np.arange(20, dtype=np.uint8), 32 * 48 * 3).reshape(20, 32, 48, 3)
+    write_video("long.mp4", frames)  # ten a second
+    (tmp_path / "manifest.csv").write_text(
+        "clip,speaker,label,audio,video,start,end\n"
+        "a,ann,glad,long.wav,long.mp4,0.5,1.5\n"
+        "b,bob,sad,long.wav,long.mp4,,\n"
+        "c,bob,sad,long.wav,long.mp4,1.0,5.0\n"
+    )
+    corpus = load_manifest(tmp_path)
+    assert corpus.clips[0].attributes == {}
+    first, whole, late = corpus.clips
+    settings = ShardSettings(frames=2, frame_size=(32, 48))
+    sample, everything = decode_record(first, settings), decode_record(whole, settings)
+    np.testing.assert_array_equal(sample["audio"], everything["audio"][8_000:24_000])
+    # The middles of two halves of 0.5 to 1.5 s are shown at 0.75 and 1.25 s.
+    np.testing.assert_allclose(sample["video"].mean(axis=(1, 2, 3)), [70, 120], atol=3)
+    with pytest.raises(MediaError, match=r"'long\.wav' lasts 2\.00 s, its part ends at 5\.00 s"):
+        decode_record(late, settings)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "message"),
+    [
+        ("1", "", "'start' is given, but not the other of start and end"),
+        ("", "2", "'end' is given, but not"),
+        ("2", "1", r"cannot go from 2\.0 to 1\.0 s"),
+        ("-1", "1", r"cannot go from -1\.0 to 1\.0 s"),
+        ("soon", "1", "'start' is 'soon', not a finite number"),
+        ("0", "nan", "'end' is 'nan', not a finite number"),
+    ],
+)
+def test_times_that_are_none_are_told(
+    tmp_path: Path, write_sound: Callable[..., Path], start: str, end: str, message: str
+) -> None:
+    write_sound("a.wav")
+    (tmp_path / "manifest.csv").write_text(
+        f"clip,speaker,label,audio,start,end\na,ann,glad,a.wav,{start},{end}\n"
+    )
+    with pytest.raises(DataError, match=f"row 2: .*{message}"):
+        load_manifest(tmp_path)

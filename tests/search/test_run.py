@@ -31,7 +31,7 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[object]) -> str
     [
         (["--data", "nowhere"], "No index.json in 'nowhere'. Make shards with: python -m datasets.prepare"),
         (["--preset", "fast"], "Unknown preset 'fast'. Known: quick, standard, thorough."),
-        (["--protocol", "random"], "Unknown protocol 'random'. Known: ravdess-luna5, speaker-kfold:K."),
+        (["--protocol", "random"], "Unknown protocol 'random'. Known: ravdess-luna5, ravdess-emobox6, iemocap"),
         (["--protocol", "speaker-kfold:9"], "needs 9 speakers or more, the corpus has 4"),
         (["--protocol", "ravdess-luna5"], "knows Actor_01 to Actor_24, not 'speaker_00'"),
         (["--classes", "happy,joyful"], "Unknown class 'joyful'. Known: neutral, happy, sad"),

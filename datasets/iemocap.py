@@ -1,0 +1,161 @@
+"""IEMOCAP (Busso et al. 2008): five sessions of two actors, `Session{1..5}/dialog` and `sentences`.
+
+A clip is one turn of one actor. Labels and times are in `dialog/EmoEvaluation/*.txt`, the turn's sound
+in `sentences/wav`, its picture in the dialogue's video, which both actors share: the one who wears
+the markers, whom the dialogue is named after, on the left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from datasets.clips import ClipRecord, Corpus, DataError, Part, Skipped
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "4": ("angry", "happy", "neutral", "sad"),
+    "3": ("angry", "neutral", "sad"),
+    "all": (
+        "angry", "disgust", "excited", "fearful", "frustrated", "happy", "neutral", "other", "sad", "surprised",
+    ),
+}  # fmt: skip
+"""What `--classes` may be; turns on which the raters did not agree (`xxx`) are in none."""
+
+Side = Literal["impro", "script", "all"]
+
+_CODES = {
+    "ang": "angry", "dis": "disgust", "exc": "excited", "fea": "fearful", "fru": "frustrated",
+    "hap": "happy", "neu": "neutral", "oth": "other", "sad": "sad", "sur": "surprised",
+}  # fmt: skip
+_NUMBER = r"\d+(?:\.\d+)?"
+_LINE = re.compile(
+    rf"^\[({_NUMBER}) - ({_NUMBER})\]\s+((Ses0[1-5][FM])_(?:impro|script)\w*_([FM])\w{{3}})\s+(\w{{3}})"
+    rf"\s+\[({_NUMBER}), ({_NUMBER}), ({_NUMBER})\]\s*$"
+)
+_VIDEO = (".avi", ".mp4", ".mkv", ".mov")
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A label line."""
+
+    clip: str
+    dialogue: str
+    speaker: str
+    code: str
+    part: Part
+    ratings: tuple[str, str, str]
+
+
+def load_iemocap(
+    root: Path, *, classes: str = "4", merge_excited: bool = True, part: Side = "all"
+) -> Corpus:
+    """Reads the label files of every session, and finds sound and picture of each turn.
+
+    The speaker is the letter in the turn's last field, with the session: a dialogue's own name
+    says only who wears the markers.
+
+    Args:
+        root: Holds `Session1` to `Session5`, or some of them.
+        classes: `4`, `3` or `all`.
+        merge_excited: Take excited turns as happy ones, as the literature does with four classes.
+        part: `impro`, `script` (whose text repeats across sessions) or `all`.
+
+    Raises:
+        DataError: The folder or its label files are missing, or a label line cannot be read.
+    """
+    if not root.is_dir():
+        raise DataError(f"No such folder: '{root}' (--root).")
+    if classes not in CLASSES:
+        raise DataError(f"Unknown classes '{classes}'. Known: {', '.join(CLASSES)}.")
+    labels = CLASSES[classes]
+    if merge_excited:
+        labels = tuple(label for label in labels if label != "excited")
+    files = sorted(root.glob("Session[1-5]/dialog/EmoEvaluation/*.txt"))
+    files = [path for path in files if not path.name.startswith("._")]
+    if not files:
+        raise DataError(f"No Session*/dialog/EmoEvaluation/*.txt under '{root}' (--root).")
+    clips: list[ClipRecord] = []
+    skipped: list[Skipped] = []
+    for path in files:
+        session = path.parents[2]
+        videos = _videos(session)
+        known = set()
+        for turn in _turns(path):
+            known.add(turn.clip)
+            if part != "all" and part not in turn.dialogue:
+                continue
+            label = _CODES.get(turn.code, "")
+            label = "happy" if merge_excited and label == "excited" else label
+            sound = session / "sentences" / "wav" / turn.dialogue / f"{turn.clip}.wav"
+            if label not in labels:
+                skipped.append(
+                    Skipped(turn.clip, f"its label '{turn.code}' is none of the classes")
+                )
+            elif not sound.is_file():
+                skipped.append(Skipped(turn.clip, f"no such file '{sound.relative_to(root)}'"))
+            else:
+                clips.append(_record(turn, label, sound, videos.get(turn.dialogue)))
+        folder = session / "sentences" / "wav" / path.stem
+        for sound in sorted(folder.glob("*.wav")) if folder.is_dir() else ():
+            if sound.stem not in known and not sound.name.startswith("._"):
+                skipped.append(Skipped(sound.stem, f"has no label in '{path.name}'"))
+    return Corpus(name="iemocap", labels=labels, clips=tuple(clips), skipped=tuple(skipped))
+
+
+def _record(turn: _Turn, label: str, sound: Path, video: Path | None) -> ClipRecord:
+    valence, activation, dominance = turn.ratings
+    return ClipRecord(
+        clip=turn.clip,
+        speaker=turn.speaker,
+        label=label,
+        audio=sound,
+        video=video,
+        video_part=turn.part if video else None,
+        attributes={
+            "session": turn.speaker[:5],
+            "gender": "female" if turn.speaker.endswith("F") else "male",
+            "dialogue": turn.dialogue,
+            "rated": turn.code,
+            "valence": valence,
+            "activation": activation,
+            "dominance": dominance,
+        },
+    )
+
+
+def _turns(path: Path) -> Iterator[_Turn]:
+    """The label lines of a file; the raters' own lines and the header begin otherwise."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"'{path}' cannot be read: {error}.") from error
+    for number, line in enumerate(lines, start=1):
+        if not re.match(r"^\[\d", line):
+            continue
+        found = _LINE.match(line)
+        if found is None:
+            raise DataError(f"'{path}', line {number}, is no label: '{line[:80]}'.")
+        start, end, clip, lead, letter, code, *ratings = found.groups()
+        half: Literal["left", "right"] = "left" if letter == lead[-1] else "right"
+        try:
+            part = Part(start_s=float(start), end_s=float(end), half=half)
+        except DataError as error:
+            raise DataError(f"'{path}', line {number}: {error}") from error
+        yield _Turn(
+            clip, clip[:-5], lead[:5] + letter, code, part, (ratings[0], ratings[1], ratings[2])
+        )
+
+
+def _videos(session: Path) -> dict[str, Path]:
+    """Dialogue → its video."""
+    folder = session / "dialog" / "avi"
+    found = sorted(folder.rglob("*")) if folder.is_dir() else []
+    return {
+        path.stem: path
+        for path in found
+        if path.suffix.lower() in _VIDEO and not path.name.startswith("._")
+    }
