@@ -34,6 +34,14 @@ _RAVDESS_EMOBOX6 = (
 _CREMA_D5 = tuple(tuple(range(1001 + first, 1092, 5)) for first in range(5))
 _SESSIONS = tuple(f"Ses{number:02d}" for number in range(1, 6))
 
+RANDOM = "random"
+"""A protocol that shows how much a split by clips flatters; it is no measure of anything else."""
+_RANDOM_FOLDS = 5
+_LEAK = (
+    "LEAK, as asked (--protocol random): clips are split at random, the same speakers are trained on and "
+    "scored, so every score is too good"
+)
+
 Assign = Callable[[ShardIndex], dict[str, int]]
 """Speaker → fold; raises DataError where the protocol is not of this corpus."""
 
@@ -62,6 +70,11 @@ class Folds:
     partners: tuple[tuple[int, ...], ...] = ()
 
     @property
+    def leak(self) -> str | None:
+        """What every output must say first; None for a split that keeps speakers apart."""
+        return _LEAK if self.protocol == RANDOM else None
+
+    @property
     def count(self) -> int:
         """K, the number of folds."""
         return int(self.fold_of_clip.max()) + 1
@@ -88,7 +101,8 @@ def make_folds(
 
     Args:
         index: The corpus.
-        protocol: A name of `PROTOCOLS`, `speaker-kfold:K`, or None for the corpus's own.
+        protocol: A name of `PROTOCOLS`, `speaker-kfold:K`, `random` (which leaks, see
+            `Folds.leak`), or None for the corpus's own.
         test_speakers: Put in no fold; the protocol splits the others.
 
     Raises:
@@ -102,22 +116,39 @@ def make_folds(
         raise DataError(f"Unknown test speaker '{strangers[0]}'. Known: {known}.")
     others = replace(index, clips=tuple(e for e in index.clips if e.speaker not in apart))
     name = protocol or default_protocol(others)
-    if name in PROTOCOLS:
-        assign = PROTOCOLS[name]
-    elif name.startswith("speaker-kfold:"):
-        assign = _balanced(_parse_count(name))
+    partners: tuple[tuple[int, ...], ...] = ()
+    if name == RANDOM:
+        fold_of_clip = _at_random(others)
+        folds = np.asarray([fold_of_clip.get(entry.clip, -1) for entry in index.clips], np.int64)
     else:
-        known = ", ".join([*PROTOCOLS, "speaker-kfold:K"])
-        raise DataError(f"Unknown protocol '{name}'. Known: {known}.")
-    fold_of_speaker = assign(others) | dict.fromkeys(apart, -1)
-    folds = np.asarray([fold_of_speaker[entry.speaker] for entry in index.clips], np.int64)
-    guard_against_leaks(index, folds)
-    partners = _partners(fold_of_speaker) if name == "iemocap-loso10" else ()
+        fold_of_speaker = _assign(name)(others) | dict.fromkeys(apart, -1)
+        folds = np.asarray([fold_of_speaker[entry.speaker] for entry in index.clips], np.int64)
+        guard_against_leaks(index, folds)
+        partners = _partners(fold_of_speaker) if name == "iemocap-loso10" else ()
     _require_every_class(index, folds, partners)
     pairs = sorted((entry.clip, int(fold)) for entry, fold in zip(index.clips, folds, strict=True))
     fingerprint = hashlib.sha256(json.dumps([name, pairs]).encode()).hexdigest()
     metric = "accuracy"
     return Folds(name, metric, folds, fingerprint, tuple(sorted(apart)), partners)
+
+
+def _assign(name: str) -> Assign:
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    if name.startswith("speaker-kfold:"):
+        return _balanced(_parse_count(name))
+    known = ", ".join([*PROTOCOLS, "speaker-kfold:K", RANDOM])
+    raise DataError(f"Unknown protocol '{name}'. Known: {known}.")
+
+
+def _at_random(index: ShardIndex) -> dict[str, int]:
+    """Clip → fold: each class dealt out in the order of a hash of its clips' names."""
+    folds: dict[str, int] = {}
+    for label in index.labels:
+        clips = [entry.clip for entry in index.clips if entry.label == label]
+        shuffled = sorted(clips, key=lambda clip: hashlib.sha256(clip.encode()).hexdigest())
+        folds |= {clip: number % _RANDOM_FOLDS for number, clip in enumerate(shuffled)}
+    return folds
 
 
 def default_protocol(index: ShardIndex) -> str:

@@ -69,6 +69,8 @@ def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
             findings.notes.append(f"{len(index.clips) - index.has(kind)} clips have no {kind}")
     try:
         folds = make_folds(index, protocol)
+        if folds.leak:
+            findings.violations.append(folds.leak)
         findings.notes.append(
             f"protocol {folds.protocol}: {folds.count} folds of "
             + "/".join(str(len(folds.test_rows(k))) for k in range(folds.count))

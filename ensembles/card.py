@@ -9,7 +9,7 @@ from ensembles.artifact import Artifact
 
 _LICENCES = {
     "ravdess": "CC BY-NC-SA 4.0 (no commercial use; adaptations under the same licence)",
-    "cremad": "the Open Database License (ODbL)",
+    "crema": "the Open Database License (ODbL)",
     "iemocap": "its owner's own end-user licence",
     "recola": "its owner's own end-user licence",
 }
@@ -20,7 +20,9 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
     """What a user of the folder must know, in Markdown."""
     headline = summary["headline"]["fused"]
     low, high = headline["interval_95"]
+    leak = summary.get("leak")
     lines = [
+        *([f"**{leak}.**", ""] if leak else []),
         f"# Emotion recognition ensemble `{summary['run']}`",
         "",
         f"Recognises {', '.join(artifact.labels)} in one utterance, from "

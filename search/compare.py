@@ -39,6 +39,7 @@ class Predictions:
         run: Its name.
         metric: What it was searched for.
         protocol: How it was split.
+        leak: What is wrong with that split; None if speakers are kept apart.
         table: Its clips.
         log_posteriors: (N, K).
     """
@@ -48,6 +49,7 @@ class Predictions:
     protocol: str
     table: ClipTable
     log_posteriors: Array
+    leak: str | None = None
 
 
 def read_predictions(run: Path, row: str = "fused") -> Predictions:
@@ -83,6 +85,7 @@ def read_predictions(run: Path, row: str = "fused") -> Predictions:
             str(summary["protocol"]),
             table,
             np.log(np.maximum(values, 1e-12)),
+            summary.get("leak"),
         )
     except FileNotFoundError as error:
         raise EnsembleError(
@@ -144,6 +147,9 @@ def _print(runs: list[Predictions], metric: str, row: str, console: Console) -> 
     first, *others = runs
     table = first.table
     together = not same_folds(runs)
+    for run in runs:
+        if run.leak:
+            console.print(f"{run.run}: {run.leak}.", style="bold", highlight=False, markup=False)
     console.print(
         f"{row}, {metric}, {len(table.clips)} clips of {len(set(table.speakers))} speakers; "
         f"differences to {first.run} in "
@@ -217,7 +223,14 @@ def main(arguments: list[str] | None = None) -> int:
                 "all": found.to_json(),
                 "classes": {name: one.to_json() for name, one in classes.items()},
             }
-        told = {"first": runs[0].run, "row": given.row, "metric": metric, "others": document}
+        leaks = {run.run: run.leak for run in runs if run.leak}
+        told = {
+            "leaks": leaks,
+            "first": runs[0].run,
+            "row": given.row,
+            "metric": metric,
+            "others": document,
+        }
         print(json.dumps(told, indent=1))
         return 0
     _print(runs, metric, given.row, Console())

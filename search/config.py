@@ -78,7 +78,8 @@ class SearchConfig:
             where an architecture's file is not there, backbones start from random weights.
         epochs: Epochs of every trial (default: searched).
         classes: Classes to keep, separated by commas (default: all).
-        protocol: How speakers are split: ravdess-luna5 or speaker-kfold:K (default: the corpus's own).
+        protocol: How speakers are split: speaker-kfold:K, ravdess-luna5, ravdess-emobox6, iemocap-loso5,
+            iemocap-loso10, crema-d-speakers5, or random, which leaks and says so (default: the corpus's own).
         test_speakers: Speakers to put in no fold, separated by commas; the averaged ensemble is
             scored on them once, at the end.
         metric: accuracy, uar, macro_f1 or log_loss: what is searched for and reported.

@@ -49,6 +49,8 @@ def outer_count(config: SearchConfig, folds: Folds) -> int:
     Raises:
         ConfigError: More than there are, or too few to leave two.
     """
+    if folds.leak:
+        raise ConfigError(f"outer holds speakers out: --protocol {folds.protocol} does not.")
     if folds.count < 3:
         raise ConfigError(
             f"outer needs 3 folds or more, so that two are left to search by; {folds.protocol} has "

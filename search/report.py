@@ -86,6 +86,8 @@ def print_report(
     facts: dict[str, Any],
 ) -> None:
     """The leaderboard, and what one should know about its numbers."""
+    if leak := facts.get("leak"):
+        console.print(f"{leak}.", style="bold", highlight=False, markup=False)
     _print_leaderboard(console, assessment, facts)
     found = detail(assessment.table, assessment.fused.log_posteriors, facts.get("people"))
     console.print(_headline(assessment, found), highlight=False, soft_wrap=True)

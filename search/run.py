@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
         if config.reproduce:
             print(reproduce.flaw_of(config.reproduce), flush=True)
         data = load_corpus(config, console)
+        if data.folds.leak:
+            print(f"{data.folds.leak}.", flush=True)
         if config.reproduce:
             reproduce.check_corpus(config.reproduce, data.index, console)
         if config.outer:  # what is impossible is said before anything trains
@@ -120,6 +122,7 @@ def _find_out(
         "data_checksum": index.checksum,
         "protocol": data.folds.protocol,
         "folds_fingerprint": data.folds.fingerprint,
+        "leak": data.folds.leak,
         "seed": config.seed,
         "preset": config.preset,
         "device": device,

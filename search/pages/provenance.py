@@ -22,7 +22,10 @@ def provenance(evidence: Evidence) -> str:
     seeds = ", ".join(found.get("confirmed") or {}) or "none"
     held_out = ", ".join(found.get("held_out") or []) or "none"
     entries = [
-        ("protocol", f"{found['protocol']}: no speaker is trained on and scored"),
+        (
+            "protocol",
+            f"{found['protocol']}: {found.get('leak') or 'no speaker is trained on and scored'}",
+        ),
         ("metric", evidence.metric),
         ("data", f"checksum {found.get('data_checksum', 'unknown')}"),
         ("folds", f"fingerprint {found.get('folds_fingerprint', 'unknown')}"),

@@ -29,13 +29,16 @@ def headline(evidence: Evidence) -> str:
         f"{line.row} {evidence.told(line.value)}{unit}" for line in lines if line.number == "guess"
     ]
     found = evidence.summary
+    leak = found.get("leak")
+    known = "clips of speakers it has heard" if leak else "speakers it has never heard"
     said = (
-        f"{evidence.metric} of the best fusion on speakers it has never heard (the honest score: "
+        f"{evidence.metric} of the best fusion on {known} (the honest score: "
         f"{fused.saw}). {found['clips']} clips of {found['speakers']} speakers, "
         f"{len(found['classes'])} classes, {found['protocol']}."
     )
+    warning = paragraph(f"{leak}.", "warning") if leak else ""
     return (
-        f"<h1>{escape(str(found['corpus']))}: {escape(evidence.run.name)}</h1>"
+        f"{warning}<h1>{escape(str(found['corpus']))}: {escape(evidence.run.name)}</h1>"
         f'<div class="headline"><div><span class="number">{evidence.told(fused.value)}{unit}</span> '
         f'<span class="interval">({told_interval(evidence, fused)}, 95 %)</span></div>'
         f"{paragraph(said)}"
@@ -45,6 +48,8 @@ def headline(evidence: Evidence) -> str:
 
 def about_scores(evidence: Evidence) -> str:
     """How to read the numbers."""
+    if leak := evidence.summary.get("leak"):
+        return paragraph(f"{leak}. None of them says what to expect of new speakers.")
     confirmed = evidence.summary.get("confirmed")
     seeds = (
         " Not confirmed: these are of the one training seed that the search chose by; "

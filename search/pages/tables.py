@@ -123,8 +123,9 @@ def title(evidence: Evidence) -> str:
     """What is scored, in one line."""
     found = evidence.summary
     unit = "%" if evidence.percent else "nats, less is better"
+    leak = f"{found['leak']}. " if found.get("leak") else ""
     return (
-        f"{found['corpus']}: {evidence.metric} ({unit}), {found['protocol']}, {found['clips']} clips, "
+        f"{leak}{found['corpus']}: {evidence.metric} ({unit}), {found['protocol']}, {found['clips']} clips, "
         f"{found['speakers']} speakers, {len(found['classes'])} classes"
     )
 

@@ -141,9 +141,9 @@ def test_without_a_protocol_there_are_at_most_five_folds(
 
 def test_an_unknown_protocol_lists_those_known(make_index: MakeIndex) -> None:
     with pytest.raises(
-        DataError, match=r"Unknown protocol 'random'\. Known: ravdess-luna5, .*speaker-kfold:K"
+        DataError, match=r"Unknown protocol 'fair'\. Known: ravdess-luna5, .*speaker-kfold:K"
     ):
-        make_folds(make_index(rows({"a": 1, "b": 1})), "random")
+        make_folds(make_index(rows({"a": 1, "b": 1})), "fair")
 
 
 @pytest.mark.parametrize("count", ["", "1", "0", "-3", "two", "²"])
@@ -299,3 +299,19 @@ def test_a_class_that_only_a_test_speaker_has_cannot_be_scored(make_index: MakeI
 def test_a_test_speaker_needs_no_clip_of_every_class(make_index: MakeIndex) -> None:
     clips = [*rows({"a": 1, "b": 1}), ("c-glad", "c", "glad")]
     assert make_folds(make_index(clips), "speaker-kfold:2", ["c"]).unseen_rows.tolist() == [4]
+
+
+def test_a_random_split_shares_speakers_and_says_so(make_index: MakeIndex) -> None:
+    index = make_index(rows({"a": 30, "b": 30}))
+    folds = make_folds(index, "random")
+    assert folds.leak
+    assert "the same speakers are trained on and scored" in folds.leak
+    assert folds.count == 5
+    speakers = np.asarray([entry.speaker for entry in index.clips])
+    labels = np.asarray([entry.label for entry in index.clips])
+    for fold in range(5):
+        assert {*speakers[folds.test_rows(fold)]} == {"a", "b"}
+        assert (labels[folds.test_rows(fold)] == "sad").sum() == 12
+    assert make_folds(index, "speaker-kfold:2").leak is None
+    apart = make_folds(index, "random", ["b"])
+    assert {*speakers[apart.unseen_rows]} == {"b"}

@@ -31,7 +31,8 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[object]) -> str
     [
         (["--data", "nowhere"], "No index.json in 'nowhere'. Make shards with: python -m datasets.prepare"),
         (["--preset", "fast"], "Unknown preset 'fast'. Known: quick, standard, thorough."),
-        (["--protocol", "random"], "Unknown protocol 'random'. Known: ravdess-luna5, ravdess-emobox6, iemocap"),
+        (["--protocol", "fair"], "Unknown protocol 'fair'. Known: ravdess-luna5, ravdess-emobox6, iemocap"),
+        (["--protocol", "random", "--outer"], "outer holds speakers out: --protocol random does not"),
         (["--protocol", "speaker-kfold:9"], "needs 9 speakers or more, the corpus has 4"),
         (["--protocol", "ravdess-luna5"], "knows Actor_01 to Actor_24, not 'speaker_00'"),
         (["--classes", "happy,joyful"], "Unknown class 'joyful'. Known: neutral, happy, sad"),
@@ -188,3 +189,35 @@ def test_a_time_budget_too_short_for_any_trial_says_how_to_go_on(
     assert "No trial finished: the time was over before." in err
     assert "--resume hasty --runs-dir" in err and "--time-budget 30m" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.slow()
+def test_a_random_split_is_told_first_everywhere(
+    launch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from datasets.synthetic import load_synthetic
+    from ensembles.export import main as export_main
+    from search.compare import main as compare_main
+    from tests.tiny import make_tiny_shards
+
+    corpus = load_synthetic(tmp_path / "media", speakers=2, repetitions=5, seed=0)
+    make_tiny_shards(corpus, tmp_path / "shards")
+    runs = tmp_path / "runs"
+    process = launch(
+        "--data", tmp_path / "shards", "--protocol", "random", "--only", "functionals", "--trials", 2,
+        "--epochs", 2, "--workers", 1, "--dashboard=false", "--runs-dir", runs, "--name", "leaky",
+    )  # fmt: skip
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    run = runs / "leaky"
+    assert out.startswith("LEAK, as asked (--protocol random)")
+    page = (run / "report.html").read_text()
+    assert page.index("LEAK, as asked") < page.index("<h1>")
+    assert "never heard" not in page
+    for table in ("scores.md", "scores.tex"):
+        assert "LEAK, as asked" in (run / "tables" / table).read_text().split("clips")[0]
+    assert export_main([str(run), "--out", str(tmp_path / "exported")]) == 0
+    assert (tmp_path / "exported" / "model-card.md").read_text().startswith("**LEAK, as asked")
+    capsys.readouterr()
+    assert compare_main([str(run), str(run)]) == 0
+    assert capsys.readouterr().out.startswith("leaky: LEAK, as asked")
