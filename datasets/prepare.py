@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
 from datasets.crema_d import TARGETS, load_crema_d
+from datasets.features import with_features
 from datasets.iemocap import CLASSES as IEMOCAP_CLASSES
 from datasets.iemocap import load_iemocap
 from datasets.index import FILE_NAME, ClipEntry, ShardEntry, ShardIndex, read_index, write_index
@@ -311,8 +312,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--features",
         type=Path,
-        help="ravdess, manifest: a CSV of features such as action units, joined by name, one row "
-        "a clip (clip,NAME,…) or one a frame (clip,frame,NAME,…)",
+        help="a CSV of features such as action units, joined by name, one row "
+        "a clip (clip,NAME,…) or one a frame (clip,frame,NAME,…); or a folder of OpenFace's CSV files",
     )
     parser.add_argument(
         "--song", action="store_true", help="ravdess: the sung clips instead of the spoken ones"
@@ -404,17 +405,19 @@ def _print_summary(index: ShardIndex, out: Path) -> None:
 
 def _load(options: argparse.Namespace) -> Corpus:
     root, features = options.root, options.features
-    if features and options.corpus not in ("ravdess", "manifest"):
-        raise DataError(f"--features is for ravdess and manifest, not for {options.corpus}.")
     if options.corpus == "ravdess":
         return load_ravdess(root, features=features, song=options.song)
     if options.corpus == "iemocap":
         merge = not options.keep_excited
-        return load_iemocap(root, classes=options.classes, merge_excited=merge, part=options.part)
+        corpus = load_iemocap(root, classes=options.classes, merge_excited=merge, part=options.part)
+        return with_features(corpus, features) if features else corpus
     if options.corpus == "crema_d":
-        return load_crema_d(root, target=options.target)
+        corpus = load_crema_d(root, target=options.target)
+        return with_features(corpus, features) if features else corpus
     if options.corpus == "manifest":
         return load_manifest(root, features=features)
+    if features:
+        raise DataError("The synthetic corpus has features of its own; leave out --features.")
     return load_synthetic(
         root, speakers=options.speakers, repetitions=options.repetitions, seed=options.seed
     )

@@ -10,6 +10,7 @@ import pytest
 
 from datasets.clips import DataError
 from datasets.crema_d import load_crema_d
+from datasets.features import with_features
 from datasets.index import read_index
 from datasets.prepare import ShardSettings, prepare
 from datasets.prepare import main as prepare_main
@@ -78,6 +79,16 @@ def test_a_table_without_its_columns_is_told(tree: Path) -> None:
     (tree / "VideoDemographics.csv").write_text("ActorID,Age\n1001,51\n")
     with pytest.raises(DataError, match=r"VideoDemographics.csv', row 2, has no column 'Sex'"):
         load_crema_d(tree)
+
+
+def test_features_are_joined_by_clip(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "features.csv").write_text("clip,AU1\n1001_DFA_ANG_XX,2.5\n1001_DFA_ANG_HI,1\n")
+    corpus = with_features(load_crema_d(tree), tmp_path / "features.csv")
+    found = {r.clip: r.features for r in corpus.clips if r.features is not None}
+    assert {clip: values.tolist() for clip, values in found.items()} == {"1001_DFA_ANG_XX": [2.5]}
+    reasons = [skipped.reason for skipped in corpus.skipped]
+    assert reasons.count("no row in the features table (kept without features)") == 34
+    assert "no clip of that name" in reasons
 
 
 def test_every_fifth_actor_is_tested_together(tree: Path, tmp_path: Path) -> None:

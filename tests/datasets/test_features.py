@@ -133,6 +133,55 @@ def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.csv", tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path / "none"):
         with pytest.raises(DataError, match=r"No such file: '.*' \(--features\)\."):
             read_features(path)
+
+
+OPENFACE = "frame, face_id, timestamp, confidence, success, gaze_0_x, AU01_r, AU45_c\n"
+
+
+def test_openface_files_give_the_frames_in_which_a_face_was_found(tmp_path: Path) -> None:
+    folder = tmp_path / "openface"
+    (folder / "Actor_12").mkdir(parents=True)
+    (folder / "Actor_12" / f"01{RAVDESS}.csv").write_text(
+        OPENFACE
+        + "1, 0, 0.000, 0.98, 1, 0.1, 0.50, 1\n2, 0, 0.033, 0.00, 0, 0.0, 0.00, 0\n"
+        + "2, 1, 0.033, 0.90, 1, 0.0, 4.00, 0\n3, 0, 0.067, 0.97, 1, 0.1, 1.25, 0\n"
+    )
+    (folder / f"01{RAVDESS[:-2]}11.csv").write_text(OPENFACE + "1, 0, 0.0, 0.0, 0, 0, 0, 0\n")
+    table = read_features(folder)
+    assert table.names == ("AU01_r", "AU45_c")
+    assert list(table.rows) == [f"01{RAVDESS}"], "a clip without a face has no rows"
+    found = table.find(f"03{RAVDESS}")
+    assert found is not None
+    np.testing.assert_array_equal(found, np.float32([[0.5, 1], [1.25, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("clip,AU1\nann,1\n", r"ann\.csv' is no CSV of OpenFace's"),
+        (OPENFACE + "1, 0, 0, 0.9, 1, 0, nan, 1\n", r"ann\.csv', row 2, is bad"),
+        (OPENFACE + "1, 0, 0, 0.9, 1, 0\n", r"ann\.csv', row 2, is bad"),
+        (OPENFACE, "No CSV of OpenFace's with a tracked face"),
+    ],
+)
+def test_a_folder_that_is_not_openfaces_is_told(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "ann.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_features(tmp_path)
+
+
+def test_openface_files_with_other_units_or_of_one_clip_twice_are_told(tmp_path: Path) -> None:
+    row = "1, 0, 0, 0.9, 1, 0, 1, 1\n"
+    (tmp_path / "ann.csv").write_text(OPENFACE + row)
+    (tmp_path / "bob.csv").write_text(OPENFACE.replace("AU45", "AU26") + row)
+    with pytest.raises(DataError, match=r"bob\.csv' has other action units than 'ann\.csv'"):
+        read_features(tmp_path)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "bob.csv").rename(tmp_path / "again" / "ann.csv")
+    with pytest.raises(DataError, match="of clip 'ann' a second time"):
+        read_features(tmp_path)
+    with pytest.raises(DataError, match="is named after no clip"):
+        read_features(tmp_path, lambda clip: None)
