@@ -74,28 +74,41 @@ def measure_cost(
     seconds: dict[str, float] = {}
     needed: dict[str, float] = {}
     steps: dict[str, _Step] = {}
+    plans: dict[str, TrialPlan] = {}
+    untimed: set[str] = set()
+
+    def measure(key: str) -> None:
+        plan = plans[key]
+        steps[key] = _measure_step(plan, data, device, precision)
+        seconds[key] = _schedule(plan, [steps[key]], data, _epochs(plan, offer))
+        needed[key] = _gpu_bytes(plan, [steps[key]], data.folds.count)
+
     for name in sorted(offer.networks):
         modes = offer.transfers[name].modes if name in offer.transfers else (None,)
         for mode in modes:
             key = key_of(name, mode)
-            plan = TrialPlan.of(name, _start(name, mode, offer), {})
-            epochs = _epochs(plan, offer)
+            plan = plans[key] = TrialPlan.of(name, _start(name, mode, offer), {})
             a_clip = 6 * _macs(plan, data) / _FASTEST[device]
-            least = a_clip * clips * epochs
+            least = a_clip * clips * _epochs(plan, offer)
             if longest is not None and mode != "frozen" and least > longest:
                 seconds[key], needed[key] = least, 0.0
                 steps[key] = _Step(a_clip, 0.0, 0)
+                untimed.add(key)
                 continue
-            steps[key] = _measure_step(plan, data, device, precision)
-            seconds[key] = _schedule(plan, [steps[key]], data, epochs)
-            needed[key] = _gpu_bytes(plan, [steps[key]], data.folds.count)
+            measure(key)
     for pair in offer.pairs:
         keys = [key_of(n, offer.start_of(n).get("transfer")) for n in pair]
         settings = {s: {"architecture": n} for s, n in zip(SIDES, pair, strict=True)}
         plan = TrialPlan.of(offer.fusions[0], {str(k): v for k, v in settings.items()}, {})
-        both = [steps[key] for key in keys]
-        seconds["+".join(pair)] = _schedule(plan, both, data, _epochs(plan, offer))
-        needed["+".join(pair)] = _gpu_bytes(plan, both, data.folds.count)
+        name, epochs = "+".join(pair), _epochs(plan, offer)
+        seconds[name] = _schedule(plan, [steps[key] for key in keys], data, epochs)
+        if longest is not None and seconds[name] <= longest and not untimed.isdisjoint(keys):
+            # Its schedule is shorter than its part's own: what no machine reaches says too little.
+            for key in untimed.intersection(keys):
+                measure(key)
+            untimed.difference_update(keys)
+            seconds[name] = _schedule(plan, [steps[key] for key in keys], data, epochs)
+        needed[name] = _gpu_bytes(plan, [steps[key] for key in keys], data.folds.count)
     if device == "cpu":
         return Cost(seconds, {})
     whole = torch.cuda.get_device_properties(0).total_memory

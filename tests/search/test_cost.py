@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from search.cost import _PROCESS_BYTES, gpu_share, measure_cost
+from search.cost import _PROCESS_BYTES, drop_expensive, gpu_share, measure_cost
 from search.inputs import TrainingData
 from search.offer import offer_for
 
@@ -37,3 +37,17 @@ def test_everything_on_offer_has_a_cost(tiny_data: TrainingData) -> None:
     assert cost.seconds["functionals"] < cost.seconds["logmel_resnet"]
     assert cost.seconds["logmel_resnet+cnn3d"] > cost.seconds["cnn3d"] / 2
     assert _PROCESS_BYTES < GIB
+
+
+def test_a_pair_is_not_believed_to_be_as_fast_as_no_machine_is(tiny_data: TrainingData) -> None:
+    names = ("functionals", "waveform_cnn_lstm", "action_units", "concatenation")
+    offer = offer_for(tiny_data.shape, names)
+    bound = measure_cost(offer, tiny_data, "cpu", "auto", longest=1e-9).seconds
+    alone, joined = bound["waveform_cnn_lstm"], bound["waveform_cnn_lstm+action_units"]
+    assert joined < alone, "its schedule is shorter"
+    longest = (alone + joined) / 2
+    timed = measure_cost(offer, tiny_data, "cpu", "auto", longest=longest).seconds
+    assert timed["waveform_cnn_lstm+action_units"] > 2 * longest
+    assert timed["waveform_cnn_lstm"] > longest
+    offered = drop_expensive(offer, timed, longest)
+    assert offered.pairs == [("functionals", "action_units")]
