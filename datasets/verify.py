@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from datasets.clips import DataError
+from datasets.fingerprint import fingerprint, near_duplicates
 from datasets.index import ClipEntry, ShardIndex, read_index
-from datasets.splits import make_folds
+from datasets.splits import Folds, make_folds
 from datasets.stream import Sample, content_hashes, content_sizes, stream_clips
 
 # Published clips of each class: Livingstone & Russo 2018, Busso et al. 2008, Cao et al. 2014 (intended).
@@ -42,6 +43,7 @@ class Findings:
     clips: int = 0
     silent: int = 0
     clipped: int = 0
+    near_duplicates: list[tuple[str, str]] = field(default_factory=list)
 
 
 def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
@@ -76,9 +78,23 @@ def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
             + "/".join(str(len(folds.test_rows(k))) for k in range(folds.count))
             + " clips"
         )
+        _judge_near_duplicates(index, folds, findings)
     except DataError as error:
         findings.violations.append(str(error))
     return findings
+
+
+def _judge_near_duplicates(index: ShardIndex, folds: Folds, findings: Findings) -> None:
+    """On two sides of the split they are a leak."""
+    fold_of = {e.clip: int(f) for e, f in zip(index.clips, folds.fold_of_clip, strict=True)}
+    for one, other in findings.near_duplicates:
+        if fold_of[one] == fold_of[other]:
+            findings.notes.append(f"nearly the same recording: {one} = {other}")
+        else:
+            findings.violations.append(
+                f"Leak: '{one}' and '{other}' are nearly the same recording, on several sides "
+                f"(folds {fold_of[one]} and {fold_of[other]}). Remove one, or give them the same speaker."
+            )
 
 
 def _published(index: ShardIndex) -> dict[str, int]:
@@ -95,6 +111,7 @@ def _check_clips(index: ShardIndex, findings: Findings) -> None:
     expected = {entry.clip: entry for entry in index.clips}
     seen: Counter[str] = Counter()
     corrupt: list[str] = []
+    heard: dict[str, frozenset[int]] = {}
     for sample in stream_clips(
         index, handler=lambda culprit, error: corrupt.append(f"{culprit}: {error}")
     ):
@@ -105,9 +122,12 @@ def _check_clips(index: ShardIndex, findings: Findings) -> None:
         elif not _sizes_fit(index, entry, sample):
             corrupt.append(f"clip '{sample['clip']}' has another shape than the index says")
         if "audio" in sample:
+            heard[sample["clip"]] = fingerprint(sample["audio"], index.sample_rate_hz)
             peak = int(abs(sample["audio"].astype("int32")).max())
             findings.silent += peak < _SILENT_PEAK
             findings.clipped += bool((abs(sample["audio"].astype("int32")) >= 32767).sum() > 8)
+    same = {frozenset((a.clip, b.clip)) for g in index.duplicates() for a in g for b in g}
+    findings.near_duplicates = [p for p in near_duplicates(heard) if frozenset(p) not in same]
     findings.clips = len(seen)
     findings.violations += corrupt
     lost = [clip for clip in expected if clip not in seen]
