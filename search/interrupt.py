@@ -9,6 +9,9 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
@@ -21,6 +24,11 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.asked, self.broken = False, ""
+        self._on_first: Callable[[], None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a snapshot of what it was given, which is never read."""
+        return {**self.__dict__, "_on_first": None}
 
     @property
     def now(self) -> bool:
@@ -34,16 +42,24 @@ class Interrupt:
         Args:
             on_first: Tells the user what happens now.
         """
-
-        def first(number: int, frame: FrameType | None) -> None:
-            self.asked = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            on_first()
-
-        before = {s: signal.signal(s, first) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, self._first) for s in _SIGNALS}
+        self._on_first = on_first
         try:
             yield
         finally:
+            self._on_first = None
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def watch_again(self) -> None:
+        """To be called once Ray is there, which takes SIGTERM for itself."""
+        if self._on_first and not self.asked:
+            for number in _SIGNALS:
+                signal.signal(number, self._first)
+
+    def _first(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._on_first:
+            self._on_first()

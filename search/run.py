@@ -348,6 +348,7 @@ def _search(
         # Without it Ray leaks what a stopped Train run held.
         dashboard=config.dashboard or runner == "train",
     )
+    interrupt.watch_again()
     try:
         if dashboard:
             screen.print(f"dashboard: {dashboard} (the token: ray get-auth-token)", soft_wrap=True)

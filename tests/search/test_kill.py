@@ -113,7 +113,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(
 
     process = launch("--resume", "stopped", "--runs-dir", tmp_path / "runs")
     wait_for(process, run, "*@100.npz", 4)  # of the last one the journal may not know yet
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # as a host that is taken away sends it
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "fused" in out, "what has finished is reported"
