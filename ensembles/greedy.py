@@ -21,7 +21,8 @@ from ensembles.metrics import Array, Labels, log_softmax
 from ensembles.rules import Pooling, Space
 
 _FLOOR = -30.0
-_STEPS_A_LOOK = 32
+_STEPS_A_LOOK = 16
+"""So many members, and one step more is looked ahead."""
 _BLOCK_BYTES = 2**18
 """Of a block's margins: a good part of a core's second-level cache, with room for what is added."""
 
@@ -186,13 +187,12 @@ class _Values:
 def _margins(values: NDArray[np.float32], labels: Labels) -> NDArray[np.float32]:
     """(M, N, K) → (M, K-1, N): each rival class less the true one."""
     experts, clips, classes = values.shape
-    rows = np.arange(clips)
-    rivals = (labels[:, None] + np.arange(1, classes)) % classes
-    apart = np.empty((experts, classes - 1, clips), values.dtype)
-    true = values[:, rows, labels]
-    for number in range(classes - 1):
-        np.subtract(values[:, rows, rivals[:, number]], true, out=apart[:, number])
-    return apart
+    first = classes * np.arange(clips)
+    rivals = first + (labels + np.arange(1, classes)[:, None]) % classes
+    flat = values.reshape(experts, -1)
+    apart = flat.take(rivals.ravel(), axis=1, mode="clip").reshape(experts, classes - 1, clips)
+    apart -= flat.take(first + labels, axis=1, mode="clip")[:, None]
+    return np.asarray(apart)
 
 
 def _clip_weights(metric: str, labels: Labels) -> Array:
@@ -216,7 +216,7 @@ class _Screen:
         self._values, self._labels, self._weights = values, labels, weights
         rough = values.rough()
         self._margins = _margins(rough, labels)
-        self._largest = float(np.abs(rough).max(initial=0.0))
+        self._largest = float(max(rough.max(initial=0.0), -rough.min(initial=0.0)))
         self._lowest, self._highest = self._margins.min(axis=0), self._margins.max(axis=0)
         self._sums = np.empty(max(_BLOCK_BYTES // 4, self._lowest.size), np.float32)
         self.clear()
@@ -240,33 +240,46 @@ class _Screen:
         return np.float32(5e-7 * experts * self._largest)
 
     def _settle(self) -> None:
-        """Finds the clips that some of the next experts may still make right or wrong.
+        """Finds the clips that some of the next experts may still make right or wrong, and their rivals.
 
         For a few steps at once, as their margins have to be brought together; the more is
-        pooled, for the more steps.
+        pooled, for the more steps. A clip's first rival lies in the first columns, its second in
+        those behind, and so on; clips with more come first.
         """
         steps = self._settled_for = 1 + self._taken // _STEPS_A_LOOK
         start, doubt = self._total.astype(np.float32), self._doubt(self._taken + steps)
         further = np.float32(steps - 1)
-        most = start + self._highest + further * np.maximum(self._highest, 0)
         least = start + self._lowest + further * np.minimum(self._lowest, 0)
-        self._right = most.max(axis=0) < -doubt
-        self._unsettled = np.flatnonzero(~(self._right | (least.max(axis=0) > doubt)))
-        if 2 * len(self._unsettled) > len(
-            self._right
-        ):  # bringing them together costs more than it saves
-            self._unsettled, self._open = np.arange(len(self._right)), self._margins
-        else:
-            self._open = self._margins.take(self._unsettled, axis=2, mode="clip")
+        wrong = least.max(axis=0) > doubt
+        most = start + self._highest + further * np.maximum(self._highest, 0)
+        rivals = (most >= -doubt) & ~wrong
+        count = rivals.sum(axis=0)
+        self._right = ~wrong & (count == 0)
+        unsettled = np.flatnonzero(count)
+        self._unsettled = unsettled[np.argsort(-count[unsettled], kind="stable")]
+        clip, rival = np.nonzero(rivals.T[self._unsettled])
+        ends = np.cumsum(count[self._unsettled])
+        rank = np.arange(len(clip)) - np.repeat(
+            ends - count[self._unsettled], count[self._unsettled]
+        )
+        order = np.argsort(rank, kind="stable")
+        self._columns = (rival * rivals.shape[1] + self._unsettled[clip])[order]
+        self._with_rank = np.bincount(rank).tolist()
+        flat = self._margins.reshape(len(self._margins), -1)
+        self._open = flat.take(self._columns, axis=1, mode="clip")
 
     def most_right(self, bag: Labels) -> Labels:
         """Those of a bag whose most possible hits reach the most certain hits of any in it."""
         if self._settled_for < 1:
             self._settle()
+        start = self._total.ravel()[self._columns].astype(np.float32)
         worst = np.empty((len(bag), len(self._unsettled)), np.float32)
-        start = self._total[:, self._unsettled].astype(np.float32)
         for sums, rows in self._pooled(self._open, start, bag):
-            np.maximum.reduce(sums, axis=1, out=worst[rows])
+            first = 0
+            for number, clips in enumerate(self._with_rank):
+                level, mine = sums[:, first : first + clips], worst[rows, :clips]
+                np.maximum(mine, level, out=mine) if number else np.copyto(mine, level)
+                first += clips
         weights, doubt = self._weights[self._unsettled], self._doubt(self._taken + 1)
         certain, possible = _worth(worst < -doubt, weights), _worth(worst <= doubt, weights)
         # Sums of the same weights in another order may differ in the last digits.
@@ -292,7 +305,7 @@ class _Screen:
     def _pooled(
         self, margins: NDArray[np.float32], start: NDArray[np.float32], bag: Labels
     ) -> Iterator[tuple[NDArray[np.float32], slice]]:
-        """Blocks of a bag's (M, K-1, N) margins added to (K-1, N) of what is taken, and their places in it."""
+        """Blocks of a bag's (M, …) margins added to (…) of what is taken, and their places in it."""
         block = len(self._sums) // max(1, start.size)
         for first in range(0, len(bag), block):
             rows = slice(first, min(first + block, len(bag)))
