@@ -16,7 +16,8 @@ from models.expert import arrange_memory
 from models.pretrained import FrozenBackbone
 from search.inputs import TrainingData, augment
 from search.offer import SIDES, Offer, Transfer
-from search.plan import TrialPlan
+from search.plan import TrainSettings, TrialPlan
+from search.space import WAVEFORM_RECIPE, Choice, space_of
 from search.train import choose_precision
 
 _PROBE_CLIPS = 16
@@ -50,6 +51,49 @@ class Cost:
 
     seconds: dict[str, float]
     gpu_share: dict[str, float]
+
+
+def slow_changes(
+    offer: Offer, data: TrainingData, device: str, seconds: Mapping[str, float], longest: float
+) -> dict[str, tuple[str, ...]]:
+    """Architecture → what of `WAVEFORM_RECIPE` would make its known-good trial too long.
+
+    Waveforms that are changed pass the front end in every step, where others come from the cache.
+
+    Args:
+        offer: What is searched.
+        data: The corpus.
+        device: cpu or cuda.
+        seconds: Of trials, as `measure_cost` found them.
+        longest: What a trial may take.
+    """
+    clips = sum(len(data.rows(fold, training=True)) for fold in range(data.folds.count))
+    rows = np.linspace(0, len(data.cache.index.clips) - 1, _PROBE_CLIPS).astype(np.int64)
+    found: dict[str, tuple[str, ...]] = {}
+    for name in offer.single.get("audio", ()):
+        settings = offer.start_of(name)
+        asked = {k: c for k, c in space_of(name, offer).items() if k in WAVEFORM_RECIPE}
+        if not asked or settings.get("transfer") == "frozen":
+            continue
+        plan = TrialPlan.of(name, settings, {})
+        expert = build_expert(name, plan.settings, data.shape, weights=data.weights).to(device)
+        heard = clips * _epochs(plan, offer)
+        known = seconds[key_of(name, settings.get("transfer"))]
+        slow = []
+        for key, choice in asked.items():
+            assert isinstance(choice, Choice)
+            changed = TrainSettings(**{key: max(choice.values)})
+            elapsed = float("inf")
+            for _ in range(2):  # the first one warms up
+                started = time.perf_counter()
+                data.fixed(expert, rows, changed=changed)
+                _wait(device)
+                elapsed = min(elapsed, time.perf_counter() - started)
+            if known + heard * elapsed / len(rows) > longest:
+                slow.append(key)
+        if slow:
+            found[name] = tuple(slow)
+    return found
 
 
 def key_of(architecture: str, mode: str | None) -> str:

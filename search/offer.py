@@ -65,6 +65,7 @@ class Offer:
         all_recipes: Whether everything about training is searched, or the core of it.
         why_not: Architecture → why it is not offered.
         generation: 1, and one more whenever a finished search was given more architectures.
+        too_slow: Architecture → settings that change waveforms, of which a trial would take too long.
         given: Modality → label → a plan's JSON: what is trained where nothing is searched.
     """
 
@@ -78,6 +79,7 @@ class Offer:
     all_recipes: bool = False
     why_not: Mapping[str, str] = field(default_factory=dict)
     generation: int = 1
+    too_slow: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     given: Mapping[str, Mapping[str, dict[str, Any]]] = field(default_factory=dict)
 
     @property
@@ -129,6 +131,7 @@ class Offer:
             parts=parts,
             transfers=transfers,
             why_not={name: why for name, why in self.why_not.items() if name in other.why_not},
+            too_slow={**other.too_slow, **self.too_slow},
             generation=self.generation + 1,
         )
 
@@ -150,6 +153,7 @@ class Offer:
             key: {side: tuple(names) for side, names in document[key].items()}
             for key in ("single", "parts")
         }
+        too_slow = {n: tuple(keys) for n, keys in document.get("too_slow", {}).items()}
         transfers = {n: Transfer.from_json(t) for n, t in document["transfers"].items()}
         return Offer(
             **{
@@ -157,6 +161,7 @@ class Offer:
                 **lists,
                 "fusions": tuple(document["fusions"]),
                 "transfers": transfers,
+                "too_slow": too_slow,
             }
         )
 

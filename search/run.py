@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,7 +24,7 @@ from search import outer, reproduce, weights
 from search.chatter import chatter_to
 from search.config import ConfigError, SearchConfig, parse_arguments, parse_duration
 from search.corpus import clip_table, load_corpus, people
-from search.cost import drop_expensive, key_of
+from search.cost import drop_expensive, key_of, slow_changes
 from search.doctor import quick_findings
 from search.folder import RunFolder, new_run, provenance, resumed_run
 from search.inputs import TrainingData
@@ -116,6 +116,7 @@ def _find_out(
     seconds = cost.seconds
     if not (config.architectures or config.reproduce):
         offer = drop_expensive(offer, seconds, config.longest_seconds)
+    offer = _without_slow_changes(offer, data, device, seconds, config)
     index = data.cache.index
     return {
         "corpus": index.corpus,
@@ -140,6 +141,19 @@ def _find_out(
     }
 
 
+def _without_slow_changes(
+    offer: Offer,
+    data: TrainingData,
+    device: str,
+    seconds: Mapping[str, float],
+    config: SearchConfig,
+) -> Offer:
+    if offer.given or (device == "cuda" and config.address):  # this process may have no GPU
+        return offer
+    slow = slow_changes(offer, data, device, seconds, config.longest_seconds)
+    return replace(offer, too_slow={**offer.too_slow, **slow})
+
+
 def _cheap_enough(
     config: SearchConfig, data: TrainingData, facts: dict[str, Any]
 ) -> tuple[SearchConfig, dict[str, Any]]:
@@ -162,6 +176,9 @@ def _with_more(
     before = {*had.fusions, *(name for names in had.single.values() for name in names)}
     offer = had.joined(offer_as_asked(config, data, *sorted(before)))
     cost = find_cost(offer, data, facts["device"], config, address, console)
+    slow = _without_slow_changes(offer, data, facts["device"], cost.seconds, config).too_slow
+    # What was searched before stays as it was: a study's parameters cannot change.
+    offer = replace(offer, too_slow={**slow, **dict.fromkeys(sorted(before), ()), **had.too_slow})
     rounded = {name: round(value, 1) for name, value in cost.seconds.items()}
     known = {"predicted_seconds": rounded, "gpu_share": cost.gpu_share}
     return {**facts, "offer": offer.to_json(), **known}
@@ -203,6 +220,12 @@ def _print_offer(
         console.print(
             f"  early  {', '.join(offer.fusions)} of {parts}: {told} a trial", highlight=False
         )
+    for name, keys in offer.too_slow.items():
+        if keys:
+            what = ", ".join(keys).replace("_", " ")
+            console.print(
+                f"  {name} is trained without {what}: a trial would take too long", highlight=False
+            )
     if lacking := missing_weights(offer, data.weights):
         console.print(f"  {lacking}", highlight=False)
     for why in dict.fromkeys(offer.why_not.values()):

@@ -376,9 +376,12 @@ def space_of(name: str, offer: Offer) -> Space:
         recipe = dict(RECIPE)
         recipe |= AUDIO_RECIPE if "audio" in entry.inputs else {}
         heard = "audio" in entry.inputs and not entry.costly_front_end
-        recipe |= WAVEFORM_RECIPE if heard else {}
+        left_out = offer.too_slow.get(name, ())
+        changes = {key: choice for key, choice in WAVEFORM_RECIPE.items() if key not in left_out}
+        recipe |= changes if heard else {}
         recipe |= VIDEO_RECIPE if "video" in entry.inputs else {}
     core = dict(SPACE.get(name) or _around_known_good(entry))
+    core = {key: choice for key, choice in core.items() if key not in offer.too_slow.get(name, ())}
     if offer.saliency_maps and "guide" in core:
         core["guide"] = Choice(("spectral", "none", "maps"), when=_HEARD)
     if transfer and "finetune" in transfer.modes:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from search.cost import _PROCESS_BYTES, drop_expensive, gpu_share, measure_cost
+from search.cost import (
+    _PROCESS_BYTES,
+    drop_expensive,
+    gpu_share,
+    measure_cost,
+    slow_changes,
+)
 from search.inputs import TrainingData
-from search.offer import offer_for
+from search.offer import Offer, offer_for
+from search.space import WAVEFORM_RECIPE, space_of
 
 GIB = 2**30
 
@@ -51,3 +60,29 @@ def test_a_pair_is_not_believed_to_be_as_fast_as_no_machine_is(tiny_data: Traini
     assert timed["waveform_cnn_lstm"] > longest
     offered = drop_expensive(offer, timed, longest)
     assert offered.pairs == [("functionals", "action_units")]
+
+
+def test_changes_of_waveforms_that_take_too_long_are_not_searched(tiny_data: TrainingData) -> None:
+    names = ("functionals", "logmel_resnet", "action_units")
+    offer = offer_for(tiny_data.shape, names, all_recipes=True)
+    seconds = measure_cost(offer, tiny_data, "cpu", "auto").seconds
+    assert slow_changes(offer, tiny_data, "cpu", seconds, longest=1e9) == {}
+    slow = slow_changes(offer, tiny_data, "cpu", seconds, longest=1e-9)
+    assert set(slow) == {"logmel_resnet"}, "the functionals' are cached in any case"
+    assert set(slow["logmel_resnet"]) == set(WAVEFORM_RECIPE)
+    # Of the four, shifting the pitch takes longest by far.
+    within = dict.fromkeys(("logmel_resnet",), seconds["logmel_resnet"])
+    longest = seconds["logmel_resnet"]
+    while (
+        len(
+            found := slow_changes(offer, tiny_data, "cpu", within, longest).get("logmel_resnet", ())
+        )
+        > 1
+    ):
+        longest *= 1.1
+    assert found == ("pitch_perturbation",)
+    narrowed = replace(offer, too_slow={"logmel_resnet": ("pitch_perturbation", "noise")})
+    assert Offer.from_json(narrowed.to_json()) == narrowed
+    left = space_of("logmel_resnet", narrowed)
+    assert not {"pitch_perturbation", "noise"} & set(left)
+    assert {"reverberation", "speed_perturbation"} <= set(left)
