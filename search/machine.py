@@ -89,12 +89,12 @@ def offer_as_asked(config: SearchConfig, data: TrainingData, *further: str) -> O
         all_recipes=config.plan.all_recipes,
         weights=data.weights,
     )
-    _refuse_known_speakers(offer, data.index)
+    refuse_known_speakers(offer, data.index)
     return offer
 
 
-def _refuse_known_speakers(offer: Offer, index: ShardIndex) -> None:
-    """A backbone that has been trained on who is scored would make every number a lie."""
+def refuse_known_speakers(offer: Offer, index: ShardIndex) -> None:
+    """A backbone that has been trained on who is scored would make every number a lie; raises ConfigError."""
     speakers = {entry.speaker for entry in index.clips}
     for name, transfer in offer.transfers.items():
         for found in transfer.checkpoints:

@@ -19,6 +19,7 @@ from ensembles.metrics import Array
 from models import get_architecture
 from search.config import ConfigError, SearchConfig
 from search.inputs import TrainingData
+from search.machine import refuse_known_speakers
 from search.offer import SIDES, Offer, offer_for
 from search.papers import PAPERS, PosteriorFusion, Setting
 from search.plan import TrialPlan
@@ -83,12 +84,14 @@ def offer_of(config: SearchConfig, data: TrainingData) -> Offer:
     """The paper's networks that the clips and the weights at hand allow.
 
     Raises:
-        ModelError: None can be trained.
+        ConfigError: None can be trained, or weights were trained on speakers of the corpus.
+        ModelError: The clips hold nothing that one of them reads.
     """
     assert config.reproduce
     settings = PAPERS[config.reproduce].settings
     names = tuple(dict.fromkeys(n for one in settings.values() for n in _networks(one)))
     offer = offer_for(data.shape, names, epochs=config.epochs, weights=data.weights)
+    refuse_known_speakers(offer, data.index)
     why_not = {label: why for label, one in settings.items() if (why := _lacks(one, offer))}
     given: dict[str, dict[str, dict[str, Any]]] = {}
     for label, one in settings.items():

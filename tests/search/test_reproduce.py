@@ -17,11 +17,13 @@ from ensembles.metrics import log_softmax
 from models import ClipShape, get_architecture
 from search.config import ConfigError, SearchConfig
 from search.corpus import load_corpus
+from search.inputs import TrainingData
 from search.offer import Offer
 from search.papers import PAPERS
 from search.plan import TrialPlan
 from search.reproduce import completed, offer_of, reproduced
 from search.run import main
+from tests.search.test_transfer import write as write_backbone
 from tests.tiny import make_tiny_shards
 
 
@@ -91,6 +93,23 @@ def test_early_fusion_is_given_with_the_papers_parts(own_shards: Path, cache_fol
     assert joined.settings["audio"]["settings"]["one_step"]
     assert joined.training.epochs == 3
     assert offer.pairs == [("spectrogram_cnn_rnn", "cnn3d")]
+
+
+def test_pretrained_weights_are_taken_unless_they_know_the_speakers(
+    tiny_data: TrainingData, tmp_path: Path
+) -> None:
+    name = "spatial_transformer"
+    config = SearchConfig(reproduce="luna2021", data="x")
+    data = TrainingData(tiny_data.cache, tiny_data.folds, weights=lambda: tmp_path)
+    write_backbone(tmp_path, name, tiny_data, [])
+    (plan,) = offer_of(config, data).given["video"].values()
+    assert plan["settings"]["transfer"] == "finetune"
+    assert plan["settings"]["checkpoint"]["file"] == f"{name}.safetensors"
+    index = tiny_data.index
+    met = {"corpus": index.corpus, "checksum": "x", "speakers": [index.clips[0].speaker]}
+    write_backbone(tmp_path, name, tiny_data, [met])
+    with pytest.raises(ConfigError, match="were trained on speakers of this corpus"):
+        offer_of(config, TrainingData(tiny_data.cache, tiny_data.folds, weights=lambda: tmp_path))
 
 
 @pytest.mark.parametrize("name", [name for name, paper in PAPERS.items() if paper.settings])
