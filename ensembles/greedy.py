@@ -257,11 +257,9 @@ class _Screen:
         self._right = ~wrong & (count == 0)
         unsettled = np.flatnonzero(count)
         self._unsettled = unsettled[np.argsort(-count[unsettled], kind="stable")]
+        owned = count[self._unsettled]
         clip, rival = np.nonzero(rivals.T[self._unsettled])
-        ends = np.cumsum(count[self._unsettled])
-        rank = np.arange(len(clip)) - np.repeat(
-            ends - count[self._unsettled], count[self._unsettled]
-        )
+        rank = np.arange(len(clip)) - np.repeat(np.cumsum(owned) - owned, owned)
         order = np.argsort(rank, kind="stable")
         self._columns = (rival * rivals.shape[1] + self._unsettled[clip])[order]
         self._with_rank = np.bincount(rank).tolist()
