@@ -102,7 +102,9 @@ def _read_votes(root: Path, column: str) -> dict[str, str]:
     """Clip → initial of the emotion that most named; `A:D` for a tie."""
     rows = _read_table(root, _VOTES_FILE, ("FileName", column))
     if rows is None:
-        raise DataError(f"No {_VOTES_FILE} under '{root}': it holds the votes (--target intended).")
+        raise DataError(
+            f"No {_VOTES_FILE} under '{root}': it holds the votes. Add it, or take --target intended."
+        )
     return {row["FileName"].strip(): row[column].strip() for row in rows}
 
 

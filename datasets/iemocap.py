@@ -80,9 +80,9 @@ def load_iemocap(
         raise DataError(f"No Session*/dialog/EmoEvaluation/*.txt under '{root}' (--root).")
     clips: list[ClipRecord] = []
     skipped: list[Skipped] = []
+    videos_of = {session: _videos(session) for session in {path.parents[2] for path in files}}
     for path in files:
         session = path.parents[2]
-        videos = _videos(session)
         known = set()
         for turn in _turns(path):
             known.add(turn.clip)
@@ -98,7 +98,7 @@ def load_iemocap(
             elif not sound.is_file():
                 skipped.append(Skipped(turn.clip, f"no such file '{sound.relative_to(root)}'"))
             else:
-                clips.append(_record(turn, label, sound, videos.get(turn.dialogue)))
+                clips.append(_record(turn, label, sound, videos_of[session].get(turn.dialogue)))
         folder = session / "sentences" / "wav" / path.stem
         for sound in sorted(folder.glob("*.wav")) if folder.is_dir() else ():
             if sound.stem not in known and not sound.name.startswith("._"):

@@ -315,6 +315,35 @@ def _parser() -> argparse.ArgumentParser:
         help="a CSV of features such as action units, joined by name, one row "
         "a clip (clip,NAME,…) or one a frame (clip,frame,NAME,…); or a folder of OpenFace's CSV files",
     )
+    _add_options_of_one_corpus(parser)
+    parser.add_argument(
+        "--sample-rate",
+        type=_positive,
+        default=16_000,
+        metavar="HZ",
+        help="audio rate in the shards (default 16000)",
+    )
+    parser.add_argument(
+        "--frames",
+        type=_positive,
+        default=20,
+        help="frames taken of a video, evenly spread (default 20)",
+    )
+    parser.add_argument(
+        "--frame-size",
+        type=_frame_size,
+        default=(60, 100),
+        metavar="HxW",
+        help="frame size in pixels (default 60x100)",
+    )
+    parser.add_argument("--clips-per-shard", type=_positive, default=64, help="(default 64)")
+    parser.add_argument(
+        "--workers", type=_positive, help="processes (default: one a core for 400 clips or more)"
+    )
+    return parser
+
+
+def _add_options_of_one_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--song", action="store_true", help="ravdess: the sung clips instead of the spoken ones"
     )
@@ -352,31 +381,6 @@ def _parser() -> argparse.ArgumentParser:
         help="synthetic: clips per speaker and emotion (default 3)",
     )
     parser.add_argument("--seed", type=int, default=0, help="synthetic: seed (default 0)")
-    parser.add_argument(
-        "--sample-rate",
-        type=_positive,
-        default=16_000,
-        metavar="HZ",
-        help="audio rate in the shards (default 16000)",
-    )
-    parser.add_argument(
-        "--frames",
-        type=_positive,
-        default=20,
-        help="frames taken of a video, evenly spread (default 20)",
-    )
-    parser.add_argument(
-        "--frame-size",
-        type=_frame_size,
-        default=(60, 100),
-        metavar="HxW",
-        help="frame size in pixels (default 60x100)",
-    )
-    parser.add_argument("--clips-per-shard", type=_positive, default=64, help="(default 64)")
-    parser.add_argument(
-        "--workers", type=_positive, help="processes (default: one a core for 400 clips or more)"
-    )
-    return parser
 
 
 def _print_summary(index: ShardIndex, out: Path) -> None:

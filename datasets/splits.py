@@ -30,7 +30,7 @@ _RAVDESS_EMOBOX6 = (
     (2, 15, 16, 18),
     (6, 13, 17, 22),
 )
-# Ours, as no published split of CREMA-D keeps speakers apart: every fifth actor.
+# Ours: every fifth actor. The published split that we know of has all actors on both sides.
 _CREMA_D5 = tuple(tuple(range(1001 + first, 1092, 5)) for first in range(5))
 _SESSIONS = tuple(f"Ses{number:02d}" for number in range(1, 6))
 

@@ -122,7 +122,8 @@ def _check_clips(index: ShardIndex, findings: Findings) -> None:
         elif not _sizes_fit(index, entry, sample):
             corrupt.append(f"clip '{sample['clip']}' has another shape than the index says")
         if "audio" in sample:
-            heard[sample["clip"]] = fingerprint(sample["audio"], index.sample_rate_hz)
+            if entry is not None:
+                heard[entry.clip] = fingerprint(sample["audio"], index.sample_rate_hz)
             peak = int(abs(sample["audio"].astype("int32")).max())
             findings.silent += peak < _SILENT_PEAK
             findings.clipped += bool((abs(sample["audio"].astype("int32")) >= 32767).sum() > 8)

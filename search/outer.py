@@ -51,6 +51,10 @@ def outer_count(config: SearchConfig, folds: Folds) -> int:
     """
     if folds.leak:
         raise ConfigError(f"outer holds speakers out: --protocol {folds.protocol} does not.")
+    if folds.partners:
+        raise ConfigError(
+            f"outer does not keep partners apart, as {folds.protocol} does: take --protocol iemocap-loso5."
+        )
     if folds.count < 3:
         raise ConfigError(
             f"outer needs 3 folds or more, so that two are left to search by; {folds.protocol} has "
