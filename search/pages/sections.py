@@ -134,7 +134,7 @@ def _reproduced(evidence: Evidence) -> str:
     rows = []
     for row in found["rows"]:
         found_in = [f"{100 * bound:.1f}" for bound in row["interval"] or ()]
-        interval = Cell(" – ".join(found_in))
+        interval = Cell("\u00a0–\u2060\u00a0".join(found_in))  # is not broken
         ours = (told(row["published"], 2), told(row["here"], 1), interval)
         rows.append((row["what"], *ours, row["note"]))
     headings = ("what", "published", "here", "95 %", "differs")
