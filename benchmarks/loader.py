@@ -89,7 +89,7 @@ def _inside_a_step(data: TrainingData, repeats: int) -> None:
     optimizer = torch.optim.AdamW(expert.parameters())
 
     def step(inputs: dict[str, Tensor], target: Tensor) -> None:
-        nn.functional.cross_entropy(expert.classify(inputs), target).backward()
+        nn.functional.cross_entropy(expert.answer(inputs), target).backward()
         optimizer.step()
         optimizer.zero_grad()
 

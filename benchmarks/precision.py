@@ -47,7 +47,7 @@ def main() -> None:
 
                 def step() -> None:
                     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):  # noqa: B023
-                        logits = expert.classify(fixed)  # noqa: B023
+                        logits = expert.answer(fixed)  # noqa: B023
                     nn.functional.cross_entropy(logits.float(), targets).backward()
 
                 times.append(1000 * seconds(step, min(options.repeats, 3)))

@@ -37,8 +37,8 @@ Batch = dict[str, Tensor]
 """Named tensors: `audio` (B, L) float32 in [-1, 1], `video` (B, V, H, W, 3) uint8,
 `features` (B, F) float32, `feature_sequence` (B, S, F) float32, `target` (B,) int64 class
 index. Sequences come with `<name>_lengths` (B,) int64 and are zero behind their length. Frames
-with saliency maps have a fourth channel. A trace as target (arousal every 40 ms) will be
-`target` (B, S, D) with `target_lengths`."""
+with saliency maps have a fourth channel. Traces are not of a batch: `datasets.traces` joins them
+to those of whole recordings."""
 
 DEFAULT_MAX_BYTES = 16 * 2**30
 _KINDS: dict[str, str] = {
@@ -46,6 +46,7 @@ _KINDS: dict[str, str] = {
     "video": "uint8",
     "features": "float32",
     "feature_sequence": "float32",
+    "trace": "float32",
 }
 _HOME = re.compile("[0-9a-f]{24}")
 Derivation = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -204,7 +205,8 @@ class ClipCache:
         lost = set(json.loads((folder / "complete.json").read_text())["missing"])
         self.missing = np.asarray([entry.clip in lost for entry in index.clips])
         class_of = {label: number for number, label in enumerate(index.labels)}
-        self.targets = np.asarray([class_of[entry.label] for entry in index.clips], np.int64)
+        # Without classes, all are of one.
+        self.targets = np.asarray([class_of.get(e.label, 0) for e in index.clips], np.int64)
 
     def batch(self, rows: NDArray[np.int64], kinds: Iterable[str]) -> Batch:
         """Gathers clips as a batch of named tensors, see `Batch`."""
@@ -217,6 +219,12 @@ class ClipCache:
             batch[kind] = values.to(torch.float32).div_(32768.0) if kind == "audio" else values
             batch[f"{kind}_lengths"] = lengths
         return batch
+
+    def trace(self, row: int) -> NDArray[np.float32]:
+        """(S, D) what raters said of a clip at every step."""
+        file, position = self._files["trace"], self._rows[row]
+        start = file.offsets[position]
+        return np.asarray(file.data[start : start + file.lengths[position]])
 
     def derive(
         self,
@@ -358,12 +366,14 @@ def _fill(
         "video": np.asarray([e.frames for e in index.clips], np.int64),
         "features": np.asarray([int(e.features > 0) for e in index.clips], np.int64),
         "feature_sequence": np.asarray([e.feature_steps for e in index.clips], np.int64),
+        "trace": np.asarray([e.trace_steps for e in index.clips], np.int64),
     }
     shapes: dict[str, tuple[int, ...]] = {
         "audio": (),
         "video": index.frame_shape,
         "features": (len(index.feature_names),),
         "feature_sequence": (len(index.feature_names),),
+        "trace": (len(index.dimensions),),
     }
     kinds = [kind for kind in _KINDS if index.has(kind)]
     need = sum(

@@ -50,6 +50,9 @@ class ClipRecord:
         features: (F,) clip-level features such as mean action units, (S, F) features of every
             frame, or None.
         attributes: Whatever else the corpus says of the clip (gender, intensity, sentence).
+        trace: (S, D) what raters said at every step (arousal and valence every 40 ms), or None.
+        recording: Of which a clip with a trace is a window.
+        first_step: Where in the recording it begins.
     """
 
     clip: str
@@ -62,6 +65,9 @@ class ClipRecord:
     saliency: Path | None = None
     features: NDArray[np.float32] | None = None
     attributes: dict[str, str] = field(default_factory=dict)
+    trace: NDArray[np.float32] | None = None
+    recording: str = ""
+    first_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,13 @@ class Corpus:
 
     Attributes:
         name: The corpus's name; protocols are looked up by it.
-        labels: The class names, in the order of the class indices.
+        labels: The class names, in the order of the class indices; empty where clips have traces
+            and no class.
         clips: The records, in a fixed order.
         feature_names: (F,) names of the features, empty without any.
         skipped: What the loader left out.
+        dimensions: (D,) names of what traces tell, empty without any.
+        step_seconds: From one step of a trace to the next.
     """
 
     name: str
@@ -89,6 +98,8 @@ class Corpus:
     clips: tuple[ClipRecord, ...]
     feature_names: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    dimensions: tuple[str, ...] = ()
+    step_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks what every later step relies on."""
@@ -103,12 +114,13 @@ class Corpus:
             if record.clip in seen:
                 raise DataError(f"Clip name '{record.clip}' occurs twice in corpus '{self.name}'.")
             seen.add(record.clip)
-            if record.label not in self.labels:
+            if self.labels and record.label not in self.labels:
                 raise DataError(
                     f"Clip '{record.clip}' has the label '{record.label}'. Known: {', '.join(self.labels)}."
                 )
         self._check_features()
         self._check_saliency()
+        self._check_traces()
 
     @property
     def saliency_maps(self) -> bool:
@@ -123,6 +135,16 @@ class Corpus:
                 f"All clips of a corpus have one row of features, or all have a row a frame: clip "
                 f"'{kinds[1]}' has one row, clip '{kinds[2]}' one a frame."
             )
+
+    def _check_traces(self) -> None:
+        """All clips have a trace of all dimensions, or none has."""
+        for record in self.clips:
+            shape = (0, 0) if record.trace is None else record.trace.shape
+            if (shape[0] > 0, shape[1]) != (bool(self.dimensions), len(self.dimensions)):
+                raise DataError(
+                    f"Clip '{record.clip}' has a trace of {shape[1]} dimensions, the corpus has "
+                    f"{len(self.dimensions)}."
+                )
 
     def _check_saliency(self) -> None:
         """All clips with pictures have maps, or none has."""

@@ -30,6 +30,9 @@ class ClipEntry:
         content_hash: SHA-256 over the decoded samples, frames and features.
         audio_hash: SHA-256 over the decoded samples alone (finds the same recording twice).
         feature_steps: S, frames that the features come of (0: one row for the clip).
+        trace_steps: S, steps of its trace (0: none).
+        recording: Of which a clip with a trace is a window.
+        first_step: Where in the recording its trace begins.
     """
 
     clip: str
@@ -43,6 +46,9 @@ class ClipEntry:
     audio_hash: str
     attributes: dict[str, str] = field(default_factory=dict)
     feature_steps: int = 0
+    trace_steps: int = 0
+    recording: str = ""
+    first_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class ShardIndex:
         frame_size: (H, W) of the video frames.
         part: Whose clips these are: (worker, of how many). `shards` are always all.
         saliency_maps: Whether frames have a fourth channel, a saliency map.
+        dimensions: (D,) names of what traces tell, empty without any.
+        step_seconds: From one step of a trace to the next.
     """
 
     root: str
@@ -79,6 +87,8 @@ class ShardIndex:
     checksum: str = ""
     part: tuple[int, int] = (0, 1)
     saliency_maps: bool = False
+    dimensions: tuple[str, ...] = ()
+    step_seconds: float = 0.0
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -101,12 +111,13 @@ class ShardIndex:
         return replace(self, clips=clips, part=(rank, count))
 
     def has(self, kind: str) -> int:
-        """How many clips have one of KINDS."""
+        """How many clips have one of KINDS, or a trace."""
         attribute = {
             "audio": "samples",
             "video": "frames",
             "features": "features",
             "feature_sequence": "feature_steps",
+            "trace": "trace_steps",
         }[kind]
         return sum(getattr(entry, attribute) > 0 for entry in self.clips)
 
@@ -158,6 +169,11 @@ def write_index(index: ShardIndex, folder: Path) -> None:
         "frame_size": index.frame_size,
         "feature_names": index.feature_names,
         "saliency_maps": index.saliency_maps,
+        **(
+            {"dimensions": index.dimensions, "step_seconds": index.step_seconds}
+            if index.dimensions
+            else {}
+        ),
         "summary": index.summary(),
         "skipped": [asdict(s) for s in index.skipped],
         "shards": [asdict(s) for s in index.shards],
@@ -207,6 +223,8 @@ def read_index(root: str | Path) -> ShardIndex:
             frame_size=(document["frame_size"][0], document["frame_size"][1]),
             feature_names=tuple(document["feature_names"]),
             saliency_maps=bool(document.get("saliency_maps", False)),
+            dimensions=tuple(document.get("dimensions", ())),
+            step_seconds=float(document.get("step_seconds", 0.0)),
             checksum=hashlib.sha256(content).hexdigest(),
         )
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, IndexError) as error:

@@ -30,8 +30,10 @@ from datasets.index import FILE_NAME, ClipEntry, ShardEntry, ShardIndex, read_in
 from datasets.manifest import load_manifest
 from datasets.media import MediaError, read_audio, read_frames
 from datasets.ravdess import load_ravdess
+from datasets.recola import GOLDS, STEP_SECONDS, WINDOW_SECONDS, load_recola
 from datasets.stream import Sample, content_hashes, content_sizes, encode_clip
 from datasets.synthetic import load_synthetic
+from datasets.synthetic_traces import make_synthetic_traces
 
 _PROGRESS_FOLDER = ".prepare"
 # Below this many clips the start of worker processes costs more than it saves.
@@ -121,8 +123,9 @@ def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
         + [str(extra) for extra in (r.saliency, r.audio_part, r.video_part) if extra]
         for r in corpus.clips
     ]
-    features = b"".join(r.features.tobytes() for r in corpus.clips if r.features is not None)
-    identity = hashlib.sha256(json.dumps([asdict(settings), names]).encode() + features).hexdigest()
+    numbers = [array for r in corpus.clips for array in (r.features, r.trace) if array is not None]
+    content = b"".join(array.tobytes() for array in numbers)
+    identity = hashlib.sha256(json.dumps([asdict(settings), names]).encode() + content).hexdigest()
     claim = out / _PROGRESS_FOLDER / "corpus.txt"
     try:
         if (out / FILE_NAME).exists():
@@ -223,6 +226,8 @@ def decode_record(record: ClipRecord, settings: ShardSettings) -> Sample:
         sample["features"] = record.features
     if len(sample) == 1:
         raise MediaError("has neither audio, video nor features")
+    if record.trace is not None:
+        sample["trace"] = record.trace
     return sample
 
 
@@ -251,6 +256,8 @@ def _entry(record: ClipRecord, sample: Sample, shard: str) -> ClipEntry:
         content_hash=content_hash,
         audio_hash=audio_hash,
         attributes=record.attributes,
+        recording=record.recording,
+        first_step=record.first_step,
     )
 
 
@@ -277,6 +284,8 @@ def _merge(
         frame_size=settings.frame_size,
         feature_names=corpus.feature_names,
         saliency_maps=corpus.saliency_maps,
+        dimensions=corpus.dimensions,
+        step_seconds=corpus.step_seconds,
     )
 
 
@@ -300,7 +309,16 @@ def _parser() -> argparse.ArgumentParser:
         "An interrupted call is taken up where it stopped.",
     )
     parser.add_argument(
-        "corpus", choices=["ravdess", "iemocap", "crema_d", "manifest", "synthetic"]
+        "corpus",
+        choices=[
+            "ravdess",
+            "iemocap",
+            "recola",
+            "crema_d",
+            "manifest",
+            "synthetic",
+            "synthetic_traces",
+        ],
     )
     parser.add_argument(
         "--root",
@@ -326,15 +344,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--frames",
         type=_positive,
-        default=20,
-        help="frames taken of a video, evenly spread (default 20)",
+        help="frames taken of a clip's video, evenly spread (default 20; recola: one a step)",
     )
     parser.add_argument(
         "--frame-size",
         type=_frame_size,
-        default=(60, 100),
         metavar="HxW",
-        help="frame size in pixels (default 60x100)",
+        help="frame size in pixels (default 60x100; recola: 96x96)",
     )
     parser.add_argument("--clips-per-shard", type=_positive, default=64, help="(default 64)")
     parser.add_argument(
@@ -372,7 +388,35 @@ def _add_options_of_one_corpus(parser: argparse.ArgumentParser) -> None:
         "saw (face), or heard and saw it (both)",
     )
     parser.add_argument(
-        "--speakers", type=_positive, default=12, help="synthetic: speakers (default 12)"
+        "--gold",
+        choices=list(GOLDS),
+        default="ccc",
+        help="recola: raters weighted by how well they agree with the others, or alike (default ccc)",
+    )
+    parser.add_argument(
+        "--window",
+        type=float,
+        default=WINDOW_SECONDS,
+        metavar="SECONDS",
+        help="recola: a clip's length (default 6)",
+    )
+    parser.add_argument(
+        "--hop",
+        type=float,
+        metavar="SECONDS",
+        help="recola: from a clip's start to the next one's (default: the window)",
+    )
+    parser.add_argument(
+        "--speakers",
+        type=_positive,
+        default=12,
+        help="synthetic, synthetic_traces: speakers (default 12)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=1.0,
+        help="synthetic_traces: of each recording (default 1)",
     )
     parser.add_argument(
         "--repetitions",
@@ -380,7 +424,7 @@ def _add_options_of_one_corpus(parser: argparse.ArgumentParser) -> None:
         default=3,
         help="synthetic: clips per speaker and emotion (default 3)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="synthetic: seed (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="synthetic corpora: seed (default 0)")
 
 
 def _print_summary(index: ShardIndex, out: Path) -> None:
@@ -389,10 +433,14 @@ def _print_summary(index: ShardIndex, out: Path) -> None:
         f"{summary['clips']} clips of {len(summary['per_speaker'])} speakers "
         f"in {len(index.shards)} shards: {out}"
     )
-    print(
-        "classes: "
-        + ", ".join(f"{label} {summary['per_class'].get(label, 0)}" for label in index.labels)
-    )
+    if index.labels:
+        counts = (f"{label} {summary['per_class'].get(label, 0)}" for label in index.labels)
+        print(f"classes: {', '.join(counts)}")
+    if index.dimensions:
+        print(
+            f"traces of {', '.join(index.dimensions)} every {index.step_seconds * 1000:g} ms, of "
+            f"{len({entry.recording for entry in index.clips})} recordings"
+        )
     print(
         "with "
         + ", ".join(f"{kind} {count}" for kind, count in summary["with"].items())
@@ -418,6 +466,15 @@ def _load(options: argparse.Namespace) -> Corpus:
     if options.corpus == "crema_d":
         corpus = load_crema_d(root, target=options.target)
         return with_features(corpus, features) if features else corpus
+    if options.corpus in ("recola", "synthetic_traces"):
+        if options.corpus == "synthetic_traces":
+            make_synthetic_traces(
+                root, speakers=options.speakers, minutes=options.minutes, seed=options.seed
+            )
+        corpus = load_recola(
+            root, gold=options.gold, window_seconds=options.window, hop_seconds=options.hop
+        )
+        return with_features(corpus, features) if features else corpus
     if options.corpus == "manifest":
         return load_manifest(root, features=features)
     if features:
@@ -433,10 +490,11 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         corpus = _load(options)
+        over_time, steps = bool(corpus.dimensions), round(options.window / STEP_SECONDS)
         settings = ShardSettings(
             sample_rate_hz=options.sample_rate,
-            frames=options.frames,
-            frame_size=options.frame_size,
+            frames=options.frames or (steps if over_time else 20),
+            frame_size=options.frame_size or ((96, 96) if over_time else (60, 100)),
             clips_per_shard=options.clips_per_shard,
         )
         with Progress(

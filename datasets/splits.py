@@ -32,6 +32,13 @@ _RAVDESS_EMOBOX6 = (
 )
 # Ours: every fifth actor. The published split that we know of has all actors on both sides.
 _CREMA_D5 = tuple(tuple(range(1001 + first, 1092, 5)) for first in range(5))
+# RECOLA's partitions: AVEC 2016 names them in its files; the other is of Tzirakis et al. 2017's code.
+_RECOLA_AVEC = tuple(tuple(f"{part}_{n}" for n in range(1, 10)) for part in ("train", "dev"))
+_RECOLA_TZIRAKIS = (
+    (15, 16, 17, 18, 21, 23, 25, 37, 39, 41, 46, 50, 51, 55, 56, 60),
+    (14, 19, 24, 26, 28, 30, 34, 40, 42, 43, 44, 45, 52, 64, 65),
+    (13, 20, 22, 32, 38, 47, 48, 49, 53, 54, 57, 58, 59, 62, 63),
+)
 _SESSIONS = tuple(f"Ses{number:02d}" for number in range(1, 6))
 
 RANDOM = "random"
@@ -128,7 +135,7 @@ def make_folds(
     _require_every_class(index, folds, partners)
     pairs = sorted((entry.clip, int(fold)) for entry, fold in zip(index.clips, folds, strict=True))
     fingerprint = hashlib.sha256(json.dumps([name, pairs]).encode()).hexdigest()
-    metric = "accuracy"
+    metric = "ccc" if index.dimensions else "accuracy"
     return Folds(name, metric, folds, fingerprint, tuple(sorted(apart)), partners)
 
 
@@ -144,7 +151,7 @@ def _assign(name: str) -> Assign:
 def _at_random(index: ShardIndex) -> dict[str, int]:
     """Clip → fold: each class dealt out in the order of a hash of its clips' names."""
     folds: dict[str, int] = {}
-    for label in index.labels:
+    for label in index.labels or ("",):
         clips = [entry.clip for entry in index.clips if entry.label == label]
         shuffled = sorted(clips, key=lambda clip: hashlib.sha256(clip.encode()).hexdigest())
         folds |= {clip: number % _RANDOM_FOLDS for number, clip in enumerate(shuffled)}
@@ -155,7 +162,12 @@ def default_protocol(index: ShardIndex) -> str:
     """The published protocol where the corpus has one, else speaker folds (at most five)."""
     if own := _OF_CORPUS.get(index.corpus):
         return own
-    return f"speaker-kfold:{max(2, min(5, len({e.speaker for e in index.clips})))}"
+    return f"speaker-kfold:{_most_folds(index)}"
+
+
+def _most_folds(index: ShardIndex) -> int:
+    """Five, or as many as there are speakers."""
+    return max(2, min(5, len({entry.speaker for entry in index.clips})))
 
 
 def guard_against_leaks(index: ShardIndex, fold_of_clip: NDArray[np.int64]) -> None:
@@ -173,6 +185,16 @@ def guard_against_leaks(index: ShardIndex, fold_of_clip: NDArray[np.int64]) -> N
         if len(found) > 1:
             raise DataError(
                 f"Leak: speaker '{speaker}' is on several sides, folds {sorted(found)}."
+            )
+    of_recording: dict[str, set[int]] = defaultdict(set)
+    for entry, fold in zip(index.clips, fold_of_clip, strict=True):
+        if entry.recording:
+            of_recording[entry.recording].add(int(fold))
+    for recording, found in sorted(of_recording.items()):
+        if len(found) > 1:
+            raise DataError(
+                f"Leak: windows of the recording '{recording}' are on several sides, folds "
+                f"{sorted(found)}."
             )
     fold_by_clip = {e.clip: int(f) for e, f in zip(index.clips, fold_of_clip, strict=True)}
     for group in index.duplicates():
@@ -214,6 +236,31 @@ def _listed(name: str, groups: Sequence[Sequence[str]]) -> Assign:
     return assign
 
 
+def _partition(name: str, groups: Sequence[Sequence[str]]) -> Assign:
+    """Folds are a published partition's parts, as far as their recordings are here.
+
+    Of RECOLA, labels of some were never given away.
+    """
+    part_of = {speaker: number for number, group in enumerate(groups) for speaker in group}
+
+    def assign(index: ShardIndex) -> dict[str, int]:
+        here = {entry.speaker for entry in index.clips}
+        strangers = sorted(here - set(part_of))
+        if strangers:
+            raise DataError(
+                f"Protocol {name} does not know '{strangers[0]}'. Take recola-open-kfold."
+            )
+        parts = sorted({part_of[speaker] for speaker in here})
+        if len(parts) < 2:
+            raise DataError(
+                f"Protocol {name} needs recordings of two of its parts or more; all {len(here)} here "
+                "are of one. Take recola-open-kfold."
+            )
+        return {speaker: parts.index(part_of[speaker]) for speaker in here}
+
+    return assign
+
+
 def _ravdess(name: str, groups: Sequence[Sequence[int]]) -> Assign:
     return _listed(name, [[f"Actor_{actor:02d}" for actor in group] for group in groups])
 
@@ -235,6 +282,11 @@ PROTOCOLS: dict[str, Assign] = {
     "ravdess-emobox6": _ravdess("ravdess-emobox6", _RAVDESS_EMOBOX6),
     "iemocap-loso5": _listed("iemocap-loso5", [[f"{s}F", f"{s}M"] for s in _SESSIONS]),
     "iemocap-loso10": _listed("iemocap-loso10", [[f"{s}{x}"] for s in _SESSIONS for x in "FM"]),
+    "recola-avec": _partition("recola-avec", _RECOLA_AVEC),
+    "recola-tzirakis": _partition(
+        "recola-tzirakis", [[f"P{number}" for number in group] for group in _RECOLA_TZIRAKIS]
+    ),
+    "recola-open-kfold": lambda index: _balanced(_most_folds(index))(index),
     "crema-d-speakers5": _listed("crema-d-speakers5", [[str(a) for a in g] for g in _CREMA_D5]),
 }
 """Name → who is tested when; frozen."""
@@ -243,6 +295,7 @@ _OF_CORPUS = {
     "ravdess": "ravdess-luna5",
     "iemocap": "iemocap-loso5",
     "crema_d": "crema-d-speakers5",
+    "recola": "recola-open-kfold",
 }
 
 

@@ -1,8 +1,8 @@
 """The WebDataset pipeline: shards (a folder, s3://, gs://, https://) to decoded clips.
 
 A clip in a shard is `KEY.json` (its name), `KEY.flac` (16-bit mono), `KEY.frames.npy`
-(uint8) and `KEY.features.npy` (float32, of the clip or of every frame); of the last three it
-has one or more.
+(uint8), `KEY.features.npy` (float32, of the clip or of every frame), of these one or more; and
+`KEY.trace.npy` (float32) where raters said something at every step.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 from datasets.clips import DataError
 from datasets.index import ShardIndex
 from datasets.remote import open_resuming
+
+_ARRAYS = (("video", "frames.npy"), ("features", "features.npy"), ("trace", "trace.npy"))
 
 Sample = dict[str, Any]
 Handler = Callable[[str, Exception], None]
@@ -62,7 +64,8 @@ def stream_clips(
 
     Returns:
         An iterable of `{"clip", "audio" (L,) int16, "video" (V,H,W,3) uint8 (4 channels with
-        saliency maps), "features" (F,) or (S,F) float32}` with the keys that the clip has.
+        saliency maps), "features" (F,) or (S,F) float32, "trace" (S,D) float32}` with the keys
+        that the clip has.
     """
     urls = [f"{index.root}/{shard.name}" for shard in index.shards]
     if training:
@@ -83,7 +86,7 @@ def content_hashes(sample: Sample) -> tuple[str, str]:
     if "audio" in sample:
         audio.update(np.ascontiguousarray(sample["audio"]).data)
     everything = audio.copy()
-    for kind in ("video", "features"):
+    for kind in ("video", "features", "trace"):
         if kind in sample:
             everything.update(np.ascontiguousarray(sample[kind]).data)
     return everything.hexdigest(), audio.hexdigest()
@@ -97,6 +100,7 @@ def content_sizes(sample: Sample) -> dict[str, int]:
         "frames": len(sample.get("video", ())),
         "features": features.shape[-1],
         "feature_steps": len(features) if features.ndim == 2 else 0,
+        "trace_steps": len(sample.get("trace", ())),
     }
 
 
@@ -129,7 +133,7 @@ def decode_clip(member: Sample) -> Sample:
     sample: Sample = {"clip": json.loads(member["json"])["clip"]}
     if "flac" in member:
         sample["audio"] = soundfile.read(io.BytesIO(member["flac"]), dtype="int16")[0]
-    for kind, name in (("video", "frames.npy"), ("features", "features.npy")):
+    for kind, name in _ARRAYS:
         if name in member:
             # Not np.load, which takes other formats too (zip).
             sample[kind] = np.lib.format.read_array(io.BytesIO(member[name]), allow_pickle=False)
@@ -146,7 +150,7 @@ def encode_clip(key: str, sample: Sample, sample_rate_hz: int) -> dict[str, byte
         buffer = io.BytesIO()
         soundfile.write(buffer, sample["audio"], sample_rate_hz, format="FLAC", subtype="PCM_16")
         member["flac"] = buffer.getvalue()
-    for kind, name in (("video", "frames.npy"), ("features", "features.npy")):
+    for kind, name in _ARRAYS:
         if kind in sample:
             buffer = io.BytesIO()
             np.save(buffer, sample[kind], allow_pickle=False)

@@ -1,8 +1,9 @@
 """The posterior bank: out-of-fold logits of every trial at every rung, keyed by clip.
 
 It is the one contract between search and ensembles. `clips.csv` names the rows once;
-`TRIAL@PERCENT.npz` holds one trial's (N, K) logits. An entry is written whole or not at
-all, carries a checksum, and is never unpickled.
+`TRIAL@PERCENT.npz` holds one trial's (N, K) logits. Where arousal and valence are predicted over time,
+`recordings.npz` names the rows, which are steps, and an entry holds the (S, D) traces. An entry is
+written whole or not at all, carries a checksum, and is never unpickled.
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensembles import EnsembleError
-from ensembles.metrics import Array, Labels, log_softmax
+from ensembles.metrics import Array, Labels, fold_scores, log_softmax
+from ensembles.traces.table import FILE as _TRACES
+from ensembles.traces.table import TraceTable
 
 _CLIPS = "clips.csv"
+TABLE_FILES = (_CLIPS, _TRACES)
+"""A bank has one of them: its rows are clips, or steps of traces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +61,39 @@ class ClipTable:
         )
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Of an entry: (N, K)."""
+        return len(self.clips), len(self.classes)
+
+    def as_scores(self, values: NDArray[Any]) -> Array:
+        """Logits as fusion takes them: log-posteriors."""
+        return log_softmax(np.asarray(values, np.float64))
+
+    def fold_scores(self, metric: str, values: NDArray[np.float32]) -> dict[int, float]:
+        """Fold → its score, of the clips that have a prediction."""
+        there = np.isfinite(values).all(axis=1)
+        scores = self.as_scores(values[there])
+        return fold_scores(metric, self.labels[there], scores, self.folds[there])
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over all of it: entries of another table are refused."""
         rows = [self.clips, self.speakers, self.folds.tolist(), self.labels.tolist(), self.classes]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
+Table = ClipTable | TraceTable
+
+
+def of_clips(table: Table) -> ClipTable:
+    """The table, where its rows can only be clips."""
+    assert isinstance(table, ClipTable), "this is of classes"
+    return table
+
+
 @dataclass(frozen=True, kw_only=True)
 class BankEntry:
-    """One trial's out-of-fold logits at one rung.
+    """One trial's out-of-fold logits at one rung; of a bank of traces, its traces.
 
     Attributes:
         trial: Its name, such as `audio-0003`.
@@ -91,10 +122,10 @@ class Experts:
         table: The clips.
         names: (M,) experts.
         modalities: (M,) audio, video or early.
-        log_posteriors: (M, N, K).
+        log_posteriors: (M, N, K); of traces, (M, S, D) themselves.
     """
 
-    table: ClipTable
+    table: Table
     names: tuple[str, ...]
     modalities: tuple[str, ...]
     log_posteriors: Array
@@ -127,13 +158,18 @@ class PosteriorBank:
     """
 
     folder: Path
-    table: ClipTable
+    table: Table
     damaged: list[str] = field(default_factory=list)
 
+    @property
+    def table_file(self) -> str:
+        """Name of the file that names its rows."""
+        return _CLIPS if isinstance(self.table, ClipTable) else _TRACES
+
     @staticmethod
-    def create(folder: Path, table: ClipTable) -> PosteriorBank:
-        """Starts a bank, or opens the one that is there if it has the same clips."""
-        if (folder / _CLIPS).exists():
+    def create(folder: Path, table: Table) -> PosteriorBank:
+        """Starts a bank, or opens the one that is there if it has the same rows."""
+        if any((folder / name).exists() for name in TABLE_FILES):
             bank = PosteriorBank.open(folder)
             if bank.table.fingerprint != table.fingerprint:
                 raise EnsembleError(
@@ -141,16 +177,10 @@ class PosteriorBank:
                 )
             return bank
         folder.mkdir(parents=True, exist_ok=True)
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(
-            ["clip", "speaker", "fold", "label", "classes: " + json.dumps(table.classes)]
-        )
-        for clip, speaker, fold, label in zip(
-            table.clips, table.speakers, table.folds.tolist(), table.labels.tolist(), strict=True
-        ):
-            writer.writerow([clip, speaker, fold, table.classes[label], ""])
-        write_atomically(folder / _CLIPS, text.getvalue().encode())
+        if isinstance(table, ClipTable):
+            write_atomically(folder / _CLIPS, _table_text(table).encode())
+        else:
+            write_atomically(folder / _TRACES, table.to_bytes())
         return PosteriorBank(folder, table)
 
     @staticmethod
@@ -160,17 +190,18 @@ class PosteriorBank:
         Raises:
             EnsembleError: If there is none, or its table is damaged.
         """
-        path = folder / _CLIPS
-        if not path.is_file():
+        path = next((p for name in TABLE_FILES if (p := folder / name).is_file()), None)
+        if path is None:
             raise EnsembleError(f"No posterior bank in '{folder}'.")
         try:
-            return PosteriorBank(folder, _read_table(path))
-        except (ValueError, IndexError, csv.Error) as error:
+            read = _read_table if path.name == _CLIPS else TraceTable.read
+            return PosteriorBank(folder, read(path))
+        except (ValueError, IndexError, KeyError, csv.Error, zipfile.BadZipFile) as error:
             raise EnsembleError(f"'{path}' is damaged: {error!r}.") from error
 
     def write(self, entry: BankEntry) -> Path:
         """Adds an entry; it replaces one of the same trial and rung."""
-        assert entry.logits.shape == (len(self.table.clips), len(self.table.classes))
+        assert entry.logits.shape == self.table.shape
         meta = {
             "trial": entry.trial,
             "modality": entry.modality,
@@ -193,7 +224,7 @@ class PosteriorBank:
         """Every intact entry, by name; damaged ones are dropped and named in `damaged`."""
         self.damaged = []
         entries = []
-        for path in sorted(self.folder.glob("*.npz")):
+        for path in sorted(self.folder.glob("*@*.npz")):
             try:
                 entries.append(self._read_entry(path))
             except Exception as error:
@@ -208,7 +239,7 @@ class PosteriorBank:
         except Exception:  # see `read`
             return None
 
-    def rungs(self, table: ClipTable) -> Iterator[tuple[str, Array]]:
+    def rungs(self, table: Table) -> Iterator[tuple[str, Array]]:
         """Every trial at every rung, stopped ones too: what the search could have chosen.
 
         Args:
@@ -223,7 +254,7 @@ class PosteriorBank:
         for entry in self.read():
             logits = entry.logits[rows]
             if "+" not in entry.trial and np.isfinite(logits).all():
-                yield entry.modality, log_softmax(logits)
+                yield entry.modality, table.as_scores(logits)
 
     def _path(self, trial: str, percent: int) -> Path:
         return self.folder / f"{trial}@{percent:03d}.npz"
@@ -249,17 +280,30 @@ class PosteriorBank:
             raise EnsembleError("There is no finished expert to fuse.")
         logits = np.stack([entry.logits for entry in chosen]).astype(np.float64)
         present = ~np.isnan(logits).any(axis=(0, 2))
+        table = self.table
+        if isinstance(table, TraceTable):
+            present &= np.isfinite(table.labels).all(axis=1)
         if not present.any():
             raise EnsembleError("No clip has posteriors of every expert.")
-        table = self.table
         if not present.all():
             table = table.take(np.flatnonzero(present))
         return Experts(
             table,
             tuple(entry.trial for entry in chosen),
             tuple(entry.modality for entry in chosen),
-            log_softmax(logits[:, present]),
+            table.as_scores(logits[:, present]),
         )
+
+
+def _table_text(table: ClipTable) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["clip", "speaker", "fold", "label", "classes: " + json.dumps(table.classes)])
+    for clip, speaker, fold, label in zip(
+        table.clips, table.speakers, table.folds.tolist(), table.labels.tolist(), strict=True
+    ):
+        writer.writerow([clip, speaker, fold, table.classes[label], ""])
+    return text.getvalue()
 
 
 def _read_table(path: Path) -> ClipTable:

@@ -28,7 +28,7 @@ from rich.table import Table
 from ensembles import EnsembleError
 from ensembles.bank import ClipTable, Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, assess, scored
-from ensembles.metrics import METRICS, Array, check_metric, log_softmax
+from ensembles.metrics import METRICS, Array, check_metric, log_softmax, told
 from ensembles.recipes import recipes_for
 
 _FIXED = ("clip", "speaker", "fold", "label")
@@ -231,12 +231,9 @@ def fit_on_training(files: list[PosteriorFile], experts: Experts, metric: str) -
 
 def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
     """The table that every command prints."""
-    percent = metric != "log_loss"
 
     def show(value: float | None) -> str:
-        if value is None:
-            return ""
-        return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+        return "" if value is None else told(metric, value)
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")  # a long name takes a second line, rather than the numbers their digits

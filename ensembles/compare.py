@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ensembles.bank import ClipTable
+from ensembles.bank import ClipTable, of_clips
 from ensembles.correction import MIN_GROUPS, Candidates
 from ensembles.honesty import Assessment
 from ensembles.metrics import Array, score
@@ -118,13 +118,13 @@ class Gain:
 def fusion_gains(assessment: Assessment) -> dict[str, Gain]:
     """Modality → what the headline adds over its best expert, both chosen fold by fold."""
     found = {}
-    fused = assessment.fused.log_posteriors
+    fused, table = assessment.fused.log_posteriors, of_clips(assessment.table)
     for modality in ("audio", "video", "early"):
         row = assessment.row(f"best {modality}")
         if row is not None:
             found[modality] = Gain(
                 row.name,
-                difference(assessment.metric, assessment.table, fused, row.log_posteriors),
-                recall_differences(assessment.table, fused, row.log_posteriors),
+                difference(assessment.metric, table, fused, row.log_posteriors),
+                recall_differences(table, fused, row.log_posteriors),
             )
     return found

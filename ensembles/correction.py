@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ensembles.bank import ClipTable
-from ensembles.metrics import Array, Labels
+from ensembles.bank import Table
+from ensembles.metrics import CCC, Array, Labels
 
 MIN_GROUPS = 10
 """Below, draws of groups say nothing about other groups."""
@@ -58,12 +58,12 @@ class Candidates:
     """Out-of-fold predictions of many candidates on the same clips, summed up by group.
 
     Args:
-        metric: accuracy, uar, macro_f1 or log_loss.
+        metric: accuracy, uar, macro_f1 or log_loss; ccc of traces.
         table: The clips.
         groups: (N,) what is drawn; the speakers by default.
     """
 
-    def __init__(self, metric: str, table: ClipTable, groups: Sequence[str] | None = None) -> None:
+    def __init__(self, metric: str, table: Table, groups: Sequence[str] | None = None) -> None:
         self.metric, self.table = metric, table
         names = np.asarray(table.speakers if groups is None else groups)
         self.names, self._group = np.unique(names, return_inverse=True)
@@ -116,7 +116,19 @@ class Candidates:
         spread = (scores - score) * np.sqrt(np.asarray(kept))
         low, high = score + np.quantile(spread, [0.025, 0.975])
         best = np.inf if self.metric == "log_loss" else 1.0
-        return Corrected(score, max(float(low), 0.0), min(float(high), best), len(sums))
+        least = -1.0 if self.metric == CCC else 0.0
+        return Corrected(score, max(float(low), least), min(float(high), best), len(sums))
+
+    def within_folds(self, draws: int, *, seed: int = 0) -> Array:
+        """(draws,) scores of the first candidate, on groups drawn within their folds."""
+        generator = np.random.default_rng(seed)
+        weights = np.zeros((draws, len(self.names)), np.int64)
+        for fold in range(len(self._folds)):
+            own = np.unique(self._group[self._fold == fold])
+            drawn = generator.integers(len(own), size=(draws, len(own)))
+            for column in drawn.T:
+                weights[np.arange(draws), own[column]] += 1
+        return self._scores(np.stack(self._sums[:1]), weights)[:, 0]
 
     def _sum_up(self, log_posteriors: Array) -> Array:
         """(groups, folds, D): of each group's clips in each fold what the metric is made of."""
@@ -124,7 +136,12 @@ class Candidates:
         cells, places = len(self.names) * len(self._folds), self._group * len(self._folds)
         places = places + self._fold
         rows = np.arange(len(labels))
-        if self.metric == "log_loss":
+        if self.metric == CCC:
+            columns = [np.ones(len(labels))]
+            for gold, said in zip(np.asarray(labels, np.float64).T, log_posteriors.T, strict=True):
+                columns += [gold, said, gold**2, said**2, gold * said]
+            found = np.stack([np.bincount(places, column, cells) for column in columns], axis=1)
+        elif self.metric == "log_loss":
             sums = [np.bincount(places, -log_posteriors[rows, labels], cells)]
             sums.append(np.bincount(places, minlength=cells).astype(np.float64))
             found = np.stack(sums, axis=1)
@@ -134,6 +151,7 @@ class Candidates:
                 [np.bincount(places, right, cells), np.bincount(places, minlength=cells)], axis=1
             )
         else:
+            labels = np.asarray(labels, np.int64)
             kind = labels * classes + log_posteriors.argmax(axis=1)
             flat = np.bincount(places * classes**2 + kind, minlength=cells * classes**2)
             found = flat.reshape(cells, classes**2).astype(np.float64)
@@ -148,9 +166,22 @@ class Candidates:
         with np.errstate(invalid="ignore", divide="ignore"):
             if self.metric in {"accuracy", "log_loss"}:
                 by_fold = drawn[..., 0] / drawn[..., 1]
+            elif self.metric == CCC:
+                by_fold = _of_moments(drawn)
             else:
                 by_fold = _of_confusion(self.metric, drawn)
         return np.asarray(np.nanmean(by_fold, axis=-1))  # never of nothing: somebody is drawn
+
+
+def _of_moments(sums: Array) -> Array:
+    """(…, 1 + 5·D) counts and sums → (…) mean concordance over dimensions; NaN of nothing."""
+    means = sums[..., 1:] / sums[..., :1]
+    scores = []
+    for first in range(0, means.shape[-1], 5):
+        gold, said, gold2, said2, both = np.moveaxis(means[..., first : first + 5], -1, 0)
+        total = gold2 - gold**2 + said2 - said**2 + (gold - said) ** 2
+        scores.append(np.where(total > 1e-12, 2 * (both - gold * said) / total, 0.0))
+    return np.where(sums[..., 0] > 0, np.mean(scores, axis=0), np.nan)
 
 
 def _of_confusion(metric: str, flat: Array) -> Array:

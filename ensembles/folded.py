@@ -55,12 +55,12 @@ class FoldedExpert(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Plain clips, see `Expert` → (folds, B, K) log-posteriors."""
-        return self.classify(self.network(0).preprocess(batch))
+        return self.answer(self.network(0).preprocess(batch))
 
-    def classify(self, fixed: Batch) -> Tensor:
+    def answer(self, fixed: Batch) -> Tensor:
         """What `Expert.preprocess` returned → (folds, B, K) log-posteriors."""
         folds = range(len(self.networks))
-        return torch.stack([self.network(k).classify(fixed).log_softmax(dim=1) for k in folds])
+        return torch.stack([self.network(k).answer(fixed).log_softmax(dim=1) for k in folds])
 
 
 def average_folds(by_fold: Tensor) -> Tensor:

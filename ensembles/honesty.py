@@ -16,9 +16,10 @@ import numpy as np
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
-from ensembles.bank import ClipTable, Experts
+from ensembles.bank import ClipTable, Experts, Table
 from ensembles.correction import MIN_GROUPS, Candidates, Corrected
 from ensembles.metrics import (
+    CCC,
     METRICS,
     Array,
     calibration_error,
@@ -102,7 +103,7 @@ class Assessment:
     """
 
     metric: str
-    table: ClipTable
+    table: Table
     recipes: tuple[Scored, ...]
     fused: Scored
     chosen: str
@@ -236,7 +237,7 @@ def replay(experts: Experts, choice: Scored, metric: str, name: str = "fused") -
 
 def scored(
     name: str,
-    table: ClipTable,
+    table: Table,
     metric: str,
     log_posteriors: Array,
     search_score: float | None,
@@ -262,7 +263,7 @@ def scored(
     )
 
 
-def speaker_interval(table: ClipTable, metric: str, log_posteriors: Array) -> Interval:
+def speaker_interval(table: Table, metric: str, log_posteriors: Array) -> Interval:
     """95 % interval of the fold mean over speakers: what other speakers would have given.
 
     With ten speakers or more, three or more a fold: a percentile bootstrap that draws
@@ -282,11 +283,18 @@ def speaker_interval(table: ClipTable, metric: str, log_posteriors: Array) -> In
             stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
         )
         largest = np.inf if metric == "log_loss" else 1.0
-        low, high = max(middle - half, 0.0), min(middle + half, largest)
+        least = -1.0 if metric == CCC else 0.0
+        low, high = max(middle - half, least), min(middle + half, largest)
         return Interval(low, float(high), f"t over {len(values)} speakers")
     generator = np.random.default_rng(0)
-    bootstrap = _bootstrap_means if metric in {"accuracy", "log_loss"} else _bootstrap
-    resampled = bootstrap(table, metric, log_posteriors, groups, rows_of, generator)
+    if metric == CCC:
+        candidates = Candidates(metric, table)
+        candidates.add([log_posteriors])
+        resampled = candidates.within_folds(_RESAMPLES)
+    else:
+        assert isinstance(table, ClipTable)
+        bootstrap = _bootstrap_means if metric in {"accuracy", "log_loss"} else _bootstrap
+        resampled = bootstrap(table, metric, log_posteriors, groups, rows_of, generator)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Interval(float(low), float(high), f"bootstrap over {len(names)} speakers")
 

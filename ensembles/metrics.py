@@ -1,6 +1,8 @@
-"""Scores of class predictions: accuracy, UAR, macro-F1, log-loss, calibration, confusion matrix."""
+"""Scores: of classes accuracy, UAR, macro-F1, log-loss and calibration; of traces concordance (CCC)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,12 @@ Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 METRICS = ("accuracy", "uar", "macro_f1", "log_loss")
+"""Of classes."""
+
+CCC = "ccc"
+"""Of traces and of values, the only one: the mean over dimensions."""
+
+_LEAST_VARIANCE = 1e-12
 
 
 def check_metric(name: str) -> str:
@@ -20,12 +28,32 @@ def check_metric(name: str) -> str:
     return name
 
 
-def score(metric: str, labels: Labels, log_posteriors: Array) -> float:
-    """Scores (N, K) log-posteriors against (N,) class indices.
+def ccc(gold: Array, predicted: Array) -> float:
+    """Concordance correlation (Lin, 1989) of (n,) with (n,): 2·cov / (σ² + σ² + (μ - μ)²).
+
+    Population moments. Two traces that do not move agree in nothing: 0.
+    """
+    means = gold.mean(), predicted.mean()
+    covariance = ((gold - means[0]) * (predicted - means[1])).mean()
+    total = gold.var() + predicted.var() + (means[0] - means[1]) ** 2
+    return float(2 * covariance / total) if total > _LEAST_VARIANCE else 0.0
+
+
+def rmse(gold: Array, predicted: Array) -> float:
+    """Root of the mean squared error."""
+    return float(np.sqrt(((gold - predicted) ** 2).mean()))
+
+
+def score(metric: str, labels: NDArray[Any], log_posteriors: Array) -> float:
+    """Scores (N, K) log-posteriors against (N,) class indices; for CCC (S, D) traces against (S, D).
 
     Higher is better for accuracy, uar and macro_f1, lower for log_loss. UAR and macro-F1
     average over the classes that occur in `labels`.
     """
+    if metric == CCC:
+        pairs = zip(labels.T, log_posteriors.T, strict=True)
+        return float(np.mean([ccc(gold, predicted) for gold, predicted in pairs]))
+    labels = np.asarray(labels, np.int64)
     if metric == "log_loss":
         return float(-log_posteriors[np.arange(len(labels)), labels].mean())
     predictions = log_posteriors.argmax(axis=1)
@@ -40,13 +68,18 @@ def score(metric: str, labels: Labels, log_posteriors: Array) -> float:
     return float((2 * hits[present] / (actual[present] + predicted[present])).mean())
 
 
-def utility(metric: str, labels: Labels, log_posteriors: Array) -> float:
+def told(metric: str, value: float) -> str:
+    """As it is printed: in percent, log-loss and concordance as they are."""
+    return f"{value:.3f}" if metric in {"log_loss", CCC} else f"{100 * value:.1f}"
+
+
+def utility(metric: str, labels: NDArray[Any], log_posteriors: Array) -> float:
     """The score, turned so that higher is better."""
     return score(metric, labels, log_posteriors) * (-1.0 if metric == "log_loss" else 1.0)
 
 
 def fold_scores(
-    metric: str, labels: Labels, log_posteriors: Array, folds: Labels
+    metric: str, labels: NDArray[Any], log_posteriors: Array, folds: Labels
 ) -> dict[int, float]:
     """Fold → its score."""
     return {
@@ -55,7 +88,7 @@ def fold_scores(
     }
 
 
-def fold_mean(metric: str, labels: Labels, log_posteriors: Array, folds: Labels) -> float:
+def fold_mean(metric: str, labels: NDArray[Any], log_posteriors: Array, folds: Labels) -> float:
     """Unweighted mean of the folds' scores."""
     return float(np.mean(list(fold_scores(metric, labels, log_posteriors, folds).values())))
 

@@ -13,18 +13,19 @@ from ensembles.calibrate import CalibratedFusion, TemperedFusion
 from ensembles.greedy import GreedySelection
 from ensembles.late import AverageFusion, GroupedFusion, WeightedFusion
 from ensembles.logistic import LogisticFusion
-from ensembles.metrics import Array, Labels, fold_mean, utility
+from ensembles.metrics import CCC, Array, Labels, fold_mean, utility
 from ensembles.rules import Rule
 from ensembles.stacking import StackedFusion
+from ensembles.traces.fusions import TraceAverage, TraceGreedy, TraceRidge, TraceWeights
 
 
 class Fusion(Protocol):
-    """An estimator that turns M experts' posteriors into one."""
+    """An estimator that turns M experts' posteriors, or traces, into one."""
 
-    def fit(self, log_posteriors: Array, labels: Labels, groups: Labels) -> Self:
+    def fit(self, log_posteriors: Array, labels: Labels, groups: Labels, /) -> Self:
         """(M, N, K), (N,), (N,) → self."""
 
-    def predict(self, log_posteriors: Array) -> Array:
+    def predict(self, log_posteriors: Array, /) -> Array:
         """(M, N, K) → (N, K) log-posteriors."""
 
     def rule(self) -> Rule:
@@ -88,6 +89,8 @@ _ALL = ("audio", "video", "early")
 
 def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
     """The recipes that these experts allow: single experts first, then from plain to elaborate."""
+    if metric == CCC:
+        return _of_traces(experts)
     present = [m for m in _ALL if m in experts.modalities]
     strangers = sorted(set(experts.modalities) - set(_ALL))
     singles = [
@@ -112,6 +115,25 @@ def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
             recipes += [*_combinations(name, select, _WAYS), *_grouped(name, select)]
     if len(present) > 1 or strangers:
         recipes += _greedy("greedy", everything, metric)
+    return recipes
+
+
+def _of_traces(experts: Experts) -> list[Recipe]:
+    """Recipes for traces."""
+    present = [m for m in _ALL if m in experts.modalities]
+    recipes = [
+        Recipe(f"best {m}", best_of(m), lambda _: TraceAverage(), single=True, within=m)
+        for m in present
+    ]
+    for modality in present:
+        if experts.modalities.count(modality) > 1:
+            within = _combinations(f"{modality} top 3", best_of(modality, count=3), _TRACE_WAYS)
+            recipes += [replace(recipe, within=modality) for recipe in within]
+    if set(_PAIR) <= set(present):
+        recipes += _combinations("a+v", best_of(*_PAIR), _TRACE_WAYS)
+    if len(present) > 1 and _more_than(1, experts, present):
+        recipes += _combinations("top 3 each", best_of(*_ALL, count=3), _TRACE_WAYS)
+        recipes.append(Recipe("greedy", everything, lambda _: TraceGreedy()))
     return recipes
 
 
@@ -163,6 +185,12 @@ def _grouped(name: str, select: Selection) -> list[Recipe]:
 
 
 _BAGS = 10
+
+_TRACE_WAYS: dict[str, Callable[[Sequence[str]], Fusion]] = {
+    "average": lambda _: TraceAverage(),
+    "weighted average": lambda _: TraceWeights(),
+    "ridge": lambda _: TraceRidge(),
+}
 
 _WAYS: dict[str, Callable[[Sequence[str]], Fusion]] = {
     "average": lambda _: AverageFusion("arithmetic"),
@@ -267,15 +295,16 @@ class CrossFitter:
     def inner_score(self, recipe: Recipe, fold: int) -> float:
         """A recipe's merit without a fold: cross-fitted over the other folds alone.
 
-        By log-loss, whatever the metric: over a few folds a proper score tells two dozen
+        Of classes by log-loss, whatever the metric: over a few folds a proper score tells two dozen
         recipes apart where counting hits mostly picks the luckiest.
         """
+        by = CCC if self.metric == CCC else "log_loss"
         table = self.experts.table
         merits = []
         for other in self.folds:
             if other != fold:
                 predicted = self.predict(recipe, frozenset({fold, other}), other)
-                merits.append(utility("log_loss", table.labels[table.folds == other], predicted))
+                merits.append(utility(by, table.labels[table.folds == other], predicted))
         return float(np.mean(merits))
 
     def choose(self, recipes: list[Recipe], fold: int) -> Recipe:

@@ -106,6 +106,48 @@ class LinearMap:
 
 
 @dataclass(frozen=True)
+class TraceMap:
+    """A linear combination of M experts' traces, one a dimension.
+
+    Attributes:
+        weights: (D, M, D): of each dimension, the weight of each expert's trace of each dimension.
+        intercept: (D,).
+    """
+
+    weights: Array
+    intercept: Array
+
+    @staticmethod
+    def of_shares(shares: Array) -> TraceMap:
+        """(D, M) shares: each dimension is a mixture of the experts' traces of the same one."""
+        own = np.eye(len(shares))
+        return TraceMap(shares[:, :, None] * own[:, None, :], np.zeros(len(shares)))
+
+    @property
+    def used(self) -> Labels:
+        """Indices of the experts that weigh something."""
+        used = np.flatnonzero((self.weights != 0).any(axis=(0, 2)))
+        return used if len(used) else np.zeros(1, np.int64)
+
+    def of_used(self) -> TraceMap:
+        """The same, of the used experts alone."""
+        return TraceMap(self.weights[:, self.used], self.intercept)
+
+    def apply(self, traces: Array) -> Array:
+        """(M, S, D) → (S, D)."""
+        joined = np.tensordot(self.weights, traces, axes=([1, 2], [0, 2]))
+        return np.asarray(joined.T + self.intercept)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `rule_from_json`."""
+        return {
+            "kind": "traces",
+            "weights": self.weights.tolist(),
+            "intercept": self.intercept.tolist(),
+        }
+
+
+@dataclass(frozen=True)
 class Tempered:
     """A rule, each expert raised to a power of its own before it.
 
@@ -210,7 +252,7 @@ class Stacked:
         }
 
 
-Rule = Pooling | LinearMap | Tempered | Calibrated | Stacked
+Rule = Pooling | LinearMap | Tempered | Calibrated | Stacked | TraceMap
 
 
 def _of(rule: Rule, kept: Labels) -> Rule:
@@ -221,6 +263,8 @@ def _of(rule: Rule, kept: Labels) -> Rule:
         return Tempered(_of(rule.inner, kept), rule.powers[kept])
     if isinstance(rule, Calibrated):
         return Calibrated(_of(rule.inner, kept), rule.scale, rule.offset)
+    if isinstance(rule, TraceMap):
+        return TraceMap(rule.weights[:, kept], rule.intercept)
     if isinstance(rule, Stacked):
         return Stacked(tuple(_of(one, kept) for one in rule.first), rule.second)
     classes = len(rule.intercept)
@@ -310,12 +354,19 @@ def _stacked(document: Mapping[str, Any], experts: int, classes: int, layers: in
     return Stacked(tuple(rules), second), bool(rules)
 
 
+def _traces(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
+    rule = TraceMap(_numbers(document["weights"]), _numbers(document["intercept"]))
+    fits = rule.weights.shape == (classes, experts, classes)
+    return rule, fits and rule.intercept.shape == (classes,)
+
+
 _READERS: dict[str, Callable[[Mapping[str, Any], int, int, int], _Read]] = {
     "pooling": _pooling,
     "linear": _linear,
     "tempered": _tempered,
     "calibrated": _calibrated,
     "stacked": _stacked,
+    "traces": _traces,
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.registry import Architecture, ClipShape, ModelError, get_architecture
+from models.registry import Answers, Architecture, ClipShape, ModelError, get_architecture
 
 Batch = Mapping[str, Tensor]
 
@@ -171,9 +171,53 @@ class Fusion(nn.Module):
         """One part a modality, audio first."""
         raise AssertionError(f"{type(self).__name__} has no forward")
 
+    def steps(self, parts: Sequence[Part]) -> list[tuple[Tensor, Tensor]]:
+        """For traces, of a fusion over time: streams (B, S, E), (B,), E summing up to D'."""
+        raise AssertionError(f"{type(self).__name__} has no steps")
+
+
+def on_steps(x: Tensor, lengths: Tensor, wanted: Tensor) -> Tensor:
+    """Steps on another clock: (B, n, E), (B,) lengths → (B, S, E), S the most that are `wanted`.
+
+    Both clocks span the clip; between the middles of two steps it is a straight line.
+    """
+    moments = _count(wanted)[None].to(torch.float32) + 0.5
+    ratio = lengths.to(torch.float32) / wanted.clamp(min=1).to(torch.float32)
+    place = moments * ratio[:, None] - 0.5
+    place = torch.minimum(place.clamp(min=0.0), (lengths - 1).clamp(min=0)[:, None].to(place.dtype))
+    before = place.floor()
+    share = (place - before)[:, :, None].to(x.dtype)
+    first = before.to(torch.int64)
+    second = torch.minimum(first + 1, (lengths - 1).clamp(min=0)[:, None])
+    wide = (-1, -1, x.shape[2])
+    earlier = x.gather(1, first[:, :, None].expand(wide))
+    later = x.gather(1, second[:, :, None].expand(wide))
+    return earlier + share * (later - earlier)
+
+
+def steps_mask(lengths: Tensor, x: Tensor) -> Tensor:
+    """(B,) lengths of (B, S, …) → (B, S) bool, True = padding."""
+    return torch.arange(x.shape[1], device=x.device)[None] >= lengths[:, None]
+
+
+def _count(lengths: Tensor) -> Tensor:
+    """0, 1, … up to the greatest length; in a graph too, where it is no constant."""
+    longest = lengths.max()
+    if torch.onnx.is_in_onnx_export():
+        counted: Tensor = torch.arange(longest, device=lengths.device)  # type: ignore[call-overload]
+        return counted
+    return torch.arange(int(longest), device=lengths.device)
+
+
+class _Stepwise:
+    """An encoder as a fusion of vectors sees it that joins two streams step by step."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.embedding_dim = self.steps_dim = encoder.steps_dim
+
 
 class Expert(nn.Module):
-    """One or several encoders, joined, and a classifier.
+    """One or several encoders, joined, and a last layer.
 
     Early fusion answers also where a clip lacks one modality: that part is zeros (and, over
     time, one silent step), and training with `modality_dropout` teaches it what to make of that.
@@ -184,6 +228,8 @@ class Expert(nn.Module):
         dropout: In front of the last layer.
         fusion: Joins several encoders (early fusion); None for one.
         modality_dropout: Share of training clips that lose one of their modalities.
+        answers: What it says of a clip, see `ClipShape`: of classes logits, else numbers on the scale
+            that `fit_answers` was told.
     """
 
     def __init__(
@@ -194,6 +240,7 @@ class Expert(nn.Module):
         dropout: float = 0.0,
         fusion: Fusion | None = None,
         modality_dropout: float = 0.0,
+        answers: Answers = "classes",
     ) -> None:
         super().__init__()
         assert (fusion is None) == (len(encoders) == 1), "several encoders need a fusion, one none"
@@ -201,10 +248,16 @@ class Expert(nn.Module):
             raise ModelError(f"modality_dropout must be in [0, 1), got {modality_dropout}.")
         self.encoders = nn.ModuleDict(encoders)
         self.fusion, self.modality_dropout = fusion, modality_dropout
+        self.answers = answers
         self.dropout = nn.Dropout(dropout)
         (first, *_) = encoders.values()
-        width = fusion.joined_dim if fusion else first.embedding_dim
-        self.classifier = nn.Linear(width, num_classes)
+        own = first.steps_dim if answers == "traces" else first.embedding_dim
+        self.classifier = nn.Linear(fusion.joined_dim if fusion else own, num_classes)
+        if answers != "classes":
+            self.register_buffer("centre", torch.zeros(num_classes))
+            self.register_buffer("spread", torch.ones(num_classes))
+        self.centre: Tensor
+        self.spread: Tensor
 
     def encoder(self, kind: str) -> Encoder:
         """The encoder of a kind of input."""
@@ -223,6 +276,8 @@ class Expert(nn.Module):
         Of early fusion, one kind of input may be absent from the batch.
         """
         fixed: dict[str, Tensor] = {}
+        if self.answers == "traces":
+            fixed["trace_lengths"] = batch["trace_lengths"]
         with torch.no_grad():
             for kind in self.kinds:
                 if kind not in batch and self.fusion is not None:
@@ -238,10 +293,48 @@ class Expert(nn.Module):
                     fixed[f"{kind}_present"] = lengths > 0
         return fixed
 
-    def classify(self, fixed: Batch) -> Tensor:
-        """What `preprocess` returned → (B, K) logits."""
-        logits: Tensor = self.classifier(self.dropout(self._embed(fixed)))
-        return logits
+    def fit_answers(self, values: Tensor) -> None:
+        """Learns where numbers lie and how far they spread, from (n, K) of the training side."""
+        self.centre.copy_(values.mean(dim=0))
+        self.spread.copy_(values.std(dim=0, correction=0).clamp(min=1e-3))
+
+    def answer(self, fixed: Batch) -> Tensor:
+        """What `preprocess` returned → (B, K) logits or values, or (B, S, K) traces."""
+        joined = self._over_time(fixed) if self.answers == "traces" else self._embed(fixed)
+        said: Tensor = self.classifier(self.dropout(joined))
+        if self.answers == "classes":
+            return said
+        said = said * self.spread + self.centre
+        if self.answers == "traces":
+            behind = steps_mask(fixed["trace_lengths"], joined)
+            said = said.masked_fill(behind[:, :, None], 0.0)
+        return said
+
+    def stream(self, fixed: Batch, kind: str) -> Tensor:
+        """One encoder's own steps of what `preprocess` returned, on the trace's: (B, S, E)."""
+        steps, lengths = self.encoder(kind).steps(fixed[kind], fixed[f"{kind}_lengths"])
+        return on_steps(steps, lengths, fixed["trace_lengths"])
+
+    def _over_time(self, fixed: Batch) -> Tensor:
+        """(B, S, D') at every step of the trace."""
+        if self.fusion is None:
+            return self.stream(fixed, self.kinds[0])
+        wanted = fixed["trace_lengths"]
+        parts = self._parts(fixed, over_time=True)
+        if self.fusion.over_time:
+            streams = self.fusion.steps(parts)
+            return torch.cat([on_steps(x, lengths, wanted) for x, lengths in streams], dim=2)
+        steps = []
+        for part in parts:
+            assert part.steps is not None
+            steps.append(on_steps(part.steps, part.lengths, wanted))
+        count = steps[0].shape[1]
+        each = [
+            Part(x.flatten(0, 1), None, part.lengths, part.present.repeat_interleave(count))
+            for x, part in zip(steps, parts, strict=True)
+        ]
+        joined: Tensor = self.fusion(each).unflatten(0, (-1, count))
+        return joined
 
     def vector(self, fixed: Batch, kind: str) -> Tensor:
         """One encoder's own (B, D) of what `preprocess` returned."""
@@ -251,6 +344,11 @@ class Expert(nn.Module):
     def _embed(self, fixed: Batch) -> Tensor:
         if self.fusion is None:
             return self.vector(fixed, self.kinds[0])
+        joined: Tensor = self.fusion(self._parts(fixed, over_time=self.fusion.over_time))
+        return joined
+
+    def _parts(self, fixed: Batch, *, over_time: bool) -> list[Part]:
+        """What the fusion reads of each modality."""
         given = [kind for kind in self.kinds if kind in fixed]
         if not given:
             raise ModelError(f"A clip needs one of {', '.join(self.kinds)}; it has none.")
@@ -266,10 +364,10 @@ class Expert(nn.Module):
                 dim=1,
             )
         )
-        joined: Tensor = self.fusion(
-            [self._part(fixed, kind, present[:, number]) for number, kind in enumerate(self.kinds)]
-        )
-        return joined
+        return [
+            self._part(fixed, kind, present[:, number], over_time)
+            for number, kind in enumerate(self.kinds)
+        ]
 
     def _drop(self, present: Tensor) -> Tensor:
         """In training, takes one modality from some of the clips that have all."""
@@ -280,12 +378,11 @@ class Expert(nn.Module):
         taken = nn.functional.one_hot(which, present.shape[1]).bool() & lost[:, None]
         return present & ~(taken & present.all(dim=1, keepdim=True))
 
-    def _part(self, fixed: Batch, kind: str, present: Tensor) -> Part:
-        assert self.fusion is not None
+    def _part(self, fixed: Batch, kind: str, present: Tensor, over_time: bool) -> Part:
         encoder = self.encoder(kind)
         lost, one = ~present[:, None], torch.ones_like(present, dtype=torch.int64)
         nothing = self.classifier.weight.new_zeros(1).expand(present.shape[0])
-        if not self.fusion.over_time:
+        if not over_time:
             if kind not in fixed:
                 return Part(nothing[:, None].repeat(1, encoder.embedding_dim), None, one, present)
             # Filled, not multiplied: what an encoder makes of nothing may be anything.
@@ -297,15 +394,16 @@ class Expert(nn.Module):
         return Part(None, steps.masked_fill(lost[:, None], 0.0), lengths, present)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Plain clips → (B, K) logits.
+        """Plain clips → (B, K) logits or values, or (B, S, K) traces.
 
         Args:
             batch: `audio` (B, L) float32 in [-1, 1], `video` (B, V, H, W, 3) uint8,
                 `features` (B, F) float32, `feature_sequence` (B, S, F) float32, those that the
                 encoders read; sequences with `<name>_lengths` (B,) int64. To early fusion, a
-                clip lacks a modality where its length is 0, or all do where it is absent.
+                clip lacks a modality where its length is 0, or all do where it is absent. For
+                traces, `trace_lengths` (B,) int64: how many steps are wanted of each clip.
         """
-        return self.classify(self.preprocess(batch))
+        return self.answer(self.preprocess(batch))
 
     def frozen_state(self) -> dict[str, Tensor]:
         """Tensors of frozen backbones: the same in every fold, and in every trial."""
@@ -350,7 +448,9 @@ def build_expert(
     if entry.modality == "early":
         return _build_early(entry, settings, shape, dropout, weights)
     encoder = build_encoder(architecture, settings, shape, weights=weights)
-    return Expert({encoder.kind: encoder}, shape.num_classes, dropout=dropout)
+    return Expert(
+        {encoder.kind: encoder}, shape.num_classes, dropout=dropout, answers=shape.answers
+    )
 
 
 def _build_early(
@@ -373,7 +473,9 @@ def _build_early(
         encoder = build_encoder(name, part.get("settings", {}), shape, weights=weights)
         encoders[encoder.kind] = encoder
     own = {k: v for k, v in settings.items() if k in entry.arguments}
-    fusion = entry.build(list(encoders.values()), **{**entry.default, **own})
+    stepwise = shape.answers == "traces"
+    joined = [_Stepwise(e) if stepwise else e for e in encoders.values()]
+    fusion = entry.build(joined, **{**entry.default, **own})
     assert isinstance(fusion, Fusion)
     return Expert(
         encoders,
@@ -381,6 +483,7 @@ def _build_early(
         dropout=dropout,
         fusion=fusion,
         modality_dropout=float(settings.get("modality_dropout", 0.0)),
+        answers=shape.answers,
     )
 
 
@@ -428,6 +531,13 @@ def build_encoder(
         if not shape.has(kind):
             raise ModelError(f"'{architecture}' reads {kind}, which some or all clips lack.")
     own = {**entry.default, **settings}
+    if shape.answers == "traces":
+        if not entry.over_time:
+            raise ModelError(
+                f"'{architecture}' has no time axis: it cannot say anything of a step."
+            )
+        if own.get("trim_db"):  # what is cut off would shift every step behind it
+            own["trim_db"] = 0.0
     further = {key: own.pop(key) for key in entry.further_settings if key in own}
     found = Found.from_json(further["checkpoint"]) if further.get("checkpoint") else None
     encoder = entry.build(shape=shape, **{**own, **(found.settings if found else {})})

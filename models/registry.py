@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from models.pretrained import Checkpoint
 
 Modality = Literal["audio", "video", "early"]
+Answers = Literal["classes", "values", "traces"]
 Settings = Mapping[str, Any]
 
 
@@ -24,7 +25,7 @@ class ClipShape:
     """What a corpus's clips look like; the fixed part of every network's shape.
 
     Attributes:
-        num_classes: K.
+        num_classes: K; of values and traces, how many there are.
         sample_rate_hz: Of the waveform; 0 without audio.
         seconds: A typical clip's length, for cost estimates.
         frames: V, video frames a clip; 0 without video.
@@ -33,6 +34,8 @@ class ClipShape:
         feature_steps: S of a typical clip where features come frame by frame; 0 where there
             are only means.
         saliency_maps: Whether frames have a fourth channel, a precomputed saliency map.
+        answers: What a network says of a clip: `classes`, their logits; `values`, K numbers such as
+            its valence; `traces`, K numbers at every step.
     """
 
     num_classes: int
@@ -43,6 +46,7 @@ class ClipShape:
     num_features: int = 0
     feature_steps: int = 0
     saliency_maps: bool = False
+    answers: Answers = "classes"
 
     def has(self, kind: str) -> bool:
         """Whether clips have `audio`, `video`, `features` or a `feature_sequence`."""
@@ -97,6 +101,23 @@ class Architecture:
             return ("audio", "video", "modality_dropout")
         transfer = ("transfer", "checkpoint") if self.checkpoints else ()
         return transfer + (("noise_removal",) if "audio" in self.inputs else ())
+
+    @property
+    def over_time(self) -> bool:
+        """Whether it can say something at every step: early fusion can, if its parts can.
+
+        Not what has one vector for a whole clip, nor what reads a part of a clip of its own choice.
+        """
+        from models.expert import BackboneEncoder, Encoder
+
+        if self.modality == "early":
+            return True
+        assert isinstance(self.build, type) and issubclass(self.build, Encoder)
+        own = self.build.steps not in (Encoder.steps, BackboneEncoder.steps)
+        of_head = issubclass(self.build, BackboneEncoder) and (
+            self.build.head_steps is not BackboneEncoder.head_steps
+        )
+        return (own or of_head) and "crop_seconds" not in self.arguments
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from datasets.storage import is_url
-from ensembles.metrics import METRICS
+from ensembles.metrics import CCC, METRICS
 from search.objective import OBJECTIVES
 from search.papers import PAPERS
 
@@ -82,7 +82,11 @@ class SearchConfig:
             iemocap-loso10, crema-d-speakers5, or random, which leaks and says so (default: the corpus's own).
         test_speakers: Speakers to put in no fold, separated by commas; the averaged ensemble is
             scored on them once, at the end.
-        metric: accuracy, uar, macro_f1 or log_loss: what is searched for and reported.
+        target: What is predicted: emotion (a class), traces (arousal and valence over time), or names of
+            numbers that every clip has, such as valence,activation (default: traces where the
+            corpus has them, else emotion).
+        metric: accuracy, uar, macro_f1 or log_loss: what is searched for and reported; of traces and
+            numbers ccc, the concordance.
         objective: What the search takes a finished trial to be worth: solo (its own score), or
             ensemble (and what it adds to the ensemble of those before it).
         outer: Also search once without each fold's speakers and score its ensemble on them, with cheap
@@ -134,6 +138,7 @@ class SearchConfig:
     classes: str | None = None
     protocol: str | None = None
     test_speakers: str | None = None
+    target: str = "auto"
     metric: str = "accuracy"
     objective: str = "solo"
     outer: bool = False
@@ -165,7 +170,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         """Every setting is checked once, here."""
         _known("preset", self.preset, tuple(PRESETS))
-        _known("metric", self.metric, METRICS)
+        _known("metric", self.metric, (*METRICS, CCC))
         _known("objective", self.objective, OBJECTIVES)
         _known("device", self.device, ("auto", "cpu", "cuda"))
         _known("runner", self.runner, ("auto", "actor", "train"))
@@ -398,6 +403,26 @@ def _check_reproduce(config: SearchConfig) -> None:
     usual = {f.name: f.default for f in fields(SearchConfig)}
     if changed := [name for name in settled if getattr(config, name) != usual[name]]:
         raise ConfigError(f"reproduce trains what the paper trained: leave out {changed[0]}.")
+
+
+def for_numbers(config: SearchConfig, given: set[str]) -> SearchConfig:
+    """A search for traces or values: scored by concordance.
+
+    Raises:
+        ConfigError: A setting that is of classes alone.
+    """
+    if "metric" in given and config.metric != CCC:
+        raise ConfigError(f"metric {config.metric} is of classes; traces and numbers have ccc.")
+    of_classes = ("classes", "objective", "outer", "enrolment", "test_speakers", "reproduce")
+    usual = {f.name: f.default for f in fields(SearchConfig)}
+    if changed := [name for name in of_classes if getattr(config, name) != usual[name]]:
+        raise ConfigError(f"{changed[0]} is not to be had for traces and numbers: leave it out.")
+    if config.workers_per_trial > 1:
+        raise ConfigError(
+            "workers_per_trial must be 1 for traces and numbers: a recording's windows lie in "
+            "several shards, and what is wanted of one reaches into the next."
+        )
+    return replace(config, metric=CCC)
 
 
 def _check_wandb_login() -> None:

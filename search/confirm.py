@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ensembles.honesty import Assessment, Scored, replay
+from ensembles.traces.assess import Processed, apply_by_fold
 from search.session import Session
 from search.space import MODALITIES
 
@@ -10,12 +11,14 @@ _FIRST_SEED = 1000
 """Added to the search's seed."""
 
 
-def confirm(session: Session, assessment: Assessment, count: int) -> dict[int, dict[str, Scored]]:
+def confirm(
+    session: Session, assessment: Assessment, count: int, processed: Processed | None = None
+) -> dict[int, dict[str, Scored]]:
     """Trains every expert that the headline rests on with `count` fresh seeds.
 
     The scores of these seeds count, not that of the seed which won the search. Choices of
     experts and recipe stay as they are; only the fusion's parameters are fitted again, for
-    each fold on the other folds.
+    each fold on the other folds; the post-processing of traces stays as it is.
 
     Returns:
         Seed → `fused`, `audio alone`, `best audio`, … → score. A seed of which a training failed
@@ -34,7 +37,12 @@ def confirm(session: Session, assessment: Assessment, count: int) -> dict[int, d
     if specs and not session.interrupt.asked:
         _announce(session, names, len(specs))
         session.train(specs)
-    return _score(session, rows, names, seeds, assessment.metric)
+    confirmed = _score(session, rows, names, seeds, assessment.metric)
+    if processed:
+        experts = session.bank.experts(session.entries_of(session.search.finished()).values())
+        for row in confirmed.values():
+            row["fused"] = apply_by_fold(experts, row["fused"], processed.by_fold)
+    return confirmed
 
 
 def _rows(assessment: Assessment) -> dict[str, Scored]:

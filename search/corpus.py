@@ -6,6 +6,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -17,9 +18,10 @@ from datasets.prepare import prepare
 from datasets.splits import make_folds
 from datasets.storage import default_cache_folder, local_folder
 from datasets.synthetic import VERSION, load_synthetic
-from ensembles.bank import ClipTable
+from ensembles.bank import ClipTable, Table
+from ensembles.traces.table import TraceTable
 from search.config import ConfigError, SearchConfig
-from search.inputs import TrainingData, enrolment_order
+from search.inputs import EMOTION, TRACES, TrainingData, enrolment_order
 
 _SPEAKERS, _REPETITIONS, _SEED = 12, 3, 0
 
@@ -35,6 +37,9 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
     index = read_index(config.data or _synthetic_shards(cache_folder, console))
     if config.class_names:
         index = index.restrict(config.class_names)
+    target = target_of(config, index)
+    if target == EMOTION and not index.labels:
+        raise ConfigError("The clips of this corpus have no class. Take --target traces.")
     index.part_of(0, config.workers_per_trial)  # raises where a worker would have no shard
     folds = make_folds(index, config.protocol, config.test_speaker_names)
     with _bar("reading shards", console) as bar:
@@ -60,9 +65,23 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
             highlight=False,
         )
     _check_enrolment(config, cache)
-    if not config.weights:
-        return TrainingData(cache, folds)
-    return TrainingData(cache, folds, weights=partial(_weights, config, cache_folder))
+    find = partial(_weights, config, cache_folder) if config.weights else None
+    data = TrainingData(cache, folds, weights=find, target=target)
+    _ = data.traces  # raises where clips lack a number
+    return data
+
+
+def target_of(config: SearchConfig, index: ShardIndex) -> str:
+    """What is predicted: as asked, or what the corpus is of.
+
+    Raises:
+        ConfigError: Traces of a corpus without.
+    """
+    if config.target != "auto":
+        if config.target == TRACES and not index.dimensions:
+            raise ConfigError(f"The corpus '{index.corpus}' has no traces (--target traces).")
+        return config.target
+    return TRACES if index.dimensions else EMOTION
 
 
 def _weights(config: SearchConfig, cache_folder: Path) -> Path:
@@ -130,6 +149,27 @@ def _bar(what: str, console: Console) -> Progress:
         TextColumn("clips"),
         console=console,
         transient=True,
+    )
+
+
+def bank_table(data: TrainingData) -> Table:
+    """The rows of a posterior bank over this corpus, split and target."""
+    traces = data.traces
+    if traces is None:
+        return clip_table(data)
+    fold_of = np.full(len(traces.recordings), -1, np.int64)
+    fold_of[traces.recording_of] = data.folds.fold_of_clip
+    lengths = np.diff(traces.offsets)
+    recording_of = np.repeat(np.arange(len(lengths)), lengths)
+    return TraceTable(
+        classes=traces.dimensions,
+        step_seconds=traces.step_seconds,
+        recordings=traces.recordings,
+        recording_speakers=traces.speakers,
+        recording_folds=fold_of,
+        recording_of=recording_of,
+        steps=np.arange(len(recording_of)) - traces.offsets[recording_of],
+        labels=traces.gold.astype(np.float64),
     )
 
 

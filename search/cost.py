@@ -282,6 +282,8 @@ def _time_step(
     expert = arrange_memory(expert.to(device)).train()
     rows = np.linspace(0, len(data.cache.index.clips) - 1, clips).astype(np.int64)
     batch = {k: x.to(device) for k, x in data.cache.batch(rows, expert.kinds).items()}
+    if expert.answers == "traces" and data.traces:
+        batch["trace_lengths"] = torch.from_numpy(data.traces.steps[rows]).to(device)
     before = _peak_bytes(device, reset=True)
     fixed = expert.preprocess(batch)
     _wait(device)
@@ -297,8 +299,11 @@ def _time_step(
         with torch.autocast(
             torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
         ):
-            logits = expert.classify(fixed)
-        nn.functional.cross_entropy(logits.float(), batch["target"]).backward()
+            said = expert.answer(fixed).float()
+        if expert.answers == "classes":
+            nn.functional.cross_entropy(said, batch["target"]).backward()
+        else:
+            said.square().mean().backward()
         _wait(device)
         elapsed = min(elapsed, time.perf_counter() - started)
     activations = max(0, _peak_bytes(device) - before)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ensembles.bank import ClipTable, Experts
+from ensembles.bank import ClipTable, Experts, of_clips
 from ensembles.honesty import Assessment, Scored, replay
 from search.inputs import TrainingData, enrolment_order
 from search.session import Session
@@ -54,7 +54,7 @@ def score_enrolment(
     for count in counts:
         fresh = bank.experts(entries[enrolled_name(name, count)] for name in names)
         scores[count] = plain.replace(dict(zip(names, fresh.log_posteriors, strict=True)))
-    others = _others(session.data, max(counts), plain.table)
+    others = _others(session.data, max(counts), of_clips(plain.table))
     return {
         count: replay(
             _restrict(experts, others), assessment.fused, assessment.metric, f"{count} clips"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from datasets.cache import ClipCache, RaggedFile
 from datasets.index import KINDS, ShardIndex
 from datasets.splits import Folds
+from datasets.traces import Traces, traces_of, values_of
 from models import ClipShape, Expert
 from models.augmentation import (
     add_noise,
@@ -35,6 +37,14 @@ _CLIPS, _FROZEN_CLIPS = 32, 8
 """Whose front end is computed at once; of a frozen backbone, fewer."""
 
 
+EMOTION, TRACES = "emotion", "traces"
+"""Targets of their own; any other names numbers that the corpus has of every clip."""
+
+
+def _names(target: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in target.split(",") if name.strip())
+
+
 class TrainingData:
     """A corpus as training sees it: front-end outputs by clip, and the folds.
 
@@ -43,6 +53,7 @@ class TrainingData:
         folds: The protocol's split of the whole corpus.
         whole: The whole corpus's index, where `cache` holds a part.
         weights: Finds the folder of pretrained weights on this machine, when a trial needs it.
+        target: What is predicted: EMOTION, TRACES, or names of numbers that clips have.
 
     Attributes:
         position: (n,) row in the whole corpus of each of the cache's clips.
@@ -55,7 +66,9 @@ class TrainingData:
         whole: ShardIndex | None = None,
         *,
         weights: Callable[[], Path] | None = None,
+        target: str = EMOTION,
     ) -> None:
+        self.target = target
         self.cache, self.folds, self._find_weights = cache, folds, weights
         self.index = whole or cache.index
         row_of = {entry.clip: row for row, entry in enumerate(self.index.clips)}
@@ -70,9 +83,28 @@ class TrainingData:
         return self._find_weights() if self._find_weights else None
 
     @cached_property
+    def traces(self) -> Traces | None:
+        """What is predicted, where it is numbers; None for classes."""
+        if self.target == EMOTION:
+            return None
+        assert self.index is self.cache.index, "traces are not of a part of a corpus"
+        return (
+            traces_of(self.cache)
+            if self.target == TRACES
+            else values_of(self.index, _names(self.target))
+        )
+
+    @cached_property
     def shape(self) -> ClipShape:
         """What the clips look like; a kind that some clips lack does not count."""
-        return clip_shape(self.index)
+        shape = clip_shape(self.index)
+        if self.traces is None:
+            return shape
+        return replace(
+            shape,
+            num_classes=len(self.traces.dimensions),
+            answers="traces" if self.traces.over_time else "values",
+        )
 
     def rows(self, fold: int, *, training: bool) -> NDArray[np.int64]:
         """The cache's rows of one side of a fold, without corrupt clips."""
@@ -109,6 +141,9 @@ class TrainingData:
             else:
                 found = self._front_end_output(encoder, rows)
             fixed[kind], fixed[f"{kind}_lengths"] = found
+        if expert.answers == "traces":
+            assert self.traces is not None
+            fixed["trace_lengths"] = torch.from_numpy(self.traces.steps[rows])
         return fixed
 
     def less_speaker_mean(
@@ -239,7 +274,9 @@ def augment(inputs: dict[str, Tensor], expert: Expert, plan: TrialPlan) -> None:
         frontend = expert.encoder(kind).frontend
         x, lengths = inputs[kind], inputs[f"{kind}_lengths"]
         if rate := frontend.frames_per_second:
-            if seconds := plan.crop_seconds(kind):
+            # A part of a clip would have other steps than its trace.
+            seconds = 0.0 if expert.answers == "traces" else plan.crop_seconds(kind)
+            if seconds:
                 x, lengths = time_crop(x, lengths, round(seconds * rate))
             if frontend.has_bands and (share := settings.spec_augment):
                 x = spec_augment(x, lengths, time_share=share, band_share=share)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from datasets.index import ShardIndex
@@ -88,9 +89,18 @@ def offer_as_asked(config: SearchConfig, data: TrainingData, *further: str) -> O
         epochs=config.epochs,
         all_recipes=config.plan.all_recipes,
         weights=data.weights,
+        longest_delay=_longest_delay(data),
     )
     refuse_known_speakers(offer, data.index)
     return offer
+
+
+def _longest_delay(data: TrainingData) -> float:
+    """Of labels, in seconds: a quarter of the shortest recording."""
+    traces = data.traces
+    if traces is None or not traces.over_time:
+        return 0.0
+    return float(np.diff(traces.offsets).min()) * traces.step_seconds / 4
 
 
 def refuse_known_speakers(offer: Offer, index: ShardIndex) -> None:
@@ -166,6 +176,7 @@ def data_context(config: SearchConfig, data: TrainingData, device: str) -> dict[
         "data": index.root if "://" in index.root else str(Path(index.root).resolve()),
         "checksum": index.checksum,
         "classes": list(config.class_names),
+        "target": data.target,
         "protocol": data.folds.protocol,
         "test_speakers": list(data.folds.test_speakers),
         "folds": data.folds.fingerprint,

@@ -16,6 +16,9 @@ PLAIN_FUSION = "concatenation"
 
 NEEDS_WEIGHTS = "needs pretrained weights"
 
+DELAYS = (0.0, 0.4, 0.8, 1.2, 1.6, 2.0, 2.8, 4.0, 6.0, 8.0)
+"""Seconds by which raters may be late."""
+
 SIDES: tuple[Modality, ...] = ("audio", "video")
 """The modalities that have experts of their own, and early fusion's parts."""
 
@@ -67,6 +70,10 @@ class Offer:
         generation: 1, and one more whenever a finished search was given more architectures.
         too_slow: Architecture → settings that change waveforms, of which a trial would take too long.
         given: Modality → label → a plan's JSON: what is trained where nothing is searched.
+        answers: What networks say, see `ClipShape`.
+        delays: Label delays that recordings are long enough for, in seconds; of traces.
+        frame_counts: How many frames of a clip networks may look at; of traces, which change
+            within it.
     """
 
     single: Mapping[str, tuple[str, ...]]
@@ -81,6 +88,9 @@ class Offer:
     generation: int = 1
     too_slow: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     given: Mapping[str, Mapping[str, dict[str, Any]]] = field(default_factory=dict)
+    answers: str = "classes"
+    delays: tuple[float, ...] = ()
+    frame_counts: tuple[int, ...] = ()
 
     @property
     def given_trials(self) -> int:
@@ -162,6 +172,8 @@ class Offer:
                 "fusions": tuple(document["fusions"]),
                 "transfers": transfers,
                 "too_slow": too_slow,
+                "delays": tuple(document.get("delays", ())),
+                "frame_counts": tuple(document.get("frame_counts", ())),
             }
         )
 
@@ -181,6 +193,7 @@ def offer_for(
     epochs: int | None = None,
     all_recipes: bool = False,
     weights: Path | None = None,
+    longest_delay: float = 0.0,
 ) -> Offer:
     """Adapts the space to what the clips hold, to `--only` and to the weights that are there.
 
@@ -191,6 +204,7 @@ def offer_for(
         epochs: Length of every schedule, where it is not searched.
         all_recipes: Search everything about training.
         weights: Folder of pretrained weights.
+        longest_delay: Of labels, in seconds, that the shortest recording allows.
 
     Raises:
         ModelError: An unknown architecture in `only`, nothing is left, or weights that cannot be read.
@@ -224,7 +238,16 @@ def offer_for(
         saliency_maps=shape.saliency_maps,
         all_recipes=all_recipes,
         why_not=why_not,
+        answers=shape.answers,
+        delays=tuple(seconds for seconds in DELAYS if seconds <= longest_delay),
+        frame_counts=_frame_counts(shape),
     )
+
+
+def _frame_counts(shape: ClipShape) -> tuple[int, ...]:
+    if shape.answers != "traces" or not shape.frames:
+        return ()
+    return tuple(sorted({max(4, shape.frames // share) for share in (6, 3, 1)}))
 
 
 def _sort_out(
@@ -265,6 +288,8 @@ def _unfit(
     lacking = [kind for kind in entry.inputs if not shape.has(kind)]
     if lacking:
         return f"not every clip has {lacking[0].replace('_', ' ')}"
+    if shape.answers == "traces" and not entry.over_time:
+        return "has no time axis"
     if transfer and not transfer.checkpoints and not entry.from_scratch and not asked:
         return NEEDS_WEIGHTS
     return None

@@ -56,6 +56,8 @@ class TrainSettings:
         layer_decay: Factor on the learning rate for each stage of a fine-tuned backbone, from
             its last to its first (discriminative rates; Howard & Ruder, 2018).
         unfreeze_share: Of the schedule, over which those stages thaw, last to first; 0: at once.
+        label_delay: Seconds by which raters of traces are late: a step's target is what they said
+            so much later, and what is predicted is told so much later.
         alone_share: Of early fusion's schedule, at its start, in which each part trains alone
             with a classifier of its own, as Tzirakis et al. (2017) do; then both train jointly.
     """
@@ -85,6 +87,7 @@ class TrainSettings:
     layer_decay: float = 1.0
     unfreeze_share: float = 0.0
     alone_share: float = 0.0
+    label_delay: float = 0.0
 
     def __post_init__(self) -> None:
         """A setting is checked once, here."""
@@ -94,7 +97,14 @@ class TrainSettings:
         for name in _SHARES:
             if not 0 <= getattr(self, name) < 1:
                 raise ModelError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
-        for name in ("focal_gamma", "mixup", "pitch_perturbation", "crop_seconds", "weight_decay"):
+        for name in (
+            "focal_gamma",
+            "mixup",
+            "pitch_perturbation",
+            "crop_seconds",
+            "weight_decay",
+            "label_delay",
+        ):
             if getattr(self, name) < 0:
                 raise ModelError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         for name in ("noise", "reverberation"):

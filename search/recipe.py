@@ -18,6 +18,7 @@ from search.plan import TrainSettings
 _PATIENCE, _PLATEAU_FACTOR = 3, 0.5
 _EMA_DECAY = 0.998
 _SWA_FROM = 0.75
+_LEAST_SPREAD = 1e-6
 
 
 def cross_entropy(
@@ -38,6 +39,28 @@ def cross_entropy(
     if class_weights is not None:
         terms = terms * class_weights
     return -terms.sum(dim=1).mean()
+
+
+def concordance_loss(said: Tensor, wanted: Tensor, known: Tensor) -> Tensor:
+    """1 - CCC, the mean over dimensions (Tzirakis et al., 2017).
+
+    Over the clips' sequences joined into one, not clip by clip: how far apart clips are counts.
+
+    Args:
+        said: (B, S, D).
+        wanted: (B, S, D).
+        known: (B, S) bool, steps that count.
+    """
+    if not bool(known.any()):
+        return said.sum() * 0.0 + 1.0
+    said, wanted = said.float()[known], wanted[known]
+    means = said.mean(dim=0), wanted.mean(dim=0)
+    covariance = ((said - means[0]) * (wanted - means[1])).mean(dim=0)
+    spread = said.var(dim=0, correction=0) + wanted.var(dim=0, correction=0)
+    # Where nothing moves, as in a batch of silence, 0/0 is no gradient.
+    agreement = 2 * covariance / (spread + (means[0] - means[1]) ** 2 + _LEAST_SPREAD)
+    loss: Tensor = 1.0 - agreement.mean()
+    return loss
 
 
 def class_balanced_weights(counts: NDArray[np.int64], beta: float) -> NDArray[np.float32]:

@@ -21,13 +21,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ensembles import EnsembleError
-from ensembles.bank import ClipTable, write_atomically
+from ensembles.bank import ClipTable, of_clips, write_atomically
 from ensembles.build import LEGEND, assessment_rows, leaderboard
 from ensembles.compare import Difference, fusion_gains
 from ensembles.correction import MIN_GROUPS
 from ensembles.honesty import Assessment, Detail, Scored, detail
-from ensembles.metrics import Array
+from ensembles.metrics import Array, told
+from ensembles.traces.table import TraceTable
 from search.pages import PAGE
+from search.trace_report import print_traces, write_traces
 
 SUMMARY_VERSION = 1
 _FUSIONS_SHOWN = 8
@@ -45,15 +47,19 @@ def write_reports(
     )
     _write_leaderboard(run / "leaderboard.csv", assessment)
     search_seed = int(facts["seed"])
+    if isinstance(assessment.table, TraceTable):
+        write_traces(run / "predictions.csv", assessment.table, assessment.fused.log_posteriors)
+        return
     fused = [(search_seed, assessment.fused.log_posteriors)]
     fused += [(seed, rows["fused"].log_posteriors) for seed, rows in confirmed.items()]
-    write_predictions(run / "predictions.csv", assessment.table, fused)
+    table = of_clips(assessment.table)
+    write_predictions(run / "predictions.csv", table, fused)
     for modality in ("audio", "video", "early"):
         row = assessment.row(f"best {modality}")
         if row is not None:
             write_predictions(
                 run / f"predictions_{modality}.csv",
-                assessment.table,
+                table,
                 [(search_seed, row.log_posteriors)],
             )
 
@@ -89,10 +95,14 @@ def print_report(
     if leak := facts.get("leak"):
         console.print(f"{leak}.", style="bold", highlight=False, markup=False)
     _print_leaderboard(console, assessment, facts)
-    found = detail(assessment.table, assessment.fused.log_posteriors, facts.get("people"))
-    console.print(_headline(assessment, found), highlight=False, soft_wrap=True)
-    if gains := _gains(assessment):
-        console.print(gains)
+    found: Detail | None = None
+    if isinstance(assessment.table, TraceTable):
+        print_traces(console, facts)
+    else:
+        found = detail(assessment.table, assessment.fused.log_posteriors, facts.get("people"))
+        console.print(_headline(assessment, found), highlight=False, soft_wrap=True)
+        if gains := _gains(assessment):
+            console.print(gains)
     if confirmed:
         console.print(_confirmation(assessment, confirmed))
     else:
@@ -108,9 +118,13 @@ Not confirmed: these are of the one training seed that the search chose by.
 
 def _print_leaderboard(console: Console, assessment: Assessment, facts: dict[str, Any]) -> None:
     table = assessment.table
+    what = f"{len(table.clips)} clips"
+    if isinstance(table, TraceTable) and table.step_seconds:
+        what = f"{len(table.spans)} recordings"
     title = (
-        f"{facts['corpus']}: {assessment.metric}, {facts['protocol']}, {len(table.clips)} clips, "
-        f"{len(set(table.speakers))} speakers, {len(table.classes)} classes"
+        f"{facts['corpus']}: {assessment.metric}, {facts['protocol']}, {what}, "
+        f"{len(set(table.speakers))} speakers, "
+        + (", ".join(table.classes) if facts.get("traces") else f"{len(table.classes)} classes")
     )
     rows = assessment_rows(assessment)
     singles = [row for row in rows if row.name.startswith("best ")]
@@ -128,11 +142,11 @@ def _print_leaderboard(console: Console, assessment: Assessment, facts: dict[str
 
 
 def _print_further(
-    console: Console, assessment: Assessment, found: Detail, facts: dict[str, Any]
+    console: Console, assessment: Assessment, found: Detail | None, facts: dict[str, Any]
 ) -> None:
     """Few speakers one by one, enrolment, test speakers, failures, what guessing gives."""
     table, metric = assessment.table, assessment.metric
-    if len(set(table.speakers)) < MIN_GROUPS and metric == "accuracy":
+    if found and len(set(table.speakers)) < MIN_GROUPS and metric == "accuracy":
         shown_speakers = ", ".join(f"{n} {100 * v:.0f}" for n, v in found.speakers.items())
         console.print(f"fused, by speaker: {shown_speakers}", style="dim", highlight=False)
     if facts["enrolment"]:
@@ -141,8 +155,8 @@ def _print_further(
         console.print(_test_speakers(metric, facts["test_speakers"]), highlight=False)
     for name, reason in facts["failures"].items():
         console.print(f"failed: {name}: {reason}", highlight=False)
-    majority = max(float((table.labels == k).mean()) for k in range(len(table.classes)))
     if metric == "accuracy":
+        majority = max(float((table.labels == k).mean()) for k in range(len(table.classes)))
         console.print(
             f"Always guessing the largest class: {100 * majority:.1f} %.",
             style="dim",
@@ -247,10 +261,8 @@ def _test_speakers(metric: str, found: dict[str, Any]) -> str:
 
 
 def _confirmation(assessment: Assessment, confirmed: dict[int, dict[str, Scored]]) -> str:
-    percent = assessment.metric != "log_loss"
-
     def show(value: float) -> str:
-        return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+        return told(assessment.metric, value)
 
     lines = [
         f"With fresh training seeds {', '.join(map(str, confirmed))} (same choices, none of these was chosen by):"
@@ -289,6 +301,18 @@ def _summary(
             str(seed): {name: row.to_json() for name, row in rows.items()}
             for seed, rows in confirmed.items()
         },
+        **_detail(assessment, named, facts),
+    }
+
+
+def _detail(
+    assessment: Assessment, named: dict[str, Scored | None], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """What is said of classes alone; traces have `traces` instead."""
+    table = assessment.table
+    if not isinstance(table, ClipTable):
+        return {}
+    return {
         "gains": {name: gain.to_json() for name, gain in fusion_gains(assessment).items()},
         "detail": {
             name: asdict(detail(table, row.log_posteriors, facts.get("people")))

@@ -19,11 +19,19 @@ from datasets.clips import DataError
 from ensembles import EnsembleError
 from ensembles.bank import Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, assess
+from ensembles.metrics import CCC
+from ensembles.traces.assess import Processed, assess_traces
 from models.registry import ModelError
 from search import outer, reproduce, weights
 from search.chatter import chatter_to
-from search.config import ConfigError, SearchConfig, parse_arguments, parse_duration
-from search.corpus import clip_table, load_corpus, people
+from search.config import (
+    ConfigError,
+    SearchConfig,
+    for_numbers,
+    parse_arguments,
+    parse_duration,
+)
+from search.corpus import bank_table, load_corpus, people
 from search.cost import drop_expensive, key_of, slow_changes
 from search.doctor import quick_findings
 from search.folder import RunFolder, new_run, provenance, resumed_run
@@ -41,6 +49,7 @@ from search.objective import EnsembleObjective
 from search.offer import Offer, missing_weights
 from search.report import draw_report, print_report, write_predictions, write_reports
 from search.submit import is_dashboard, submit
+from search.trace_report import trace_facts
 from search.unseen import UnseenScore, score_unseen
 
 if TYPE_CHECKING:
@@ -63,6 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
         if config.reproduce:
             print(reproduce.flaw_of(config.reproduce), flush=True)
         data = load_corpus(config, console)
+        if data.traces is not None:
+            config = for_numbers(config, given)
+        elif config.metric == CCC:
+            raise ConfigError("metric ccc is of traces and numbers, not of classes (--target).")
         if data.folds.leak:
             print(f"{data.folds.leak}.", flush=True)
         if config.reproduce:
@@ -246,6 +259,7 @@ class Findings:
         confirmed: Fresh seed → row → score.
         enrolled: Clips of a new speaker → score.
         reproduced: A paper's figures beside ours, as JSON; None where nothing is reproduced.
+        processed: The headline's post-processing, where it is of traces.
     """
 
     experts: Experts
@@ -256,6 +270,7 @@ class Findings:
     confirmed: dict[int, dict[str, Scored]] = field(default_factory=dict)
     enrolled: dict[int, Scored] = field(default_factory=dict)
     reproduced: dict[str, Any] | None = None
+    processed: Processed | None = None
 
 
 def _search_and_report(
@@ -267,8 +282,8 @@ def _search_and_report(
 ) -> int:
     started = time.monotonic()
     _print_offer(run.config, data, facts, console)
-    bank = PosteriorBank.create(run.path / "bank", clip_table(data))
-    run.kept.send("bank/clips.csv")
+    bank = PosteriorBank.create(run.path / "bank", bank_table(data))
+    run.kept.send(f"bank/{bank.table_file}")
 
     def save(found: Findings, unseen: UnseenScore | None = None) -> dict[str, Any]:
         spent = {
@@ -332,6 +347,8 @@ def _report(
         "enrolment": {str(clips): row.to_json() for clips, row in found.enrolled.items()},
         "test_speakers": unseen.to_json() if unseen else None,
         "reproduced": found.reproduced,
+        "target": run.config.target,
+        **({"traces": trace_facts(found.assessment, found.processed)} if found.processed else {}),
         "weights": weights.summary(run),
         "runner": _runner(run.config, facts["device"] == "cuda"),
         "workers_per_trial": run.config.workers_per_trial,
@@ -402,7 +419,9 @@ def _search(
             if not (run.path / "summary.json").exists():
                 # What follows may be interrupted; a resumed run keeps its fuller report.
                 save(found)
-            found.confirmed = confirm(session, found.assessment, plan.confirm_seeds)
+            found.confirmed = confirm(
+                session, found.assessment, plan.confirm_seeds, found.processed
+            )
             if counts := config.enrolment_counts:
                 found.enrolled = score_enrolment(session, found.assessment, counts)
             restore_weights(session, found.assessment)
@@ -466,8 +485,9 @@ def _tune_and_fuse(session: Session) -> Findings:
     searched = time.monotonic() - started
     ended = session.entries_of(finished)
     experts = session.bank.experts(ended.values())
-    assessment = _assess(session, experts)
+    assessment, processed = _assess(session, experts)
     found = Findings(experts, assessment, searched, search.counts(), search.failures())
+    found.processed = processed
     if name := run.config.reproduce:
         rows = reproduce.reproduced(run.config, search.offer, experts, search.settings())
         found.reproduced = reproduce.to_json(name, rows)
@@ -480,14 +500,16 @@ def _for_header(session: Session) -> tuple[str, ...]:
     return (f"{at_once} at a time", *([session.dashboard] if session.dashboard else []))
 
 
-def _assess(session: Session, experts: Experts) -> Assessment:
+def _assess(session: Session, experts: Experts) -> tuple[Assessment, Processed | None]:
+    rungs, metric = session.bank.rungs(experts.table), session.run.config.metric
     with session.screen.status("fusing") as status:
-        return assess(
-            experts,
-            session.run.config.metric,
-            rungs=session.bank.rungs(experts.table),
-            on_progress=lambda done, total: status.update(f"fusing, recipe {done} of {total}"),
-        )
+
+        def show(done: int, total: int) -> None:
+            status.update(f"fusing, recipe {done} of {total}")
+
+        if metric == CCC:
+            return assess_traces(experts, rungs=rungs, on_progress=show)
+        return assess(experts, metric, rungs=rungs, on_progress=show), None
 
 
 def _runner(config: SearchConfig, gpu: bool) -> str:

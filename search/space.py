@@ -141,6 +141,24 @@ _CNN_TRAINING: Space = {
     "spec_augment": Choice((0.0, 0.1, 0.2)),
 }
 
+OF_CLASSES: dict[str, Any] = {
+    "label_smoothing": 0.0,
+    "focal_gamma": 0.0,
+    "class_balance": 0.0,
+    "mixup": 0.0,
+}
+"""What has a meaning for classes alone; for numbers it is not searched, and so."""
+
+OF_WHOLE_CLIPS: dict[str, Any] = {
+    "trim_db": 0.0,
+    "crop_seconds": 0.0,
+    "speed_perturbation": 0.0,
+}
+"""What would shift a clip's steps against its trace."""
+
+_USUAL_DELAY = 2.0
+"""Seconds that raters are late, as a first guess."""
+
 _SCRATCH: Condition = {"transfer": ("scratch",)}
 """What pretrained weights settle."""
 
@@ -397,6 +415,17 @@ def space_of(name: str, offer: Offer) -> Space:
         space |= {key: _when(space[key], _ONCE) for key in changed}
     if offer.epochs is not None:
         space.pop("epochs", None)
+    return space if offer.answers == "classes" else _for_numbers(space, offer)
+
+
+def _for_numbers(space: Space, offer: Offer) -> Space:
+    """Without what is of classes; for traces, with the raters' delay, and frames enough to see change."""
+    settled = OF_CLASSES | (OF_WHOLE_CLIPS if offer.answers == "traces" else {})
+    space = {key: domain for key, domain in space.items() if key not in settled}
+    if offer.answers == "traces":
+        if "frames" in space:
+            space["frames"] = Choice(offer.frame_counts, space["frames"].when)
+        space["label_delay"] = Choice(offer.delays)
     return space
 
 
@@ -533,6 +562,12 @@ def _plan(name: str, values: Mapping[str, Any], offer: Offer) -> TrialPlan:
     # (the S1 networks crop themselves, in evaluation too).
     settings = {k: v for k, v in given.items() if k in accepted or k not in _TRAINING_KEYS}
     training = {k: v for k, v in given.items() if k not in settings}
+    if offer.answers != "classes":
+        training |= OF_CLASSES
+    if offer.answers == "traces":
+        for key, value in OF_WHOLE_CLIPS.items():
+            (settings if key in accepted else training)[key] = value
+        training.pop("trim_db", None)
     if offer.epochs is not None:
         training["epochs"] = offer.epochs
     elif "epochs" in training:
@@ -579,7 +614,8 @@ def known_good(modality: str, offer: Offer) -> Iterator[dict[str, Any]]:
 
 def _known_good(name: str, given: Mapping[str, str], offer: Offer) -> dict[str, Any]:
     entry = get_architecture(name)
-    defaults = {**_DEFAULTS, **entry.training, **entry.default, **given}
+    usual = {"label_delay": _USUAL_DELAY} if offer.answers == "traces" else {}
+    defaults = {**_DEFAULTS, **entry.training, **entry.default, **usual, **given}
     params: dict[str, Any] = {_named(_CHOICE, offer): name}
 
     def ask(key: str, domain: Choice | Range) -> Any:

@@ -26,7 +26,13 @@ from models.pretrained import share_frozen
 from models.registry import ModelError
 from search.inputs import TrainingData, augment
 from search.plan import TrainSettings, TrialPlan
-from search.recipe import AveragedWeights, Optimizer, class_balanced_weights, cross_entropy
+from search.recipe import (
+    AveragedWeights,
+    Optimizer,
+    class_balanced_weights,
+    concordance_loss,
+    cross_entropy,
+)
 from search.workers import Workers
 
 RUNGS = (25, 50, 75, 100)
@@ -122,6 +128,7 @@ class FoldTrainer:
             )
         self.expert.to(self.device)
         self._fit_statistics()
+        self._fit_answers()
         arrange_memory(self.expert)
         # As many on every worker, however its part of the shards turned out.
         self.clips = int(self.workers.sum(torch.tensor(len(self.rows))))
@@ -152,8 +159,10 @@ class FoldTrainer:
 
     @property
     def _reads_steps(self) -> bool:
-        """Fusion over time leaves its parts' own pooling out."""
-        return self.expert.fusion is not None and self.expert.fusion.over_time
+        """Fusion over time, and traces, leave an encoder's own pooling out."""
+        return self.expert.answers == "traces" or (
+            self.expert.fusion is not None and self.expert.fusion.over_time
+        )
 
     @property
     def _alone_steps(self) -> int:
@@ -187,8 +196,14 @@ class FoldTrainer:
         self.averaged.after_epoch(self.expert, self.epoch)
         return mean
 
+    @property
+    def delay(self) -> int:
+        """Steps by which raters are late."""
+        traces, seconds = self.data.traces, self.plan.training.label_delay
+        return round(seconds / traces.step_seconds) if traces and traces.over_time else 0
+
     def predict(self, rows: NDArray[np.int64], enrolled: int | None = None) -> NDArray[np.float32]:
-        """(n, K) logits of some clips, in float32.
+        """(n, K) logits or values of some clips, in float32; of traces (n, S, K), zero behind their ends.
 
         Args:
             rows: The clips.
@@ -197,7 +212,12 @@ class FoldTrainer:
         self.predictor.eval()
         self.workers.share_buffers(self.predictor)
         order = np.argsort(self._lengths[rows], kind="stable")
-        logits = np.empty((len(rows), self.data.shape.num_classes), np.float32)
+        classes = self.data.shape.num_classes
+        shape: tuple[int, ...] = (len(rows), classes)
+        if self.expert.answers == "traces":
+            assert self.data.traces is not None
+            shape = (len(rows), int(self.data.traces.steps[rows].max()), classes)
+        logits = np.zeros(shape, np.float32)
         start = 0
         while start < len(rows):
             part = order[start : start + self._evaluation_clips]
@@ -205,17 +225,20 @@ class FoldTrainer:
             if found is None:
                 self._evaluation_clips = len(part) // 2
                 continue
-            logits[part] = found
+            if found.ndim == 3:
+                logits[part, : found.shape[1]] = found
+            else:
+                logits[part] = found
             start += len(part)
         return logits
 
     def _classify(
         self, rows: NDArray[np.int64], enrolled: int | None
     ) -> NDArray[np.float32] | None:
-        """(n, K) logits; None if the memory did not suffice for so many clips."""
+        """What the network says; None if the memory did not suffice for so many clips."""
         try:
             with torch.inference_mode():
-                logits = self.predictor.classify(self._fixed(rows, enrolled))
+                logits = self.predictor.answer(self._fixed(rows, enrolled))
                 return np.asarray(logits.float().cpu().numpy())
         except Exception as error:
             if not is_out_of_memory(error) or len(rows) == 1:
@@ -262,10 +285,16 @@ class FoldTrainer:
                 every = self.workers.concatenate(own)
                 encoder.fit_statistics(every, torch.ones(len(every), dtype=torch.int64))
 
+    def _fit_answers(self) -> None:
+        """Where the numbers lie that are wanted, by the training side."""
+        if self.data.traces is not None:
+            values, known = self.data.traces.targets(self.rows)
+            self.expert.fit_answers(torch.from_numpy(values[known]).to(self.device))
+
     def _balance(self) -> Tensor | None:
         """(K,) weights of the classes, counted on the training side."""
         beta, classes = self.plan.training.class_balance, self.data.shape.num_classes
-        if not beta:
+        if not beta or self.data.traces is not None:
             return None
         counts = np.bincount(self.data.cache.targets[self.rows], minlength=classes)
         everyone = self.workers.sum(torch.from_numpy(counts)).numpy()
@@ -313,11 +342,18 @@ class FoldTrainer:
         return loss
 
     def _examples(self, rows: NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor]:
-        """A batch of augmented inputs, and the (B, K) probabilities wanted of them."""
+        """A batch of augmented inputs, and what is wanted of them.
+
+        Of classes (B, K) probabilities; of numbers (B, S, K + 1), where the last says what counts.
+        """
         settings, classes = self.plan.training, self.data.shape.num_classes
         # A speaker's mean is of clips as they were recorded.
         inputs = self._fixed(rows, changed=None if self.by_speaker else settings)
         augment(inputs, self.expert, self.plan)
+        if self.data.traces is not None:
+            values, known = self.data.traces.targets(rows, self.delay)
+            both = np.concatenate([values, known[:, :, None]], axis=2).astype(np.float32)
+            return inputs, torch.from_numpy(both).to(self.device)
         targets = torch.from_numpy(self.data.cache.targets[rows]).to(self.device)
         wanted = nn.functional.one_hot(targets, classes).float()
         wanted = wanted * (1 - settings.label_smoothing) + settings.label_smoothing / classes
@@ -328,6 +364,11 @@ class FoldTrainer:
     def _loss(self, inputs: dict[str, Tensor], wanted: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             answers = self.network(inputs, self.alone_now)
+        if self.data.traces is not None:
+            count, values, known = wanted.shape[1], wanted[..., :-1], wanted[..., -1] > 0
+            told = [said.unflatten(0, (-1, 1)) if said.ndim == 2 else said for said in answers]
+            each = [concordance_loss(said[:, :count], values, known) for said in told]
+            return torch.stack(each).mean()
         losses = [
             cross_entropy(
                 logits,
@@ -387,7 +428,12 @@ class Heads(nn.ModuleDict):
     """A classifier for each part of early fusion, while the parts train alone."""
 
     def __init__(self, expert: Expert, num_classes: int) -> None:
-        kinds = {kind: expert.encoder(kind).embedding_dim for kind in expert.kinds}
+        over_time = expert.answers == "traces"
+        kinds = {
+            kind: encoder.steps_dim if over_time else encoder.embedding_dim
+            for kind in expert.kinds
+            for encoder in [expert.encoder(kind)]
+        }
         super().__init__({kind: nn.Linear(dim, num_classes) for kind, dim in kinds.items()})
         self.to(expert.classifier.weight.device)
 
@@ -402,11 +448,14 @@ class _Logits(nn.Module):
     def forward(self, fixed: dict[str, Tensor], alone: bool) -> list[Tensor]:
         """What `preprocess` returned → (B, K) logits: the expert's, or of each part alone."""
         if not alone or self.heads is None:
-            return [self.expert.classify(fixed)]
-        return [
-            head(self.expert.dropout(self.expert.vector(fixed, kind)))
-            for kind, head in self.heads.items()
+            return [self.expert.answer(fixed)]
+        part = self.expert.stream if self.expert.answers == "traces" else self.expert.vector
+        answers = [
+            head(self.expert.dropout(part(fixed, kind))) for kind, head in self.heads.items()
         ]
+        if self.expert.answers == "classes":
+            return answers
+        return [answer * self.expert.spread + self.expert.centre for answer in answers]
 
 
 @dataclass(frozen=True)
@@ -416,7 +465,8 @@ class RungResult:
     Attributes:
         percent: Of its schedule.
         epoch: Epochs done.
-        logits: (N, K) out-of-fold logits, NaN for clips without a prediction.
+        logits: (N, K) out-of-fold logits, NaN for clips without a prediction; of numbers, (S, K)
+            along the recordings.
         train_loss: Mean over the folds' last epoch.
     """
 
@@ -530,18 +580,19 @@ class LockstepTrial:
         self.losses = [list(epoch) for epoch in state["losses"]]
 
     def out_of_fold(self, enrolled: int | None = None) -> NDArray[np.float32]:
-        """(N, K) logits: each clip by the network that did not train on its speaker."""
+        """(N, K) logits: each clip by the network that did not train on its speaker.
+
+        Of numbers, (S, K) along the recordings.
+        """
+        if self.data.traces is not None:
+            return self._out_of_fold_traces(enrolled)
         count = len(self.data.index.clips)
         logits = np.zeros((count, self.data.shape.num_classes), np.float32)
         times = np.zeros(count, np.int64)
         for trainer in self.trainers:
             rows = self.data.rows(trainer.fold, training=False)
             found = trainer.predict(rows, enrolled)
-            if not np.isfinite(found).all():  # NaN stands for a clip without a prediction
-                raise NonFiniteLossError(
-                    f"The predictions of fold {trainer.fold} are not finite after epoch "
-                    f"{trainer.epoch} (learning_rate {self.plan.training.learning_rate:g})."
-                )
+            self._check_finite(trainer, found)
             logits[self.data.position[rows]] = found
             times[self.data.position[rows]] += 1
         everyone = self.workers.sum(torch.from_numpy(times)).numpy()
@@ -549,3 +600,28 @@ class LockstepTrial:
         logits = self.workers.sum(torch.from_numpy(logits)).numpy()
         logits[everyone == 0] = np.nan
         return logits
+
+    def _check_finite(self, trainer: FoldTrainer, found: NDArray[np.float32]) -> None:
+        """NaN stands for a clip without a prediction."""
+        if not np.isfinite(found).all():
+            raise NonFiniteLossError(
+                f"The predictions of fold {trainer.fold} are not finite after epoch "
+                f"{trainer.epoch} (learning_rate {self.plan.training.learning_rate:g})."
+            )
+
+    def _out_of_fold_traces(self, enrolled: int | None) -> NDArray[np.float32]:
+        traces = self.data.traces
+        assert traces is not None
+        joined = np.full(traces.gold.shape, np.nan, np.float32)
+        for trainer in self.trainers:
+            rows = self.data.rows(trainer.fold, training=False)
+            found = trainer.predict(rows, enrolled)
+            self._check_finite(trainer, found)
+            if found.ndim == 2:
+                found = found[:, None]
+            each = [values[:count] for values, count in zip(found, traces.steps[rows], strict=True)]
+            own = traces.join(rows, each, trainer.delay)
+            said = np.isfinite(own).all(axis=1)
+            assert np.isnan(joined[said]).all(), "a recording was predicted twice"
+            joined[said] = own[said]
+        return joined

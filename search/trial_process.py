@@ -110,7 +110,16 @@ def _here() -> str:
 def _identity(spec: Spec) -> dict[str, Any]:
     """What a trial's networks are a function of."""
     context = spec["context"]
-    keys = ("seed", "checksum", "classes", "protocol", "test_speakers", "folds", "skip_corrupt")
+    keys = (
+        "seed",
+        "checksum",
+        "classes",
+        "target",
+        "protocol",
+        "test_speakers",
+        "folds",
+        "skip_corrupt",
+    )
     return {
         "plan": spec["plan"],
         "enrolment": spec.get("enrolment"),
@@ -131,7 +140,7 @@ class _Record:
     ) -> None:
         import torch
 
-        from ensembles.bank import PosteriorBank
+        from ensembles.bank import TABLE_FILES, PosteriorBank
 
         self.spec, self.trial, self.log, self.started = spec, trial, log, started
         self.gauges = gauges
@@ -141,7 +150,8 @@ class _Record:
         if self.on_gpu:  # of this trial, not of those that the process trained before
             torch.cuda.reset_peak_memory_stats()
         self.run = kept_run(spec["context"])
-        self.run.fetch("bank/clips.csv")
+        for name in TABLE_FILES:
+            self.run.fetch(f"bank/{name}")
         self.bank = PosteriorBank.open(self.run.path / "bank")
 
     def epoch(self, done: FoldEpoch) -> None:
@@ -274,16 +284,7 @@ class _Record:
 
     def _scores(self, logits: NDArray[np.float32]) -> dict[int, float]:
         """Of each fold, of the clips that have a prediction."""
-        from ensembles.metrics import fold_scores, log_softmax
-
-        present = np.isfinite(logits).all(axis=1)
-        table = self.bank.table
-        return fold_scores(
-            self.spec["context"]["metric"],
-            table.labels[present],
-            log_softmax(logits[present].astype(np.float64)),
-            table.folds[present],
-        )
+        return self.bank.table.fold_scores(self.spec["context"]["metric"], logits)
 
 
 class TrialLog:
@@ -420,6 +421,7 @@ def open_data(context: dict[str, Any], workers: Workers) -> Any:
     keys = (
         "data",
         "classes",
+        "target",
         "protocol",
         "test_speakers",
         "checksum",
@@ -446,5 +448,6 @@ def open_data(context: dict[str, Any], workers: Workers) -> Any:
         _OPEN.clear()
         place = context["weights"]
         find = partial(local_folder, place, default_cache_folder()) if place else None
-        _OPEN[identity] = TrainingData(cache, folds, index, weights=find)
+        whole = index if workers.count > 1 else None
+        _OPEN[identity] = TrainingData(cache, folds, whole, weights=find, target=context["target"])
     return _OPEN[identity]

@@ -85,7 +85,7 @@ def _predict(expert: FoldedExpert, data: TrainingData, rows: np.ndarray[Any, Any
     with torch.inference_mode():
         for start in range(0, len(rows), _BATCH_CLIPS):
             fixed = data.fixed(network, rows[start : start + _BATCH_CLIPS])
-            out.append(average_folds(expert.classify(fixed)).double().numpy())
+            out.append(average_folds(expert.answer(fixed)).double().numpy())
     return np.concatenate(out)
 
 

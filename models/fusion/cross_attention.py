@@ -77,14 +77,21 @@ class CrossAttention(Fusion):
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """Steps (B, S, E) each → (B, 2D)."""
+        means = []
+        for part, (seen, lengths) in zip(parts, self.steps(parts), strict=True):
+            keep = (~frame_mask(lengths, seen.shape[1])).to(seen.dtype)[:, :, None]
+            mean = (seen * keep).sum(dim=1) / keep.sum(dim=1)
+            means.append(mean.masked_fill(~part.present[:, None], 0.0))
+        return torch.cat(means, dim=1)
+
+    def steps(self, parts: Sequence[Part]) -> list[tuple[Tensor, Tensor]]:
+        """Each modality's steps, with what they saw in the other's."""
         steps = [enter(x) for enter, x in zip(self.enter, steps_of(parts), strict=True)]
         padding = [
             frame_mask(part.lengths, x.shape[1]) for part, x in zip(parts, steps, strict=True)
         ]
-        means = []
+        streams = []
         for own, other in ((0, 1), (1, 0)):
             seen = self.attend[own](steps[own], steps[other], padding[other], parts[other].present)
-            keep = (~padding[own]).to(seen.dtype)[:, :, None]
-            mean = (seen * keep).sum(dim=1) / keep.sum(dim=1)
-            means.append(mean.masked_fill(~parts[own].present[:, None], 0.0))
-        return torch.cat(means, dim=1)
+            streams.append((seen, parts[own].lengths))
+        return streams

@@ -61,6 +61,11 @@ class JointLstm(Fusion):
         pooled: Tensor = self.pool(self.recurrence(steps, lengths), lengths)
         return pooled
 
+    def steps(self, parts: Sequence[Part]) -> list[tuple[Tensor, Tensor]]:
+        """The LSTM's outputs, as the paper reads them."""
+        steps, lengths = self.streams(parts)
+        return [(self.recurrence(steps, lengths), lengths)]
+
     def streams(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
         """Side by side: (B, S, ΣE) on the finer clock of each clip, and (B,) steps."""
         scaled = [

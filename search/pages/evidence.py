@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ensembles import EnsembleError
+from ensembles.metrics import CCC
 from search.compare import Predictions, read_predictions
 
 MODALITIES = ("audio", "video", "early")
@@ -93,6 +94,11 @@ class Evidence:
     @property
     def percent(self) -> bool:
         """Whether scores are shares of 1."""
+        return self.metric not in {"log_loss", CCC}
+
+    @property
+    def more_is_better(self) -> bool:
+        """Of the scale that is printed."""
         return self.metric != "log_loss"
 
     @property
@@ -110,7 +116,7 @@ class Evidence:
 
     def of_rung(self, score: float) -> float:
         """A journal's score on the scale that is printed; there more is always better."""
-        return self.shown(score if self.percent else -score)
+        return self.shown(score if self.more_is_better else -score)
 
     def of_modality(self, modality: str) -> list[TrialRecord]:
         """Its trials.
@@ -148,7 +154,7 @@ def read_evidence(run: Path) -> Evidence:
     predictions = {}
     for row in ("fused", *MODALITIES):
         try:
-            if row == "fused" or row in summary["headline"]:
+            if "traces" not in summary and (row == "fused" or row in summary["headline"]):
                 predictions[row] = read_predictions(run, row)
         except EnsembleError as error:
             missing[f"predictions of {row}"] = str(error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from search.pages import scores, sections, settings, trials
+from search.pages import scores, sections, settings, traces, trials
 from search.pages.evidence import Evidence
 from search.pages.provenance import provenance
 
@@ -57,6 +57,9 @@ def outline(evidence: Evidence) -> list[Section]:
 
 
 def _results(evidence: Evidence) -> Iterable[Section]:
+    if "traces" in evidence.summary:
+        yield from _traces(evidence)
+        return
     yield Section(
         "scores",
         "Scores, and what each saw",
@@ -93,6 +96,44 @@ def _results(evidence: Evidence) -> Iterable[Section]:
     )
     yield Section(
         "calibration", "Calibration", sections.about_calibration(evidence), (_CALIBRATION,)
+    )
+
+
+def _traces(evidence: Evidence) -> Iterable[Section]:
+    yield Section(
+        "scores",
+        "Scores, and what each saw",
+        sections.about_scores(evidence),
+        (_HEADLINE,),
+        sections.score_table(evidence),
+    )
+    yield Section(
+        "dimensions",
+        "Dimension by dimension",
+        traces.about(evidence),
+        after=traces.dimension_table(evidence),
+    )
+    yield Section(
+        "traces",
+        "Predicted beside what raters said",
+        "",
+        tuple(
+            Drawing(
+                f"traces_{name}",
+                name.capitalize(),
+                "Grey: raters. Black: predicted, without that speaker. The worst, the middle and the "
+                "best recording by its own concordance, which is in its heading.",
+                partial(traces.drawn, dimension=name),
+            )
+            for name in evidence.summary["traces"]["dimensions"]["fused"]
+        ),
+        traces.recording_table(evidence),
+    )
+    yield Section(
+        "leaderboard",
+        "Leaderboard",
+        sections.about_leaderboard(evidence),
+        after=sections.leaderboard_table(evidence),
     )
 
 

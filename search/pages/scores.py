@@ -88,7 +88,9 @@ def _draw_line(evidence: Evidence, axes: Any, place: int, line: ScoreLine) -> No
 def axis_label(evidence: Evidence) -> str:
     """What a score is, with its unit."""
     name = evidence.metric.replace("_", "-")
-    return f"{name}, %" if evidence.percent else f"{name}, nats (less is better)"
+    if evidence.percent:
+        return f"{name}, %"
+    return f"{name}, nats (less is better)" if not evidence.more_is_better else name
 
 
 def gains(evidence: Evidence) -> Figure:

@@ -9,7 +9,7 @@ from typing import Any
 from ensembles.build import LEGEND
 from search.pages.evidence import MODALITIES, Evidence
 from search.pages.html import Cell, code, definitions, paragraph, table
-from search.pages.tables import ScoreLine, score_lines, title, told_interval
+from search.pages.tables import ScoreLine, counted, score_lines, title, told_interval
 from search.papers import Published, published_on
 
 _MOST_TRIALS = 1000
@@ -33,8 +33,7 @@ def headline(evidence: Evidence) -> str:
     known = "clips of speakers it has heard" if leak else "speakers it has never heard"
     said = (
         f"{evidence.metric} of the best fusion on {known} (the honest score: "
-        f"{fused.saw}). {found['clips']} clips of {found['speakers']} speakers, "
-        f"{len(found['classes'])} classes, {found['protocol']}."
+        f"{fused.saw}). {counted(evidence)}, {found['protocol']}."
     )
     warning = paragraph(f"{leak}.", "warning") if leak else ""
     return (

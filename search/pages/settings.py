@@ -245,7 +245,7 @@ def contour(evidence: Evidence, modality: str) -> Figure:
     seen = at + nudge * [scale.stepped for scale in scales]
     style = {"linestyle": "none", "color": "white", "markeredgecolor": INK}
     axes.plot(*seen.T, marker="o", markersize=4.5, **style)
-    best = int(np.argmax(values) if evidence.percent else np.argmin(values))
+    best = int(np.argmax(values) if evidence.more_is_better else np.argmin(values))
     axes.plot(*seen[best], marker="*", markersize=14, **style)
     for axis, scale, setting in zip((axes.xaxis, axes.yaxis), scales, pair, strict=True):
         places, told = zip(*scale.ticks(), strict=True)

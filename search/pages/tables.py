@@ -123,11 +123,22 @@ def title(evidence: Evidence) -> str:
     """What is scored, in one line."""
     found = evidence.summary
     unit = "%" if evidence.percent else "nats, less is better"
+    unit = "1 is perfect" if "traces" in found else unit
     leak = f"{found['leak']}. " if found.get("leak") else ""
     return (
-        f"{leak}{found['corpus']}: {evidence.metric} ({unit}), {found['protocol']}, {found['clips']} clips, "
-        f"{found['speakers']} speakers, {len(found['classes'])} classes"
+        f"{leak}{found['corpus']}: {evidence.metric} ({unit}), {found['protocol']}, "
+        f"{counted(evidence)}"
     )
+
+
+def counted(evidence: Evidence) -> str:
+    """How many clips or recordings of how many speakers, and what is told apart."""
+    found = evidence.summary
+    what, kinds = f"{found['clips']} clips", f"{len(found['classes'])} classes"
+    if traces := found.get("traces"):
+        kinds = ", ".join(found["classes"])
+        what = f"{len(traces['recordings'])} recordings" if traces["step_seconds"] else what
+    return f"{what} of {found['speakers']} speakers, {kinds}"
 
 
 def _cells(evidence: Evidence) -> list[tuple[str, ...]]:

@@ -92,7 +92,7 @@ def architectures(evidence: Evidence) -> Figure:
             alpha=0.8,
         )
         if scores:
-            best = max(scores) if evidence.percent else min(scores)
+            best = max(scores) if evidence.more_is_better else min(scores)
             axes.plot(
                 best, place, linestyle="none", marker=MARKERS[modality], color=COLOURS[modality]
             )
@@ -137,7 +137,8 @@ def timeline(evidence: Evidence) -> Figure:
             label=modality,
             **style,
         )
-        best = np.maximum.accumulate(scores) if evidence.percent else np.minimum.accumulate(scores)
+        grow = np.maximum if evidence.more_is_better else np.minimum
+        best = grow.accumulate(scores)
         axes.step([ends[t.name] for t in done], best, where="post", color=COLOURS[modality])
     axes.set_xlabel("minutes since the first trial's start")
     axes.set_ylabel(axis_label(evidence))

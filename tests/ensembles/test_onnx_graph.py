@@ -90,7 +90,7 @@ def exported(case: int) -> tuple[FoldedExpert, onnxruntime.InferenceSession]:
             if network.encoder(kind).counts_statistics:
                 network.encoder(kind).fit_statistics(fixed[kind], fixed[f"{kind}_lengths"])
         with torch.no_grad():
-            network.train().classify(fixed)  # moves the statistics of batch normalisation
+            network.train().answer(fixed)  # moves the statistics of batch normalisation
             network.classifier.weight.mul_(3)  # posteriors that can differ
             for parameter in network.parameters():
                 if not parameter.any():  # such as a transformer's that begins at the identity

@@ -324,7 +324,7 @@ def test_the_known_good_default_builds_and_its_cost_is_what_is_counted(
     expert = build(name, settings, shape)
     fixed = expert.preprocess(make_clips([int(shape.seconds * shape.sample_rate_hz)]))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        expert.classify(fixed)
+        expert.answer(fixed)
     counted = counter.get_total_flops() / 2
     estimate = entry.cost({**entry.default, **settings}, shape)
     assert counted > 0

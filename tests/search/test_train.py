@@ -183,7 +183,7 @@ class LittleMemory:
         self.seen.append(clips)
         if clips > self.clips:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return self.classify(fixed)
+        return self.answer(fixed)
 
 
 def one_step(data: TrainingData, clips: int | None, **options: Any) -> FoldTrainer:

@@ -1,0 +1,114 @@
+"""What a run over traces leaves behind: scores by dimension, what post-processing did, predictions over time."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ensembles.bank import write_atomically
+from ensembles.honesty import Assessment
+from ensembles.metrics import Array
+from ensembles.traces.assess import Processed, dimension_scores, recording_scores
+from ensembles.traces.postprocess import STEPS
+from ensembles.traces.table import TraceTable
+
+LEGEND = """\
+CCC      concordance: of each fold's recordings joined into one, the mean over folds
+pooled   of all recordings joined into one
+each     mean over recordings of each one's own
+RMSE     of all steps together"""
+
+
+def trace_facts(assessment: Assessment, processed: Processed) -> dict[str, Any]:
+    """For `summary.json`: the headline by dimension and recording, and its post-processing."""
+    table = assessment.table
+    assert isinstance(table, TraceTable)
+    rows = {"fused": assessment.fused.log_posteriors, "before": processed.before.log_posteriors}
+    for modality in ("audio", "video", "early"):
+        if row := assessment.row(f"best {modality}"):
+            rows[modality] = row.log_posteriors
+    return {
+        "step_seconds": table.step_seconds,
+        "dimensions": {name: dimension_scores(table, traces) for name, traces in rows.items()},
+        "recordings": recording_scores(table, assessment.fused.log_posteriors),
+        "postprocessing": processed.to_json(),
+    }
+
+
+def write_traces(path: Path, table: TraceTable, traces: Array) -> None:
+    """Held-out traces beside what raters said: one row a step."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(
+        [
+            "recording",
+            "speaker",
+            "fold",
+            "seconds",
+            *(f"gold:{n}" for n in table.classes),
+            *table.classes,
+        ]
+    )
+    seconds = (table.steps + 1) * table.step_seconds if table.step_seconds else table.steps
+    for row, recording in enumerate(table.recording_of.tolist()):
+        numbers = [*table.labels[row], *traces[row]]
+        writer.writerow(
+            [
+                table.recordings[recording],
+                table.recording_speakers[recording],
+                table.recording_folds[recording],
+                f"{seconds[row]:g}",
+                *(f"{value:.5f}" for value in numbers),
+            ]
+        )
+    write_atomically(path, text.getvalue().encode())
+
+
+def print_traces(console: Console, facts: dict[str, Any]) -> None:
+    """The headline and the best experts by dimension, and which steps of post-processing were kept."""
+    found = facts["traces"]
+    names = list(next(iter(found["dimensions"].values())))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in names:
+        for heading in ("CCC", "pooled", "each", "RMSE"):
+            table.add_column(f"{name}\n{heading}", justify="right", no_wrap=True)
+    told = {"fused": "fused", "before": "… before post-processing"}
+    for row, scores in found["dimensions"].items():
+        cells = [
+            f"{scores[name][key]:.3f}"
+            for name in names
+            for key in ("ccc_fold_mean", "ccc", "ccc_recording_mean", "rmse")
+        ]
+        table.add_row(
+            told.get(row, f"best {row}"), *cells, style="bold" if row == "fused" else None
+        )
+    console.print(table)
+    console.print(LEGEND, style="dim", highlight=False)
+    console.print(told_steps(found["postprocessing"], names), highlight=False)
+
+
+def told_steps(postprocessing: dict[str, Any], names: list[str]) -> str:
+    """Which steps were kept for how many folds, and what the final chain is, a line a dimension."""
+    lines = []
+    folds = postprocessing["by_fold"]
+    for d, name in enumerate(names):
+        counts = [
+            f"{step} {sum(step in fold['gains'][d] for fold in folds)}"
+            for step in STEPS
+            if any(step in fold["gains"][d] for fold in folds)
+        ]
+        gains = postprocessing["whole"]["gains"][d]
+        whole = ", ".join(f"{step} {gain:+.3f}" for step, gain in gains.items()) or "nothing"
+        lines.append(
+            f"post-processing of {name}, fitted without each fold's speakers: "
+            f"kept for {', '.join(counts) + f' of {len(folds)} folds' if counts else 'no fold: no step helped'}; "
+            f"for export: {whole}"
+        )
+    return "\n".join(lines)
