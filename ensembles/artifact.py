@@ -15,10 +15,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from datasets.media import MAX_CLIP_SECONDS
 from ensembles import EnsembleError
 from ensembles.chosen import Fused
+from ensembles.traces.postprocess import PostProcessing
+from models.registry import Answers
 
 FORMAT_VERSION = 1
 MANIFEST = "ensemble.json"
@@ -40,6 +43,8 @@ class Member:
             frames have a fourth channel.
         folds: How many fold networks it has.
         parameters: Of one fold's network.
+        label_delay: Steps by which raters of traces were taken to be late; what it says of a step is
+            told so much later.
         frozen: File of its frozen backbones, in the folder of its weights; None without any.
     """
 
@@ -50,6 +55,7 @@ class Member:
     folds: int
     parameters: int
     frozen: str | None = None
+    label_delay: int = 0
 
     @property
     def onnx(self) -> str:
@@ -64,7 +70,8 @@ class Member:
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
         document = {**self.__dict__, "inputs": sorted(self.inputs)}
-        return {key: value for key, value in document.items() if value is not None}
+        document = {key: value for key, value in document.items() if value is not None}
+        return {k: v for k, v in document.items() if k != "label_delay" or v}
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Member:
@@ -91,6 +98,10 @@ class Artifact:
         substitutes: Inputs at hand → the ensemble where others are missing.
         about: Corpus, protocol, scores, versions: for the card, not for computing.
         formats: Of `FORMATS`, those that it holds.
+        answers: What it says, see `ClipShape`; `labels` then name numbers.
+        step_seconds: From one step of a trace to the next.
+        window_seconds: Of the clips that networks of traces were trained on.
+        processing: What is done to the whole ensemble's numbers in the end; None for classes.
     """
 
     folder: Path
@@ -105,6 +116,10 @@ class Artifact:
     substitutes: Mapping[frozenset[str], Fused]
     about: Mapping[str, Any]
     formats: tuple[str, ...] = FORMATS
+    answers: Answers = "classes"
+    step_seconds: float = 0.0
+    window_seconds: float = 0.0
+    processing: PostProcessing | None = None
 
     @property
     def inputs(self) -> frozenset[str]:
@@ -167,6 +182,17 @@ class Artifact:
             ],
             "about": dict(self.about),
             **({"formats": list(self.formats)} if self.formats != FORMATS else {}),
+            **self._of_numbers(),
+        }
+
+    def _of_numbers(self) -> dict[str, Any]:
+        if self.answers == "classes":
+            return {}
+        return {
+            "answers": self.answers,
+            "step_seconds": self.step_seconds,
+            "window_seconds": self.window_seconds,
+            "processing": self.processing.to_json() if self.processing else None,
         }
 
 
@@ -268,7 +294,26 @@ def _parse(folder: Path, document: Mapping[str, Any]) -> Artifact:
         },
         about=dict(document["about"]),
         formats=_formats(document.get("formats", FORMATS)),
+        **_of_numbers(document, classes),
     )
+
+
+def _of_numbers(document: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
+    answers = document.get("answers", "classes")
+    if answers == "classes":
+        return {}
+    if answers not in get_args(Answers):
+        raise ValueError(f"answers {answers!r}")
+    step, window = float(document["step_seconds"]), float(document["window_seconds"])
+    if answers == "traces" and not 0 < step <= window <= MAX_CLIP_SECONDS:
+        raise ValueError(f"steps of {step} s in windows of {window} s")
+    processing = document["processing"]
+    return {
+        "answers": answers,
+        "step_seconds": step,
+        "window_seconds": window,
+        "processing": PostProcessing.from_json(processing, dimensions) if processing else None,
+    }
 
 
 def _formats(names: Sequence[str]) -> tuple[str, ...]:

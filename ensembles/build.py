@@ -28,8 +28,9 @@ from rich.table import Table
 from ensembles import EnsembleError
 from ensembles.bank import ClipTable, Experts, PosteriorBank
 from ensembles.honesty import Assessment, Scored, assess, scored
-from ensembles.metrics import METRICS, Array, check_metric, log_softmax, told
+from ensembles.metrics import CCC, METRICS, Array, check_metric, log_softmax, told
 from ensembles.recipes import recipes_for
+from ensembles.traces.table import TraceTable
 
 _FIXED = ("clip", "speaker", "fold", "label")
 _EXTRA = ("part", "seed")
@@ -331,6 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             bank = PosteriorBank.open(options.run / "bank")
             experts = _experts_of_run(options.run, bank)
+            metric = CCC if isinstance(bank.table, TraceTable) else metric
             rungs = bank.rungs(experts.table)
         assessment = assess(experts, metric, rungs=rungs)
     except (EnsembleError, UnicodeDecodeError, csv.Error) as error:
@@ -346,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
         leaderboard(
             rows,
             metric,
-            f"{metric}, {len(table.clips)} clips, {len(set(table.speakers))} speakers, "
+            f"{metric}, {len(table.labels)} {'clips' if metric != CCC else 'steps'}, {len(set(table.speakers))} speakers, "
             f"{len(set(table.folds.tolist()))} folds",
         )
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ensembles.artifact import Artifact
+from ensembles.metrics import CCC, told
 
 _LICENCES = {
     "ravdess": "CC BY-NC-SA 4.0 (no commercial use; adaptations under the same licence)",
@@ -25,7 +26,7 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
         *([f"**{leak}.**", ""] if leak else []),
         f"# Emotion recognition ensemble `{summary['run']}`",
         "",
-        f"Recognises {', '.join(artifact.labels)} in one utterance, from "
+        f"{_purpose(artifact)}, from "
         f"{_sentence(sorted(artifact.inputs))}. It is for research and for demonstrations on "
         "recordings of people who agreed to it. It is not for decisions about people (hiring, "
         "teaching, policing, health, credit), and what it says is how a clip sounds and looks to "
@@ -36,7 +37,8 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
         f"{_score(summary['metric'], headline['honest_score'])} "
         f"(95 % interval over speakers: {_number(summary['metric'], low)} to "
         f"{_number(summary['metric'], high)}): honest score on {summary['corpus']}, "
-        f"{summary['clips']} clips of {summary['speakers']} speakers, protocol "
+        f"{summary['clips']} {'recordings' if artifact.answers == 'traces' else 'clips'} of "
+        f"{summary['speakers']} speakers, protocol "
         f"{summary['protocol']}. Experts, fusion and recipe were chosen for each fold from the "
         "other folds.",
         "",
@@ -47,6 +49,7 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
         "",
         *_more_scores(summary),
         *_detail(artifact.labels, summary),
+        *_dimensions(artifact, summary),
         *_experts(artifact),
         "## Inputs",
         "",
@@ -72,6 +75,43 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _purpose(artifact: Artifact) -> str:
+    names = ", ".join(artifact.labels)
+    if artifact.answers == "classes":
+        return f"Recognises {names} in one utterance"
+    if artifact.answers == "values":
+        return f"Says how much {names} is in one utterance"
+    return f"Says how much {names} is in a recording, every {1000 * artifact.step_seconds:g} ms"
+
+
+def _dimensions(artifact: Artifact, summary: Mapping[str, Any]) -> list[str]:
+    """Held-out scores by dimension, and what is done to the numbers in the end."""
+    found = summary.get("traces")
+    if not found or artifact.processing is None:
+        return []
+    lines = [
+        "By dimension, of the same held-out predictions: concordance (CCC, mean over folds), of all "
+        "recordings joined, mean over recordings, and root mean squared error:",
+        "",
+        "| dimension | CCC | joined | each | RMSE |",
+        "|---|---|---|---|---|",
+    ]
+    keys = ("ccc_fold_mean", "ccc", "ccc_recording_mean", "rmse")
+    for name, scores in found["dimensions"]["fused"].items():
+        lines.append(f"| {name} | {' | '.join(f'{scores[key]:.3f}' for key in keys)} |")
+    steps = [
+        f"{name}: {', '.join(chain.kept) or 'nothing'}"
+        for name, chain in zip(artifact.labels, artifact.processing.chains, strict=True)
+    ]
+    return [
+        *lines,
+        "",
+        f"Post-processing, fitted on all speakers of the corpus: {'; '.join(steps)}. The scores above are "
+        "of chains that were fitted without the scored speakers.",
+        "",
+    ]
+
+
 def _experts(artifact: Artifact) -> list[str]:
     """Who is in the folder, how they are fused, and who takes over where an input is missing."""
     return [
@@ -90,10 +130,11 @@ def _experts(artifact: Artifact) -> list[str]:
         ),
         "",
         f"Fusion: {artifact.fused.recipe}, of {', '.join(artifact.fused.experts)}. The fold "
-        "networks of an expert are averaged as log-posteriors (geometric mean).",
+        "networks of an expert are averaged"
+        + (" as log-posteriors (geometric mean)." if artifact.answers == "classes" else "."),
         "",
         "Where a clip lacks an input, these take over, fused anew on the same out-of-fold "
-        "posteriors:",
+        + ("posteriors:" if artifact.answers == "classes" else "predictions, not post-processed:"),
         "",
         *(
             f"- {' and '.join(sorted(some))} alone: {', '.join(fused.experts)}"
@@ -189,12 +230,12 @@ def _plain(name: str) -> str:
 
 
 def _score(metric: str, value: float) -> str:
-    unit = "nats of log-loss" if metric == "log_loss" else f"% {metric}"
+    unit = {"log_loss": "nats of log-loss", CCC: "CCC"}.get(metric, f"% {metric}")
     return f"{_number(metric, value)} {unit}"
 
 
 def _number(metric: str, value: float) -> str:
-    return f"{value:.3f}" if metric == "log_loss" else f"{100 * value:.1f}"
+    return told(metric, value)
 
 
 def _sentence(inputs: list[str]) -> str:
@@ -245,5 +286,10 @@ def _inputs(artifact: Artifact) -> list[str]:
         lines.append(
             f"- `feature_sequence` (clips, steps, {count}) float32, zero behind each clip's end: "
             f"{names}; `feature_sequence_lengths` (clips,) int64"
+        )
+    if artifact.answers == "traces":
+        lines.append(
+            f"- `trace_lengths` (clips,) int64: how many steps are wanted of each clip; clips are windows of "
+            f"{artifact.window_seconds:g} s, which `ensembles.predict` cuts and joins"
         )
     return lines

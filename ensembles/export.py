@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -36,6 +37,7 @@ from ensembles.folded import load_folded, read_plan, shape_of
 from ensembles.formats import PROGRAM, PROGRAM_WARNING, parse_formats, write_expert
 from ensembles.front import budget_facts, budget_section, print_choice, write_front
 from ensembles.to_export import ToExport, as_the_run_chose, under_a_budget
+from ensembles.traces.postprocess import PostProcessing
 
 __all__ = ["FinishedRun", "export", "read_run"]
 
@@ -74,7 +76,7 @@ def export(
             card += "\n".join(budget_section(what.choice, what.hardware))
             write_front(what.choice, partial, what.hardware)
         (partial / "model-card.md").write_text(card)
-        if "onnx" in formats:  # which it runs
+        if "onnx" in formats and artifact.answers == "classes":  # which it runs, and prints
             shutil.copyfile(Path(__file__).with_name("standalone.py"), partial / SCRIPT)
         write_manifest(artifact)
         _check_size(partial, what.choice)
@@ -159,6 +161,7 @@ def _write_member(
         folds=folds,
         parameters=sum(p.numel() for p in expert.networks[0].parameters()),
         frozen=plan["frozen"],
+        label_delay=_delay(run, plan),
     )
     if console:
         console.print(
@@ -174,6 +177,11 @@ def _write_member(
         raise EnsembleError(
             f"'{name}' ({plan['architecture']}) cannot be exported: {first}"
         ) from error
+
+
+def _delay(run: FinishedRun, plan: dict[str, Any]) -> int:
+    step = (run.summary.get("traces") or {}).get("step_seconds")
+    return round(plan["training"].get("label_delay", 0.0) / step) if step else 0
 
 
 def _artifact(
@@ -205,7 +213,23 @@ def _artifact(
             **({"budget": budget_facts(what.choice, what.hardware)} if what.choice else {}),
         },
         formats=tuple(name for name in FORMATS if name in formats),
+        **_of_numbers(run),
     )
+
+
+def _of_numbers(run: FinishedRun) -> dict[str, Any]:
+    """What an artifact of traces or values says besides."""
+    found = run.summary.get("traces")
+    if not found:
+        return {}
+    step = float(found["step_seconds"])
+    whole = found["postprocessing"]["whole"]
+    return {
+        "answers": "traces" if step else "values",
+        "step_seconds": step,
+        "window_seconds": step * run.summary["inputs"]["trace_steps"],
+        "processing": PostProcessing.from_json(whole, len(run.experts.table.classes)),
+    }
 
 
 def _here(run: str, console: Console) -> Path:
@@ -249,6 +273,8 @@ def main(arguments: list[str] | None = None) -> int:
         free_folder(given.out)
         budget = Budget(given.max_latency_ms, given.max_mb)
         run = read_run(_here(given.run, console))
+        if str(budget) and run.summary.get("traces"):
+            raise EnsembleError("A budget can be kept for classes alone: leave it out.")
         what = under_a_budget(run, budget, formats, console) if str(budget) else None
         artifact = export(run, given.out, what=what, formats=formats, console=console)
     except (EnsembleError, OSError) as error:

@@ -11,7 +11,7 @@ from typing import Any
 from ensembles import EnsembleError
 from ensembles.bank import Experts, PosteriorBank
 from ensembles.folded import FoldedExpert, read_plan, shape_of
-from ensembles.metrics import check_metric
+from ensembles.metrics import CCC, check_metric
 from models import build_expert, get_architecture
 from models.registry import ModelError
 
@@ -65,7 +65,8 @@ def read_run(path: Path) -> FinishedRun:
         lacking = [key for key in _NEEDED if key not in summary]
         if lacking:
             raise KeyError(lacking[0])
-        check_metric(summary["metric"])
+        if summary["metric"] != CCC:
+            check_metric(summary["metric"])
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, EnsembleError):
             raise

@@ -18,14 +18,14 @@ from ensembles import EnsembleError
 from models import ClipShape, Expert, build_expert
 from models.expert import Batch
 from models.frontends import Frames
-from models.registry import ModelError
+from models.registry import Answers, ModelError
 
 _FOLD_FILE = re.compile(r"fold-(\d+)\.safetensors")
 _FROZEN_FILE = re.compile(r"frozen-[0-9A-Za-z]+\.safetensors")
 
 
 class FoldedExpert(nn.Module):
-    """Every fold's network of one expert, from plain clips to each fold's posteriors.
+    """Every fold's network of one expert, from plain clips to each fold's posteriors, or numbers.
 
     Args:
         networks: One a fold, of one plan; nothing in their front ends is trained, so that the
@@ -43,6 +43,11 @@ class FoldedExpert(nn.Module):
         return self.network(0).kinds
 
     @property
+    def answers(self) -> Answers:
+        """What it says of a clip, see `ClipShape`."""
+        return self.network(0).answers
+
+    @property
     def reads_saliency(self) -> bool:
         """Whether it takes frames with a fourth channel, a precomputed saliency map."""
         return any(isinstance(part, Frames) and part.maps for part in self.network(0).modules())
@@ -54,21 +59,22 @@ class FoldedExpert(nn.Module):
         return network
 
     def forward(self, batch: Batch) -> Tensor:
-        """Plain clips, see `Expert` → (folds, B, K) log-posteriors."""
+        """Plain clips, see `Expert` → (folds, B, K) log-posteriors or values, (folds, B, S, K) traces."""
         return self.answer(self.network(0).preprocess(batch))
 
     def answer(self, fixed: Batch) -> Tensor:
-        """What `Expert.preprocess` returned → (folds, B, K) log-posteriors."""
-        folds = range(len(self.networks))
-        return torch.stack([self.network(k).answer(fixed).log_softmax(dim=1) for k in folds])
+        """What `Expert.preprocess` returned → as `forward`."""
+        said = torch.stack([self.network(k).answer(fixed) for k in range(len(self.networks))])
+        return said.log_softmax(dim=2) if self.answers == "classes" else said
 
 
-def average_folds(by_fold: Tensor) -> Tensor:
-    """(folds, B, K) log-posteriors → (B, K): their geometric mean.
+def average_folds(by_fold: Tensor, answers: str = "classes") -> Tensor:
+    """(folds, B, K) log-posteriors → (B, K): their geometric mean; of numbers the plain one.
 
     As sharp as a fold's own posteriors, which the fusion's weights were fitted on.
     """
-    return by_fold.mean(dim=0).log_softmax(dim=1)
+    mean = by_fold.mean(dim=0)
+    return mean.log_softmax(dim=1) if answers == "classes" else mean
 
 
 def read_plan(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _LEAST_VARIANCE = 1e-12
 
 
 def check_metric(name: str) -> str:
-    """Returns the name; raises EnsembleError with the known ones."""
+    """Returns the name of a metric of classes; raises EnsembleError with the known ones."""
     if name not in METRICS:
         raise EnsembleError(f"Unknown metric '{name}'. Known: {', '.join(METRICS)}.")
     return name

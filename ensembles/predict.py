@@ -2,7 +2,8 @@
 
 A FILE is wav, flac, mp3, mp4, mkv, mpg or another container that FFmpeg reads, or a folder
 of such. Files that cannot be used are named, the others go on; the exit code is then 2. With
-`--window` each is a recording of any length, and is answered window by window.
+`--window` each is a recording of any length, and is answered window by window. An ensemble of traces
+(arousal and valence over time) answers recordings of any length step by step.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from datasets.features import read_features
 from datasets.media import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, MediaError
 from datasets.windows import Windows
 from ensembles import EnsembleError
-from ensembles.artifact import read_artifact
+from ensembles.artifact import Artifact, read_artifact
 from ensembles.predictor import Answer, Predictor
-from ensembles.shown import Form, printer
+from ensembles.shown import Form, printer, trace_printer
 from ensembles.timeline import Moment, timeline
+from ensembles.traces.along import trace_of
 
 _MANY = 20
 
@@ -56,11 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
         for folder in empty:
             print(f"error: No sound or video files in '{folder}'.", file=sys.stderr)
         form: Form = given.form or "table"
-        if given.window:
+        if artifact.answers == "traces":
+            failed = _traces(predictor, paths, given, form)
+        elif given.window:
             failed = _along(predictor, paths, given, form)
         else:
             answers = predictor.files(paths, features=features, fold=given.fold)
-            failed = _show(answers, len(paths), artifact.labels, form)
+            failed = _show(answers, len(paths), artifact, form)
     except (EnsembleError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -142,7 +146,32 @@ def _check_windows(given: argparse.Namespace) -> None:
         raise DataError("--hop goes with --window.")
 
 
-def _show(answers: Iterator[Answer], count: int, labels: tuple[str, ...], form: Form) -> int:
+def _traces(predictor: Predictor, paths: list[Path], given: argparse.Namespace, form: Form) -> int:
+    """Every recording over time; returns how many files failed."""
+    settled = ("window", "hop", "fold", "features")
+    if asked := [name for name in settled if getattr(given, name) is not None]:
+        raise EnsembleError(
+            f"This ensemble says {' and '.join(predictor.artifact.labels)} over time, in windows of its "
+            f"own: leave out --{asked[0]}."
+        )
+    failed = 0
+    out = trace_printer(form, predictor.artifact.labels)
+    for path in paths:
+        try:
+            with Console(stderr=True).status(f"predicting {path.name}"):
+                trace = trace_of(predictor, path)
+        except (MediaError, EnsembleError) as error:
+            failed += 1
+            print(f"error: '{path}' {error}", file=sys.stderr)
+            continue
+        for note in trace.notes:
+            print(f"note: '{path}': {note}; predicted by experts that need none", file=sys.stderr)
+        out.recording(trace)
+    out.close()
+    return failed
+
+
+def _show(answers: Iterator[Answer], count: int, artifact: Artifact, form: Form) -> int:
     """Prints as it goes, or a table at the end; returns how many files failed."""
     if count > _MANY:
         answers = iter(
@@ -156,7 +185,7 @@ def _show(answers: Iterator[Answer], count: int, labels: tuple[str, ...], form: 
         )
     failed = 0
     notes: Counter[str] = Counter()
-    out = printer(form, labels)
+    out = printer(form, artifact.labels, numbers=artifact.answers == "values")
     for answer in answers:
         if answer.error:
             failed += 1

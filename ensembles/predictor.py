@@ -67,7 +67,8 @@ class Answer:
 
     Attributes:
         name: The clip.
-        probabilities: Class → probability; empty with an error.
+        probabilities: Class → probability; empty with an error, and where it says numbers.
+        values: Dimension → number, such as valence; empty with an error, and of classes.
         experts: Those that took part.
         notes: Inputs that were missing, and why.
         error: Why there is no answer.
@@ -78,6 +79,7 @@ class Answer:
     experts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     error: str | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -230,33 +232,48 @@ class Predictor:
                         clip.name, error=f"{error}{f' ({why})' if why else ''}"
                     )
                 continue
-            probabilities = np.exp(self.log_posteriors(collate(clips), fused, fold))
-            for position, clip, values in zip(positions, clips, probabilities, strict=True):
+            numbers = self._numbers(collate(clips), fused, fold)
+            for position, clip, row in zip(positions, clips, numbers, strict=True):
+                named = dict(zip(self.artifact.labels, row.tolist(), strict=True))
+                of_classes = self.artifact.answers == "classes"
                 answers[position] = Answer(
                     clip.name,
-                    dict(zip(self.artifact.labels, values.tolist(), strict=True)),
+                    named if of_classes else {},
                     fused.experts,
                     tuple(f"no {kind}: {why}" for kind, why in clip.lacking.items()),
+                    values={} if of_classes else named,
                 )
         yield from (answers[position] for position in range(len(waiting)))
+
+    def _numbers(self, batch: Mapping[str, Tensor], fused: Fused, fold: int | None) -> Array:
+        """(B, K) probabilities, or values as they are told."""
+        said = self.log_posteriors(batch, fused, fold)
+        if self.artifact.answers == "classes":
+            return np.exp(said)
+        processing = self.artifact.processing
+        if processing is None or fused.experts != self.artifact.fused.experts:
+            return said
+        return processing.apply(said, [(0, len(said))])
 
     def log_posteriors(
         self, batch: Mapping[str, Tensor], fused: Fused | None = None, fold: int | None = None
     ) -> Array:
-        """A batch of plain clips, as the networks take them → (B, K) fused log-posteriors."""
+        """A batch of plain clips, as the networks take them → (B, K) fused log-posteriors, or values."""
         inputs = frozenset(batch)
         if "video" in batch and batch["video"].shape[-1] == 4:
             inputs |= {"saliency"}
         fused = fused or self.artifact.ensemble_for(inputs, fold)
-        each = {}
-        for name in fused.experts:
-            given = dict(batch)
-            if "video" in given and "saliency" not in self.artifact.members[name].inputs:
-                given["video"] = given["video"][..., :3]
-            by_fold = self._network(name)(given)
-            chosen = average_folds(by_fold) if fold is None else by_fold[fold]
-            each[name] = chosen.double().numpy()
-        return fused.apply(each)
+        return fused.apply({name: self.said_by(name, batch, fold) for name in fused.experts})
+
+    def said_by(self, name: str, batch: Mapping[str, Tensor], fold: int | None = None) -> Array:
+        """One expert's (B, K) log-posteriors or values, or (B, S, K) traces."""
+        given = dict(batch)
+        if "video" in given and "saliency" not in self.artifact.members[name].inputs:
+            given["video"] = given["video"][..., :3]
+        by_fold = self._network(name)(given)
+        average = average_folds(by_fold, self.artifact.answers)
+        chosen = average if fold is None else by_fold[fold]
+        return np.asarray(chosen.double().numpy())
 
     def _open(self, name: str) -> Callable[[dict[str, Tensor]], Tensor]:
         member = self.artifact.members[name]

@@ -53,6 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
         if given.replicas < 1:
             raise EnsembleError(f"--replicas must be 1 or more, got {given.replicas}.")
         artifact = read_artifact(given.folder, verify=given.verify)
+        if artifact.answers != "classes":
+            raise EnsembleError(
+                f"This ensemble says numbers ({', '.join(artifact.labels)}); serve answers with classes "
+                "alone. Take python -m ensembles.predict."
+            )
         _check_address(given.host, given.port)
         over = Event()
         _end_by_signals(over)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ensembles.predictor import Answer
 from ensembles.timeline import Moment
+from ensembles.traces.along import Trace
 
 Form = Literal["table", "json", "csv"]
 
@@ -33,11 +34,29 @@ class Printer(Protocol):
         """Nothing more comes."""
 
 
-def printer(form: Form, labels: tuple[str, ...], *, windows: bool = False) -> Printer:
-    """What prints to stdout in this form; files with an error are the caller's to name."""
+def printer(
+    form: Form, labels: tuple[str, ...], *, windows: bool = False, numbers: bool = False
+) -> Printer:
+    """What prints to stdout in this form; files with an error are the caller's to name.
+
+    Args:
+        form: Table, JSON lines or CSV.
+        labels: Classes; of `numbers`, what they are of.
+        windows: Whether recordings are answered window by window.
+        numbers: Whether answers are numbers such as valence.
+    """
     if form == "json":
         return _Json()
-    return _Csv(labels, windows) if form == "csv" else _Table(windows)
+    if form == "csv":
+        return _Csv(labels, windows, numbers)
+    return _NumberTable(labels) if numbers else _Table(windows)
+
+
+def trace_printer(form: Form, names: tuple[str, ...]) -> TracePrinter:
+    """What prints traces: a table of their means and reach, or every step as JSON or CSV."""
+    if form == "json":
+        return _TraceJson(names)
+    return _TraceCsv(names) if form == "csv" else _TraceTable(names)
 
 
 class _Json:
@@ -64,22 +83,25 @@ class _Json:
 
 
 def _said(answer: Answer) -> dict[str, object]:
+    about = {"experts": list(answer.experts), "notes": list(answer.notes)}
+    if answer.values:
+        return {"values": dict(answer.values), **about}
     return {
         "label": answer.label,
         "probabilities": dict(answer.probabilities),
-        "experts": list(answer.experts),
-        "notes": list(answer.notes),
+        **about,
     }
 
 
 class _Csv:
     """A header, and one row a file or window; `reason` says why there is no label."""
 
-    def __init__(self, labels: tuple[str, ...], windows: bool) -> None:
-        self.labels = labels
+    def __init__(self, labels: tuple[str, ...], windows: bool, numbers: bool = False) -> None:
+        self.labels, self.numbers = labels, numbers
         self._rows = csv.writer(sys.stdout, lineterminator="\n")
         times = ["start", "end"] if windows else []
-        self._rows.writerow(["file", *times, "label", *labels, "experts", "notes", "reason"])
+        label = [] if numbers else ["label"]
+        self._rows.writerow(["file", *times, *label, *labels, "experts", "notes", "reason"])
 
     def clip(self, answer: Answer) -> None:
         self._row(answer.name, [], answer, answer.error)
@@ -96,11 +118,14 @@ class _Csv:
 
     def _row(self, name: str, times: list[str], answer: Answer, reason: str | None) -> None:
         shown = name.encode(errors="backslashreplace").decode()
-        values: list[object] = ["", *[""] * len(self.labels), "", ""]
+        label: list[object] = [] if self.numbers else [""]
+        values: list[object] = [*label, *[""] * len(self.labels), "", ""]
         if not reason:
-            probabilities = [f"{answer.probabilities[label]:.6f}" for label in self.labels]
+            said = answer.values if self.numbers else answer.probabilities
+            numbers = [f"{said[name]:.6f}" for name in self.labels]
             experts, notes = " ".join(answer.experts), "; ".join(answer.notes)
-            values = [answer.label, *probabilities, experts, notes]
+            label = [] if self.numbers else [answer.label]
+            values = [*label, *numbers, experts, notes]
         self._rows.writerow([shown, *times, *values, reason or ""])
         sys.stdout.flush()
 
@@ -140,6 +165,96 @@ class _Table:
             escape(others),
             str(len(answer.experts)),
         )
+
+
+class _NumberTable:
+    """One row a file: its numbers."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._table = Table("file", *names, "experts", box=box.SIMPLE)
+
+    def clip(self, answer: Answer) -> None:
+        if not answer.error:
+            numbers = (f"{answer.values[name]:.3f}" for name in self.names)
+            self._table.add_row(_title(answer.name), *numbers, str(len(answer.experts)))
+
+    def recording(self, name: str, moments: Sequence[Moment], error: str | None) -> None:
+        for moment in moments:
+            self.clip(moment.answer)
+
+    def close(self) -> None:
+        if self._table.row_count:
+            Console().print(self._table)
+
+
+class TracePrinter(Protocol):
+    """Takes recordings one after the other."""
+
+    def recording(self, trace: Trace) -> None:
+        """A file's trace."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
+class _TraceTable:
+    """One row a file and dimension: mean and reach."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._table = Table("file", "lasts", "", "mean", "least", "most", "experts", box=box.SIMPLE)
+
+    def recording(self, trace: Trace) -> None:
+        for number, name in enumerate(self.names):
+            values = trace.values[:, number]
+            numbers = (f"{x:.3f}" for x in (values.mean(), values.min(), values.max()))
+            first = [_title(trace.name), _clock(trace.seconds[-1])] if number == 0 else ["", ""]
+            self._table.add_row(*first, name, *numbers, "" if number else str(len(trace.experts)))
+
+    def close(self) -> None:
+        if self._table.row_count:
+            Console().print(self._table)
+            print("Every step: --csv or --json.")
+
+
+class _TraceCsv:
+    """A header, and one row a step."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._rows = csv.writer(sys.stdout, lineterminator="\n")
+        self._rows.writerow(["file", "seconds", *names])
+
+    def recording(self, trace: Trace) -> None:
+        shown = trace.name.encode(errors="backslashreplace").decode()
+        for seconds, values in zip(trace.seconds, trace.values, strict=True):
+            self._rows.writerow([shown, f"{seconds:.3f}", *(f"{value:.5f}" for value in values)])
+
+    def close(self) -> None:
+        pass
+
+
+class _TraceJson:
+    """One object a line and file."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def recording(self, trace: Trace) -> None:
+        values = {
+            name: trace.values[:, number].round(5).tolist()
+            for number, name in enumerate(self.names)
+        }
+        seconds = trace.seconds.round(3).tolist()
+        print(
+            json.dumps(
+                {"file": trace.name, "seconds": seconds, **values, "experts": list(trace.experts)}
+            ),
+            flush=True,
+        )
+
+    def close(self) -> None:
+        pass
 
 
 def _title(name: str) -> str:

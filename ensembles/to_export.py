@@ -18,6 +18,7 @@ from ensembles.finished import FinishedRun, inputs_by_expert
 from ensembles.folded import load_folded, read_plan, shape_of
 from ensembles.formats import PROGRAM
 from ensembles.honesty import Scored
+from ensembles.metrics import CCC
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ def as_the_run_chose(run: FinishedRun) -> ToExport:
             run.summary["headline"]["fused"]["per_fold"], chooser.fitter.folds, strict=True
         )
     ]
+    if run.summary["metric"] == CCC:  # a fold's own experts would be there for nothing else
+        by_fold = []
     substitutes = chooser.substitutes(fused, inputs_by_expert(run))
     return ToExport(fused, tuple(by_fold), substitutes, run.summary)
 

@@ -195,11 +195,6 @@ def on_steps(x: Tensor, lengths: Tensor, wanted: Tensor) -> Tensor:
     return earlier + share * (later - earlier)
 
 
-def steps_mask(lengths: Tensor, x: Tensor) -> Tensor:
-    """(B,) lengths of (B, S, …) → (B, S) bool, True = padding."""
-    return torch.arange(x.shape[1], device=x.device)[None] >= lengths[:, None]
-
-
 def _count(lengths: Tensor) -> Tensor:
     """0, 1, … up to the greatest length; in a graph too, where it is no constant."""
     longest = lengths.max()
@@ -306,7 +301,8 @@ class Expert(nn.Module):
             return said
         said = said * self.spread + self.centre
         if self.answers == "traces":
-            behind = steps_mask(fixed["trace_lengths"], joined)
+            wanted = fixed["trace_lengths"]
+            behind = _count(wanted)[None] >= wanted[:, None]
             said = said.masked_fill(behind[:, :, None], 0.0)
         return said
 
@@ -328,13 +324,13 @@ class Expert(nn.Module):
         for part in parts:
             assert part.steps is not None
             steps.append(on_steps(part.steps, part.lengths, wanted))
-        count = steps[0].shape[1]
-        each = [
-            Part(x.flatten(0, 1), None, part.lengths, part.present.repeat_interleave(count))
-            for x, part in zip(steps, parts, strict=True)
-        ]
-        joined: Tensor = self.fusion(each).unflatten(0, (-1, count))
-        return joined
+        each = []
+        for x, part in zip(steps, parts, strict=True):
+            # Not by numbers of steps: a graph for export would keep those of its example.
+            present = part.present[:, None] | torch.zeros_like(x[:, :, 0], dtype=torch.bool)
+            each.append(Part(x.flatten(0, 1), None, part.lengths, present.flatten()))
+        joined: Tensor = self.fusion(each)
+        return joined.reshape(wanted.shape[0], -1, joined.shape[1])
 
     def vector(self, fixed: Batch, kind: str) -> Tensor:
         """One encoder's own (B, D) of what `preprocess` returned."""

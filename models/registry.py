@@ -36,6 +36,7 @@ class ClipShape:
         saliency_maps: Whether frames have a fourth channel, a precomputed saliency map.
         answers: What a network says of a clip: `classes`, their logits; `values`, K numbers such as
             its valence; `traces`, K numbers at every step.
+        trace_steps: S of a typical clip's trace.
     """
 
     num_classes: int
@@ -47,6 +48,7 @@ class ClipShape:
     feature_steps: int = 0
     saliency_maps: bool = False
     answers: Answers = "classes"
+    trace_steps: int = 0
 
     def has(self, kind: str) -> bool:
         """Whether clips have `audio`, `video`, `features` or a `feature_sequence`."""

@@ -64,6 +64,10 @@ def read_predictions(run: Path, row: str = "fused") -> Predictions:
     """
     try:
         summary = json.loads((run / "summary.json").read_bytes())
+        if "traces" in summary:
+            raise EnsembleError(
+                f"'{run}' is of traces or numbers; runs of classes can be compared."
+            )
         with (run / _FILES[row]).open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             lines = [line for line in reader if int(line["seed"]) == int(summary["seed"])]
@@ -92,6 +96,8 @@ def read_predictions(run: Path, row: str = "fused") -> Predictions:
             f"'{run}' has no {Path(error.filename).name}: no finished run, or none with '{row}'."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, EnsembleError):
+            raise
         raise EnsembleError(f"'{run}' is damaged: {error!r}.") from error
 
 

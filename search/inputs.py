@@ -104,6 +104,7 @@ class TrainingData:
             shape,
             num_classes=len(self.traces.dimensions),
             answers="traces" if self.traces.over_time else "values",
+            trace_steps=int(self.traces.steps.max()) if self.traces.over_time else 0,
         )
 
     def rows(self, fold: int, *, training: bool) -> NDArray[np.int64]:

@@ -13,15 +13,15 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from rich import box
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
 
 from ensembles import EnsembleError
-from ensembles.bank import ClipTable, of_clips, write_atomically
+from ensembles.bank import ClipTable, Table, of_clips, write_atomically
 from ensembles.build import LEGEND, assessment_rows, leaderboard
 from ensembles.compare import Difference, fusion_gains
 from ensembles.correction import MIN_GROUPS
@@ -118,8 +118,8 @@ Not confirmed: these are of the one training seed that the search chose by.
 
 def _print_leaderboard(console: Console, assessment: Assessment, facts: dict[str, Any]) -> None:
     table = assessment.table
-    what = f"{len(table.clips)} clips"
-    if isinstance(table, TraceTable) and table.step_seconds:
+    what = f"{len(table.labels)} clips"
+    if _over_time(table):
         what = f"{len(table.spans)} recordings"
     title = (
         f"{facts['corpus']}: {assessment.metric}, {facts['protocol']}, {what}, "
@@ -207,7 +207,7 @@ def _headline(assessment: Assessment, found: Detail) -> str:
     return "\n".join([*lines, f"fused, accuracy of: {', '.join(sides)}"])
 
 
-def _gains(assessment: Assessment) -> Table | None:
+def _gains(assessment: Assessment) -> rich_table.Table | None:
     """What fusion adds over the best expert of each modality; None where there is one alone."""
     gains = fusion_gains(assessment)
     if len(gains) < 2:
@@ -219,7 +219,7 @@ def _gains(assessment: Assessment) -> Table | None:
             *(scale * x for x in (found.value, found.low, found.high)), d=digits
         )
 
-    table = Table(
+    table = rich_table.Table(
         title="what fusion adds: all clips, and recall of each class, in points (95 %)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -288,7 +288,7 @@ def _summary(
         **facts,
         "metric": assessment.metric,
         "classes": list(table.classes),
-        "clips": len(table.clips),
+        "clips": len(table.spans) if _over_time(table) else len(table.labels),
         "speakers": len(set(table.speakers)),
         "headline": {
             **{modality: row.to_json() for modality, row in named.items() if row is not None},
@@ -303,6 +303,10 @@ def _summary(
         },
         **_detail(assessment, named, facts),
     }
+
+
+def _over_time(table: Table) -> TypeGuard[TraceTable]:
+    return isinstance(table, TraceTable) and table.step_seconds > 0
 
 
 def _detail(

@@ -145,6 +145,7 @@ def _find_out(
             "frames": data.shape.frames,
             "frame_size": list(data.shape.frame_size),
             "feature_names": list(index.feature_names),
+            **({"trace_steps": data.shape.trace_steps} if data.shape.trace_steps else {}),
         },
         "people": people(index),
         "offer": offer.to_json(),

@@ -76,19 +76,15 @@ def print_traces(console: Console, facts: dict[str, Any]) -> None:
     names = list(next(iter(found["dimensions"].values())))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
+    for heading in ("CCC", "pooled", "each", "RMSE"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    keys = ("ccc_fold_mean", "ccc", "ccc_recording_mean", "rmse")
+    told = {"fused": "fused", "before": "fused, not processed"}
     for name in names:
-        for heading in ("CCC", "pooled", "each", "RMSE"):
-            table.add_column(f"{name}\n{heading}", justify="right", no_wrap=True)
-    told = {"fused": "fused", "before": "… before post-processing"}
-    for row, scores in found["dimensions"].items():
-        cells = [
-            f"{scores[name][key]:.3f}"
-            for name in names
-            for key in ("ccc_fold_mean", "ccc", "ccc_recording_mean", "rmse")
-        ]
-        table.add_row(
-            told.get(row, f"best {row}"), *cells, style="bold" if row == "fused" else None
-        )
+        for row, scores in found["dimensions"].items():
+            cells = [f"{scores[name][key]:.3f}" for key in keys]
+            style = "bold" if row == "fused" else None
+            table.add_row(f"{name}: {told.get(row, f'best {row}')}", *cells, style=style)
     console.print(table)
     console.print(LEGEND, style="dim", highlight=False)
     console.print(told_steps(found["postprocessing"], names), highlight=False)
