@@ -139,12 +139,16 @@ class ShardIndex:
         )
 
     def duplicates(self) -> list[list[ClipEntry]]:
-        """Groups of clips whose decoded sound is the same to the sample."""
+        """Groups of clips whose decoded sound is the same to the sample; silence is nobody's."""
         groups: dict[str, list[ClipEntry]] = defaultdict(list)
         for entry in self.clips:
             if entry.samples:
                 groups[entry.audio_hash].append(entry)
-        return [group for group in groups.values() if len(group) > 1]
+        return [
+            group
+            for digest, group in groups.items()
+            if len(group) > 1 and digest != _silence(group[0].samples)
+        ]
 
     def summary(self) -> dict[str, Any]:
         """Counts for people; derived from the clips."""
@@ -157,6 +161,11 @@ class ShardIndex:
             "saliency_maps": self.saliency_maps,
             "exact_duplicates": [[e.clip for e in group] for group in self.duplicates()],
         }
+
+
+def _silence(samples: int) -> str:
+    """The hash of so many samples of digital silence."""
+    return hashlib.sha256(bytes(2 * samples)).hexdigest()
 
 
 def write_index(index: ShardIndex, folder: Path) -> None:

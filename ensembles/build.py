@@ -348,8 +348,8 @@ def main(arguments: list[str] | None = None) -> int:
         leaderboard(
             rows,
             metric,
-            f"{metric}, {len(table.labels)} {'clips' if metric != CCC else 'steps'}, {len(set(table.speakers))} speakers, "
-            f"{len(set(table.folds.tolist()))} folds",
+            f"{metric}, {len(table.labels)} {'clips' if metric != CCC else 'steps'}, "
+            f"{len(set(table.speakers))} speakers, {len(set(table.folds.tolist()))} folds",
         )
     )
     console.print(LEGEND, style="dim", highlight=False)

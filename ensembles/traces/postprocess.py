@@ -181,10 +181,10 @@ def _fit_one(
 
 
 def _filtered(trace: Array, spans: Spans, width: int) -> Array:
-    """Running median of each recording; its ends are held."""
+    """Running median of each recording, mirrored at its ends."""
     out = np.empty_like(trace)
     for start, end in spans:
-        out[start:end] = median_filter(trace[start:end], size=width, mode="nearest")
+        out[start:end] = median_filter(trace[start:end], size=width, mode="reflect")
     return out
 
 
