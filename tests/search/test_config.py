@@ -24,7 +24,10 @@ def test_an_impossible_duration_says_what_is_expected(text: str) -> None:
     ("arguments", "message"),
     [
         (["--preset", "fast"], "Unknown preset 'fast'. Known: quick, standard, thorough."),
-        (["--metric", "auc"], "Unknown metric 'auc'. Known: accuracy, uar, macro_f1, log_loss."),
+        (
+            ["--metric", "auc"],
+            "Unknown metric 'auc'. Known: accuracy, uar, macro_f1, log_loss, ccc.",
+        ),
         (["--trials", "0"], "trials must be 1 or more, got 0."),
         (["--trials", "many"], "trials must be of type int, got 'many'."),
         (["--cache-gb", "-1"], "cache_gb must be positive, got -1.0."),

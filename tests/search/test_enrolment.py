@@ -60,7 +60,7 @@ def context(three_folds: TrainingData, cache_folder: Path, tmp_path: Path) -> di
     (tmp_path / "weights").mkdir()
     index = three_folds.cache.index
     return {
-        "run": str(tmp_path), "data": index.root, "checksum": index.checksum, "classes": [],
+        "run": str(tmp_path), "data": index.root, "checksum": index.checksum, "classes": [], "target": "emotion",
         "protocol": three_folds.folds.protocol, "folds": three_folds.folds.fingerprint,
         "test_speakers": ["speaker_03"], "metric": "accuracy", "seed": 0, "device": "cpu",
         "precision": "auto", "cache_folder": str(cache_folder), "cache_gb": 16.0,

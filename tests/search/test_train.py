@@ -175,8 +175,8 @@ class LittleMemory:
 
     def __init__(self, trainer: FoldTrainer, clips: int) -> None:
         self.trainer, self.clips, self.seen = trainer, clips, []  # type: ignore[var-annotated]
-        self.classify = trainer.expert.classify
-        trainer.expert.classify = self  # type: ignore[method-assign, assignment]
+        self.answer = trainer.expert.answer
+        trainer.expert.answer = self  # type: ignore[method-assign, assignment]
 
     def __call__(self, fixed: dict[str, torch.Tensor]) -> torch.Tensor:
         clips = len(next(iter(fixed.values())))
