@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
 from datasets.crema_d import TARGETS, load_crema_d
-from datasets.features import with_features
+from datasets.features import MISSING_CHOICES, with_features
 from datasets.iemocap import CLASSES as IEMOCAP_CLASSES
 from datasets.iemocap import load_iemocap
 from datasets.index import FILE_NAME, ClipEntry, ShardEntry, ShardIndex, read_index, write_index
@@ -312,8 +312,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--features",
         type=Path,
-        help="a CSV of features such as action units, joined by name, one row "
-        "a clip (clip,NAME,…) or one a frame (clip,frame,NAME,…); or a folder of OpenFace's CSV files",
+        help="features such as action units, joined by name: a table with one row a clip or one a frame "
+        "(CSV, openSMILE's CSV or ARFF, Parquet, npz), or a folder of files of one clip each (npy too, "
+        "and OpenFace's CSV)",
+    )
+    parser.add_argument(
+        "--missing-features",
+        choices=list(MISSING_CHOICES),
+        default="error",
+        help="frames and clips whose features lack a value: an error, or left out and named (skip)",
     )
     _add_options_of_one_corpus(parser)
     parser.add_argument(
@@ -408,16 +415,17 @@ def _print_summary(index: ShardIndex, out: Path) -> None:
 
 
 def _load(options: argparse.Namespace) -> Corpus:
-    root, features = options.root, options.features
+    root, features, missing = options.root, options.features, options.missing_features
     if options.corpus == "ravdess":
-        return load_ravdess(root, features=features, song=options.song)
+        song = options.song
+        return load_ravdess(root, features=features, song=song, missing_features=missing)
     if options.corpus == "iemocap":
         merge = not options.keep_excited
         corpus = load_iemocap(root, classes=options.classes, merge_excited=merge, part=options.part)
-        return with_features(corpus, features) if features else corpus
+        return with_features(corpus, features, missing=missing) if features else corpus
     if options.corpus == "crema_d":
         corpus = load_crema_d(root, target=options.target)
-        return with_features(corpus, features) if features else corpus
+        return with_features(corpus, features, missing=missing) if features else corpus
     if options.corpus == "manifest":
         return load_manifest(root, features=features)
     if features:
