@@ -50,6 +50,7 @@ class ClipRecord:
         features: (F,) clip-level features such as mean action units, (S, F) features of every
             frame, or None.
         attributes: Whatever else the corpus says of the clip (gender, intensity, sentence).
+        votes: Label → share of its raters, where several gave one; `label` has most.
     """
 
     clip: str
@@ -62,6 +63,7 @@ class ClipRecord:
     saliency: Path | None = None
     features: NDArray[np.float32] | None = None
     attributes: dict[str, str] = field(default_factory=dict)
+    votes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ class ClipEntry:
         content_hash: SHA-256 over the decoded samples, frames and features.
         audio_hash: SHA-256 over the decoded samples alone (finds the same recording twice).
         feature_steps: S, frames that the features come of (0: one row for the clip).
+        votes: Label → share of its raters; empty where there is one label alone.
+        video_seconds: How long the source's pictures last (0: unknown).
+        source_rate_hz: Of the sound, before it was resampled (0: unknown).
     """
 
     clip: str
@@ -43,6 +46,9 @@ class ClipEntry:
     audio_hash: str
     attributes: dict[str, str] = field(default_factory=dict)
     feature_steps: int = 0
+    votes: dict[str, float] = field(default_factory=dict)
+    video_seconds: float = 0.0
+    source_rate_hz: int = 0
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,11 @@ from datasets.iemocap import load_iemocap
 from datasets.index import FILE_NAME, ClipEntry, ShardEntry, ShardIndex, read_index, write_index
 from datasets.manifest import load_manifest
 from datasets.media import MediaError, read_audio, read_frames
+from datasets.probe import measure_sources
 from datasets.ravdess import load_ravdess
 from datasets.stream import Sample, content_hashes, content_sizes, encode_clip
 from datasets.synthetic import load_synthetic
+from datasets.votes import TIES
 
 _PROGRESS_FOLDER = ".prepare"
 # Below this many clips the start of worker processes costs more than it saves.
@@ -118,7 +120,7 @@ def _default_workers(clips: int) -> int:
 def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
     names = [
         [r.clip, str(r.audio), str(r.video), r.label, r.speaker]
-        + [str(extra) for extra in (r.saliency, r.audio_part, r.video_part) if extra]
+        + [str(extra) for extra in (r.saliency, r.audio_part, r.video_part, r.votes) if extra]
         for r in corpus.clips
     ]
     features = b"".join(r.features.tobytes() for r in corpus.clips if r.features is not None)
@@ -251,6 +253,8 @@ def _entry(record: ClipRecord, sample: Sample, shard: str) -> ClipEntry:
         content_hash=content_hash,
         audio_hash=audio_hash,
         attributes=record.attributes,
+        votes=record.votes,
+        **measure_sources(record),
     )
 
 
@@ -379,6 +383,12 @@ def _add_options_of_one_corpus(parser: argparse.ArgumentParser) -> None:
         "saw (face), or heard and saw it (both)",
     )
     parser.add_argument(
+        "--ties",
+        choices=list(TIES),
+        help="manifest, crema_d: clips whose raters agree on no emotion: an error (manifest's default), left out "
+        "and named (drop; crema_d's), or kept under the first named (soft; for search.run --soft-labels)",
+    )
+    parser.add_argument(
         "--speakers", type=_positive, default=12, help="synthetic: speakers (default 12)"
     )
     parser.add_argument(
@@ -424,10 +434,11 @@ def _load(options: argparse.Namespace) -> Corpus:
         corpus = load_iemocap(root, classes=options.classes, merge_excited=merge, part=options.part)
         return with_features(corpus, features, missing=missing) if features else corpus
     if options.corpus == "crema_d":
-        corpus = load_crema_d(root, target=options.target)
+        corpus = load_crema_d(root, target=options.target, ties=options.ties or "drop")
         return with_features(corpus, features, missing=missing) if features else corpus
     if options.corpus == "manifest":
-        return load_manifest(root, features=features)
+        ties = options.ties or "error"
+        return load_manifest(root, features=features, missing_features=missing, ties=ties)
     if features:
         raise DataError("The synthetic corpus has features of its own; leave out --features.")
     return load_synthetic(

@@ -79,9 +79,12 @@ class SearchConfig:
         epochs: Epochs of every trial (default: searched).
         classes: Classes to keep, separated by commas (default: all).
         protocol: How speakers are split: speaker-kfold:K, ravdess-luna5, ravdess-emobox6, iemocap-loso5,
-            iemocap-loso10, crema-d-speakers5, or random, which leaks and says so (default: the corpus's own).
+            iemocap-loso10, crema-d-speakers5, manifest-split (the manifest's own: speakers of its test rows
+            are test speakers), or random, which leaks and says so (default: the corpus's own).
         test_speakers: Speakers to put in no fold, separated by commas; the averaged ensemble is
             scored on them once, at the end.
+        soft_labels: Train on the shares of the raters who named each class, where clips have votes, instead
+            of on the label alone; scores are by the label all the same.
         metric: accuracy, uar, macro_f1 or log_loss: what is searched for and reported.
         objective: What the search takes a finished trial to be worth: solo (its own score), or
             ensemble (and what it adds to the ensemble of those before it).
@@ -134,6 +137,7 @@ class SearchConfig:
     classes: str | None = None
     protocol: str | None = None
     test_speakers: str | None = None
+    soft_labels: bool = False
     metric: str = "accuracy"
     objective: str = "solo"
     outer: bool = False
@@ -348,7 +352,7 @@ def _with_dashes_resolved(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     name = "--" + name[2:].replace("-", "_")
-    if name in ("--dry_run", "--skip_corrupt", "--outer") and not equals:
+    if name in ("--dry_run", "--skip_corrupt", "--outer", "--soft_labels") and not equals:
         return f"{name}=true"
     return name + equals + value
 

@@ -60,9 +60,10 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
             highlight=False,
         )
     _check_enrolment(config, cache)
-    if not config.weights:
-        return TrainingData(cache, folds)
-    return TrainingData(cache, folds, weights=partial(_weights, config, cache_folder))
+    if config.soft_labels and not any(entry.votes for entry in index.clips):
+        raise ConfigError(f"soft_labels needs clips with votes; '{index.corpus}' has none.")
+    find = partial(_weights, config, cache_folder) if config.weights else None
+    return TrainingData(cache, folds, weights=find, soft_labels=config.soft_labels)
 
 
 def _weights(config: SearchConfig, cache_folder: Path) -> Path:

@@ -318,8 +318,7 @@ class FoldTrainer:
         # A speaker's mean is of clips as they were recorded.
         inputs = self._fixed(rows, changed=None if self.by_speaker else settings)
         augment(inputs, self.expert, self.plan)
-        targets = torch.from_numpy(self.data.cache.targets[rows]).to(self.device)
-        wanted = nn.functional.one_hot(targets, classes).float()
+        wanted = self.data.wanted(rows).to(self.device)
         wanted = wanted * (1 - settings.label_smoothing) + settings.label_smoothing / classes
         if settings.mixup:
             inputs, wanted = mixup(inputs, wanted, settings.mixup)

@@ -115,6 +115,7 @@ def _identity(spec: Spec) -> dict[str, Any]:
         "plan": spec["plan"],
         "enrolment": spec.get("enrolment"),
         **{key: context[key] for key in keys},
+        **({"soft_labels": True} if context["soft_labels"] else {}),
     }
 
 
@@ -425,6 +426,7 @@ def open_data(context: dict[str, Any], workers: Workers) -> Any:
         "checksum",
         "cache_folder",
         "skip_corrupt",
+        "soft_labels",
         "weights",
     )
     part = (workers.rank, workers.count)
@@ -446,5 +448,6 @@ def open_data(context: dict[str, Any], workers: Workers) -> Any:
         _OPEN.clear()
         place = context["weights"]
         find = partial(local_folder, place, default_cache_folder()) if place else None
-        _OPEN[identity] = TrainingData(cache, folds, index, weights=find)
+        soft = context["soft_labels"]
+        _OPEN[identity] = TrainingData(cache, folds, index, weights=find, soft_labels=soft)
     return _OPEN[identity]

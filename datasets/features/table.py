@@ -206,13 +206,14 @@ def _by_clip(rows: Rows, keys: Sequence[str | None]) -> FeatureTable:
         assert key is not None
         kept = part[finite[part]]
         if len(kept) < len(part):
-            table.left_out[key] = _left_out(len(part), len(kept))
+            table.left_out[key] = left_out_reason(len(part), len(kept))
         if len(kept):
             table.rows[key] = rows.values[kept[0]] if rows.frames is None else rows.values[kept]
     return table
 
 
-def _left_out(frames: int, kept: int) -> str:
+def left_out_reason(frames: int, kept: int) -> str:
+    """Of a clip of whose rows only some, or none, have all values."""
     if kept:
         return (
             f"{frames - kept} of {frames} frames of its features lack a value (those are left out)"
@@ -264,7 +265,7 @@ def from_arrays(
             if missing == "error":
                 row = int(np.flatnonzero(~finite)[0]) + 1
                 raise DataError(f"'{path}': {called}, row {row} {LACKS} (--features).{SKIP_HINT}")
-            left_out[key] = _left_out(len(whole), int(finite.sum()))
+            left_out[key] = left_out_reason(len(whole), int(finite.sum()))
         if finite.any():
             rows[key] = values if values.ndim == 1 else values[finite]
     if not rows or names is None:

@@ -139,7 +139,9 @@ def test_an_arff_of_opensmiles_is_read_without_its_class(tmp_path: Path) -> None
 def test_a_parquet_column_of_lists_is_an_embedding(tmp_path: Path, fixed: bool) -> None:
     kind = pa.list_(pa.float32(), 3) if fixed else pa.list_(pa.float64())
     column = pa.array([[1, 2, 3], [4, 5, 6]], kind)
-    table = read_features(write_parquet(tmp_path / "e.parquet", clip=["ann", "bob"], wav2vec=column))
+    table = read_features(
+        write_parquet(tmp_path / "e.parquet", clip=["ann", "bob"], wav2vec=column)
+    )
     assert table.names == ("wav2vec_0", "wav2vec_1", "wav2vec_2")
     assert lists(table) == {"ann": [1, 2, 3], "bob": [4, 5, 6]}
 
@@ -330,7 +332,7 @@ def test_what_lacks_a_value_may_be_left_out_and_is_counted(tmp_path: Path, kind:
         "ann": "1 of 3 frames of its features lack a value (those are left out)",
         "bob": "its features lack a value (kept without features)",
     }
-    with pytest.raises(DataError, match="Unknown missing_features 'guess'. Known: error, skip"):
+    with pytest.raises(DataError, match=r"Unknown missing_features 'guess'\. Known: error, skip"):
         read_features(path, missing="guess")
 
 

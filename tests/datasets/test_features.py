@@ -182,7 +182,10 @@ def test_openface_files_give_the_frames_in_which_a_face_was_found(tmp_path: Path
     ("content", "message"),
     [
         (OPENFACE.replace("AU", "BU"), "without action units such as AU01_r"),
-        (OPENFACE + "1, 0, 0, 0.9, 1, 0, nan, 1\n", r"row 2 \(an action unit lacks a finite value\)"),
+        (
+            OPENFACE + "1, 0, 0, 0.9, 1, 0, nan, 1\n",
+            r"row 2 \(an action unit lacks a finite value\)",
+        ),
         (OPENFACE + "1, 0, 0, 0.9, , 0, 1, 1\n", r"row 2 \('success' is empty\)"),
         (OPENFACE + "1, 0, 0, 0.9, 1, 0\n", r"row 2 \(6 values, not 8\)"),
         (OPENFACE + "1, 0, 0, 0.9, 1, 0, x, 1\n", r"row 2 \('x' is no number\)"),
@@ -190,9 +193,7 @@ def test_openface_files_give_the_frames_in_which_a_face_was_found(tmp_path: Path
         (OPENFACE, "holds no features, or no face was found"),
     ],
 )
-def test_what_openface_did_not_write_so_is_told(
-    tmp_path: Path, content: str, message: str
-) -> None:
+def test_what_openface_did_not_write_so_is_told(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "ann.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         read_features(tmp_path)

@@ -116,8 +116,8 @@ def test_silent_and_clipped_sound_is_noted(small_corpus: Corpus, tmp_path: Path)
     findings = verify(prepare(small_corpus, tmp_path / "out"))
     assert findings.violations == []
     assert findings.notes[:2] == [
-        "1 clips are silent (peak below -60 dB)",
-        "1 clips are clipped",
+        "1 clips are silent (peak below -60 dB): ann-glad-1",
+        "1 clips are clipped: ann-glad-2",
     ]
 
 
