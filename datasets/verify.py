@@ -6,18 +6,24 @@ import argparse
 import hashlib
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import fsspec
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from datasets.clips import DataError
+from datasets.counts import (
+    class_rows,
+    describe_speakers,
+    per_fold,
+    per_speaker,
+    print_table,
+    speaker_rows,
+)
 from datasets.fingerprint import fingerprint, near_duplicates
 from datasets.index import ClipEntry, ShardIndex, read_index
 from datasets.published import compare_counts, published_classes
@@ -179,9 +185,9 @@ def document(index: ShardIndex, findings: Findings) -> dict[str, Any]:
         "corpus": index.corpus,
         "sample_rate_hz": index.sample_rate_hz,
         **index.summary(),
-        "per_speaker_and_class": _per_speaker(index),
+        "per_speaker_and_class": per_speaker(index),
         "protocol": findings.folds.protocol if findings.folds else None,
-        "per_fold": _per_fold(index, findings.folds),
+        "per_fold": per_fold(index, findings.folds),
         "published": published_classes(index),
         "differs_from_published": compare_counts(index),
         "durations": durations(index),
@@ -195,33 +201,6 @@ def document(index: ShardIndex, findings: Findings) -> dict[str, Any]:
         "violations": findings.violations,
         "notes": findings.notes,
     }
-
-
-def _per_speaker(index: ShardIndex) -> dict[str, dict[str, int]]:
-    """Speaker → class → clips."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for entry in index.clips:
-        counts[entry.speaker][entry.label] += 1
-    return {s: {label: counts[s][label] for label in index.labels} for s in sorted(counts)}
-
-
-def _per_fold(index: ShardIndex, folds: Folds | None) -> dict[str, dict[str, Any]]:
-    """Fold (`test` for the test speakers) → its clips, speakers, and clips of each class."""
-    if folds is None:
-        return {}
-    numbers = [*range(folds.count), *([-1] if len(folds.unseen_rows) else [])]
-    found = {}
-    for number in numbers:
-        entries = [
-            e for e, fold in zip(index.clips, folds.fold_of_clip, strict=True) if fold == number
-        ]
-        counts = Counter(entry.label for entry in entries)
-        found["test" if number < 0 else str(number)] = {
-            "clips": len(entries),
-            "speakers": sorted({entry.speaker for entry in entries}),
-            "per_class": {label: counts[label] for label in index.labels},
-        }
-    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -255,10 +234,14 @@ def _print(index: ShardIndex, findings: Findings) -> None:
         f"{index.corpus}: {summary['clips']} clips, {len(summary['per_speaker'])} speakers, "
         f"{summary['seconds_of_audio'] / 3600:.2f} h at {index.sample_rate_hz} Hz"
     )
-    console.print(_class_table(index, findings.folds))
-    speakers = _per_speaker(index)
-    if len(speakers) <= _SPEAKERS_SHOWN:
-        console.print(_speaker_table(index, speakers))
+    print_table(
+        console, class_rows(index, findings.folds), "clips of each class and fold", sums=True
+    )
+    speakers = speaker_rows(index)
+    if len(speakers) <= _SPEAKERS_SHOWN + 1:
+        print_table(console, speakers, "clips of each speaker and class")
+    else:
+        plain(describe_speakers(speakers[1:]))
     for kind, spread in durations(index).items():
         plain(
             f"{kind}: {spread['min']:.2f} to {spread['max']:.2f} s a clip, median {spread['median']:.2f} s"
@@ -276,43 +259,6 @@ def _print(index: ShardIndex, findings: Findings) -> None:
     for violation in findings.violations:
         plain(f"violation: {violation}", style="red")
     console.print("ok" if not findings.violations else f"{len(findings.violations)} violations")
-
-
-def _class_table(index: ShardIndex, folds: Folds | None) -> Table:
-    """Clips of each class: here, published, and in each fold."""
-    per_fold, published = _per_fold(index, folds), published_classes(index)
-    table = Table(box=SIMPLE, show_footer=True, pad_edge=False)
-    table.add_column("class", "clips")
-    total = str(len(index.clips))
-    table.add_column("clips", total, justify="right", no_wrap=True)
-    if published:
-        table.add_column("published", str(sum(published.values())), justify="right")
-    for fold, found in per_fold.items():
-        name = fold if fold == "test" else f"fold {fold}"
-        table.add_column(name, str(found["clips"]), justify="right")
-    counts = Counter(entry.label for entry in index.clips)
-    for label in index.labels:
-        row = [str(counts[label])] + ([str(published.get(label, "–"))] if published else [])
-        table.add_row(_plain(label), *row, *(str(f["per_class"][label]) for f in per_fold.values()))
-    return table
-
-
-def _speaker_table(index: ShardIndex, speakers: dict[str, dict[str, int]]) -> Table:
-    """Clips of each class, by speaker."""
-    table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column("speaker", overflow="fold")
-    table.add_column("clips", justify="right", no_wrap=True)
-    for label in index.labels:
-        table.add_column(_plain(label), justify="right", no_wrap=True)
-    for speaker, counts in speakers.items():
-        row = [sum(counts.values()), *counts.values()]
-        table.add_row(_plain(speaker), *(str(n) if n else "–" for n in row))
-    return table
-
-
-def _plain(text: str) -> str:
-    """A name, of which rich takes nothing for markup."""
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":
