@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from datasets.clips import Corpus, DataError
 from datasets.features import FeatureTable, read_features, with_features
 from datasets.features.text import read_rows, read_table
+from datasets.index import read_index
+from datasets.prepare import main
+from datasets.verify import verify
 
 ONE_A_CLIP = {"ann": [0.5, -2.0], "bob": [1e-3, 4.0]}
 FRAMES = {"ann": [[1.0, 2.0], [3.0, 4.0]], "bob": [[7.0, 8.0]]}
@@ -385,3 +388,44 @@ def test_every_value_comes_back_under_its_clip_and_frame(tmp_path: Path, seed: i
     assert found.keys() == wanted.keys()
     for clip, values in wanted.items():
         np.testing.assert_array_equal(found[clip], values)
+
+
+def test_prepare_says_which_rows_lack_a_value_or_leaves_them_out(
+    tmp_path: Path, write_sound: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(
+        f"{s}{n},{s},{'sad' if n else 'glad'},{s}{n}.wav\n" for s in "ab" for n in (0, 1)
+    )
+    for number, clip in enumerate(("a0", "a1", "b0", "b1")):
+        write_sound(f"{clip}.wav", seed=number)
+    (tmp_path / "manifest.csv").write_text(f"clip,speaker,label,audio\n{rows}")
+    table = write_text(tmp_path / "t.csv", "clip,x\na0,1\na1,\nb0,3\nb1,4\n")
+    given = ["manifest", "--root", str(tmp_path), "--features", str(table), "--out"]
+    assert main([*given, str(tmp_path / "one")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: '{table}' has 1 bad rows: row 3 ('x' lacks a finite value). (")
+    assert main([*given, str(tmp_path / "two"), "--missing-features", "skip"]) == 0
+    assert "a1: its features lack a value (kept without features)" in capsys.readouterr().out
+    index = read_index(tmp_path / "two")
+    assert [entry.features for entry in index.clips] == [1, 0, 1, 1]
+
+
+def test_prepare_keeps_ties_where_they_are_to_be_soft(
+    tmp_path: Path, write_sound: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ("glad", "sad|glad", "glad:2;sad:1", "sad")
+    for number in range(4):
+        write_sound(f"{number}.wav", seed=number)
+    rows = "".join(f"c{n},s{n // 2},{label},{n}.wav\n" for n, label in enumerate(labels))
+    (tmp_path / "manifest.csv").write_text(f"clip,speaker,label,audio\n{rows}")
+    given = ["manifest", "--root", str(tmp_path), "--out"]
+    assert main([*given, str(tmp_path / "one")]) == 2
+    assert "row 3: a tie of 'sad' and 'glad'" in capsys.readouterr().err
+    assert main([*given, str(tmp_path / "two"), "--ties", "soft"]) == 0
+    index = read_index(tmp_path / "two")
+    assert [(e.label, e.votes) for e in index.clips[:3]] == [
+        ("glad", {}),
+        ("sad", {"sad": 0.5, "glad": 0.5}),
+        ("glad", pytest.approx({"glad": 2 / 3, "sad": 1 / 3})),
+    ]
+    assert "1 clips have raters that tie: c1" in verify(index).notes

@@ -287,7 +287,7 @@ def test_headings_are_shortened_before_anything_is_lost(capsys: pytest.CaptureFi
     rows = [["speaker", "clips", *(f"emotion{n}" for n in range(8))], ["Actor_01", *["9"] * 9]]
     for width, wanted in (
         (120, "emotion7"),
-        (78, "emotio"),
+        (84, "emotio"),
         (66, "emot"),
         (40, "too many for this"),
     ):
