@@ -167,11 +167,17 @@ def write_index(index: ShardIndex, folder: Path) -> None:
         "summary": index.summary(),
         "skipped": [asdict(s) for s in index.skipped],
         "shards": [asdict(s) for s in index.shards],
-        "clips": [asdict(c) for c in index.clips],
+        "clips": [_without_unknown(asdict(c)) for c in index.clips],
     }
     partial = folder / f"{FILE_NAME}.partial"
     partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
     partial.replace(folder / FILE_NAME)
+
+
+def _without_unknown(clip: dict[str, Any]) -> dict[str, Any]:
+    """A clip's entry without what nobody knows of it: there may be a hundred thousand."""
+    optional = ("votes", "video_seconds", "source_rate_hz")
+    return {name: value for name, value in clip.items() if value or name not in optional}
 
 
 def read_index(root: str | Path) -> ShardIndex:

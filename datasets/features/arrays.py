@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,15 +16,11 @@ from numpy.typing import NDArray
 from datasets.clips import DataError
 from datasets.features.table import FeatureTable, KeyOf, Rows, from_arrays, join
 
+# All that reading a damaged file was seen to raise; zipfile says RuntimeError of an encrypted one.
 _DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-)
+    OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, SyntaxError,
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
 
 
 def read_npz(path: Path, key_of: KeyOf, missing: str) -> FeatureTable:
@@ -38,7 +36,11 @@ def read_npz(path: Path, key_of: KeyOf, missing: str) -> FeatureTable:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DataError(f"'{path}' is no npz (--features).")
             if {"clips", "features"} <= set(file.files):
-                found = {name: file[name] for name in file.files}
+                found = {
+                    n: np.asarray(file[n])
+                    for n in ("clips", "features", "frames", "names")
+                    if n in file
+                }
                 rows = _table(path, found)
                 return join(path, rows, key_of, missing, lambda: rows)
             arrays = (
@@ -71,9 +73,11 @@ def read_array(path: Path) -> NDArray[np.float32]:
         ) from error
 
 
-def as_features(path: Path, array: NDArray[Any], called: str = "") -> NDArray[np.float32]:
+def as_features(path: Path, array: Any, called: str = "") -> NDArray[np.float32]:
     """(F,) or (S, F) float32 of an array of numbers; raises DataError for another."""
     where = f"'{path}': '{called}'" if called else f"'{path}'"
+    if not isinstance(array, np.ndarray):  # np.load gives what is no array in an npz as bytes
+        raise DataError(f"{where} is no array (--features).")
     if array.dtype.kind not in "fiub":
         raise DataError(f"{where} is of {array.dtype}, not numbers (--features).")
     if array.ndim not in (1, 2) or not array.size:

@@ -138,7 +138,8 @@ def check_rows(
 
 def bad_rows(path: Path, problems: Mapping[int, str]) -> DataError:
     """One line that names the first rows, and says how to leave out those that lack a value."""
-    listed = [f"row {number} ({problems[number]})" for number in sorted(problems)]
+    # On one line, whatever a quoted value holds.
+    listed = [f"row {number} ({' '.join(problems[number].split())})" for number in sorted(problems)]
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
     return DataError(
         f"'{path}' has {len(listed)} bad rows: {', '.join(listed[:_NAMED])}{more}."

@@ -157,6 +157,8 @@ def clip_layout(header: list[str], delimiter: str, skip: int) -> Layout:
 def clip_name(text: str, layout: Layout) -> str:
     """A clip's name as the file has it; of a media file, the name without folders and suffix."""
     text = text.strip()
+    if layout.is_file and text[:1] == text[-1:] == "'":  # openSMILE's quotes, which are no CSV's
+        text = text[1:-1]
     if layout.is_file and Path(text).suffix.lower() in AUDIO_SUFFIXES | CONTAINER_SUFFIXES:
         return Path(text.replace("\\", "/")).stem
     return text

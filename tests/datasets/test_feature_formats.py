@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ TABLES: dict[str, Callable[[Path], Path]] = {
     "semicolons": lambda d: write_text(d / "t.csv", "clip;up;down\nann;0.5;-2\nbob;1e-3;4\n"),
     "tabs": lambda d: write_text(d / "t.tsv", "clip\tup\tdown\nann\t0.5\t-2\nbob\t1e-3\t4\n"),
     "openSMILE's CSV": lambda d: write_text(
-        d / "t.csv", "name;frameTime;up;down\n'/a/ann.wav';0;0.5;-2\n'bob';0;1e-3;4\n".replace("'", '"')
+        d / "t.csv", "name;frameTime;up;down\n'/a/ann.wav';0;0.5;-2\n'bob';0;1e-3;4\n"
     ),
     "openSMILE's package": lambda d: write_text(
         d / "t.csv",
@@ -429,3 +430,45 @@ def test_prepare_keeps_ties_where_they_are_to_be_soft(
         ("glad", pytest.approx({"glad": 2 / 3, "sad": 1 / 3})),
     ]
     assert "1 clips have raters that tie: c1" in verify(index).notes
+
+
+def mutated(content: bytes, generator: np.random.Generator) -> bytes:
+    """A file that was cut, or of which some bytes were changed, added, lost or zeroed."""
+    place = int(generator.integers(len(content)))
+    before, after = content[:place], content[place:]
+    changes: list[Callable[[], bytes]] = [
+        lambda: before,
+        lambda: before + bytes([after[0] ^ (1 << int(generator.integers(8)))]) + after[1:],
+        lambda: before + [b'"', b"'", b"\n", b"\0", b"\xff", b"1e999"][place % 6] + after,
+        lambda: before + after[1 + place % 7 :],
+        lambda: before + bytes(min(16, len(after))) + after[16:],
+    ]
+    return changes[int(generator.integers(len(changes)))]()
+
+
+@pytest.mark.parametrize("kind", [*TABLES, *SEQUENCES])
+@pytest.mark.filterwarnings("ignore:Reading .*:UserWarning")  # a header as of Python 2
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    generator = np.random.default_rng(len(kind))
+    for number in range(15):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = ({**TABLES, **SEQUENCES}[kind])(folder)
+        file = sorted(p for p in folder.rglob("*") if p.is_file())[0]
+        file.write_bytes(mutated(file.read_bytes(), generator))
+        try:
+            rows = read_features(path).rows
+        except DataError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            assert all(np.isfinite(values).all() for values in rows.values())
+
+
+def test_text_is_read_without_pyarrow_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [TABLES[kind](tmp_path) for kind in ("ARFF", "tabs")]
+    parquet = TABLES["parquet"](tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for path in paths:
+        assert lists(read_features(path)) == as_float32(ONE_A_CLIP)
+    with pytest.raises(DataError, match=r"t\.parquet' needs pyarrow: pip install pyarrow"):
+        read_features(parquet)
