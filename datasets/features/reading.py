@@ -151,22 +151,18 @@ def _read_folder(folder: Path, key_of: KeyOf, missing: str) -> FeatureTable:
         raise DataError(
             f"No file of features under '{folder}' ({', '.join(_OF_ONE_CLIP)}; --features)."
         )
-    names: list[tuple[str, ...]] = []
+    first: dict[tuple[str, ...], str] = {}
 
     def arrays() -> Iterator[tuple[str, str, NDArray[np.float32]]]:
-        first = ""
         for path in files:
             called = f"'{path.relative_to(folder)}'"
-            own, values = read_clip(path, missing=missing)
-            if own is not None:
-                first = first or called
-                names.append(own) if not names else None
-                if own != names[0]:
-                    raise DataError(
-                        f"'{folder}': {called} has other features than {first} (--features)."
-                    )
-            if len(values):
-                yield path.stem, called, values
+            names, values = read_clip(path, missing=missing)
+            if names is not None and first.setdefault(names, called) == called and len(first) > 1:
+                other = next(iter(first.values()))
+                raise DataError(
+                    f"'{folder}': {called} has other features than {other} (--features)."
+                )
+            yield path.stem, called, values
 
     table = from_arrays(folder, arrays(), key_of, missing)
-    return replace(table, names=names[0] if names else table.names)
+    return replace(table, names=next(iter(first), table.names))

@@ -224,3 +224,7 @@ def test_openface_files_with_other_units_or_of_one_clip_twice_are_told(tmp_path:
         read_features(tmp_path)
     with pytest.raises(DataError, match="is named after no clip"):
         read_features(tmp_path, lambda clip: None)
+    (tmp_path / "again" / "ann.csv").unlink()
+    (tmp_path / "cem.csv").write_text(OPENFACE)
+    with pytest.raises(DataError, match=r"'cem\.csv' is named after no clip"):
+        read_features(tmp_path, lambda clip: clip if clip == "ann" else None)
