@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from datasets.features import clip_means
 from datasets.index import ShardIndex, read_index
 from datasets.storage import default_cache_folder
 from datasets.stream import Sample, content_hashes, raise_on_corruption, stream_clips
+from datasets.votes import soft_targets
 
 Batch = dict[str, Tensor]
 """Named tensors: `audio` (B, L) float32 in [-1, 1], `video` (B, V, H, W, 3) uint8,
@@ -193,6 +195,8 @@ class ClipCache:
         index: The corpus, perhaps restricted to some classes; rows count its clips.
         missing: (N,) True for clips whose shard or content was corrupt (`skip_corrupt`).
         targets: (N,) class index of each row.
+        soft_targets: (N, K) float32 shares of the raters who named each class; one-hot where a
+            clip has one label alone.
     """
 
     def __init__(self, folder: Path, index: ShardIndex, full: ShardIndex, max_bytes: int) -> None:
@@ -207,6 +211,14 @@ class ClipCache:
         class_of = {label: number for number, label in enumerate(index.labels)}
         # Without classes, all are of one.
         self.targets = np.asarray([class_of.get(e.label, 0) for e in index.clips], np.int64)
+
+    @cached_property
+    def soft_targets(self) -> NDArray[np.float32]:
+        """See `datasets.votes.soft_targets`."""
+        entries = self.index.clips
+        return soft_targets(
+            self.index.labels, [e.label for e in entries], [e.votes for e in entries]
+        )
 
     def batch(self, rows: NDArray[np.int64], kinds: Iterable[str]) -> Batch:
         """Gathers clips as a batch of named tensors, see `Batch`."""

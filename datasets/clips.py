@@ -53,6 +53,7 @@ class ClipRecord:
         trace: (S, D) what raters said at every step (arousal and valence every 40 ms), or None.
         recording: Of which a clip with a trace is a window.
         first_step: Where in the recording it begins.
+        votes: Label → share of its raters, where several gave one; `label` has most.
     """
 
     clip: str
@@ -68,6 +69,7 @@ class ClipRecord:
     trace: NDArray[np.float32] | None = None
     recording: str = ""
     first_step: int = 0
+    votes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,20 @@
 
 A clip is one utterance: actor, sentence, intended emotion, intensity. The target is the emotion
 that the actor meant (in the name), or the one that most listeners or viewers named
-(`processedResults/summaryTable.csv`).
+(`processedResults/summaryTable.csv`). How many named each is in `processedResults/tabulatedVotes.csv`;
+without it a tie counts as one vote for each of its emotions.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
+from datasets.votes import TIES, shares
 
 LABELS = ("angry", "disgust", "fearful", "happy", "neutral", "sad")
 TARGETS = {"intended": "", "voice": "VoiceVote", "face": "FaceVote", "both": "MultiModalVote"}
@@ -24,17 +27,21 @@ _NAME = re.compile(r"^(1\d{3})_([A-Z]{3})_(ANG|DIS|FEA|HAP|NEU|SAD)_(LO|MD|HI|XX
 _SOUND = (".wav", ".flac", ".mp3")
 _PICTURES = (".flv", ".mp4", ".mkv", ".avi", ".mov")
 _VOTES_FILE, _PEOPLE_FILE = "summaryTable.csv", "VideoDemographics.csv"
+_COUNTS_FILE = "tabulatedVotes.csv"
+_QUERIES = {"voice": "1", "face": "2", "both": "3"}
+"""What the numbers of the rows of counts begin with: 100 000 × the kind of question + the clip's number."""
 _BAD = {"1076_MTI_SAD_XX": "is silent (known of the release)"}
 
 
-def load_crema_d(root: Path, *, target: str = "intended") -> Corpus:
+def load_crema_d(root: Path, *, target: str = "intended", ties: str = "drop") -> Corpus:
     """Finds the CREMA-D clips under a folder.
 
     Args:
         root: The release, or any part of it: sound and video are joined by name. Where there is
             no sound file, the video's own sound is taken.
-        target: `intended`, or the crowd's vote by `voice`, `face` or `both`; clips whose vote is a
-            tie are left out, and named.
+        target: `intended`, or the crowd's vote by `voice`, `face` or `both`.
+        ties: Of clips whose vote is a tie: `drop` leaves them out, and names them; `soft` keeps
+            them, under the emotion that was named first; `error`.
 
     Raises:
         DataError: The folder or the table of votes is missing, or nothing matches.
@@ -43,7 +50,10 @@ def load_crema_d(root: Path, *, target: str = "intended") -> Corpus:
         raise DataError(f"No such folder: '{root}' (--root).")
     if target not in TARGETS:
         raise DataError(f"Unknown target '{target}'. Known: {', '.join(TARGETS)} (--target).")
+    if ties not in TIES:
+        raise DataError(f"Unknown ties '{ties}'. Known: {', '.join(TIES)} (--ties).")
     votes = _read_votes(root, TARGETS[target]) if target != "intended" else None
+    counts = _read_counts(root, _QUERIES[target]) if target != "intended" else {}
     sex = _read_sex(root)
     sound: dict[str, Path] = {}
     pictures: dict[str, Path] = {}
@@ -57,11 +67,18 @@ def load_crema_d(root: Path, *, target: str = "intended") -> Corpus:
             kind.setdefault(path.stem, path)
     clips = []
     for clip in sorted({**sound, **pictures}):
-        label, why = _label(clip, votes)
+        labels, why = _labels(clip, votes)
+        if len(labels) > 1 and ties != "soft":
+            why = f"the vote is '{(votes or {})[clip]}', not one emotion"
+        if why and ties == "error" and len(labels) > 1:
+            raise DataError(
+                f"'{clip}': {why}. Leave such clips out or keep them (--ties drop, soft)."
+            )
         if why := _BAD.get(clip, why):
             skipped.append(Skipped(clip, why))
             continue
-        clips.append(_record(clip, label, sound, pictures, sex))
+        record = _record(clip, labels[0], sound, pictures, sex)
+        clips.append(_with_votes(record, labels, counts.get(clip, {})))
     return Corpus(name="crema_d", labels=LABELS, clips=tuple(clips), skipped=tuple(skipped))
 
 
@@ -86,16 +103,43 @@ def _record(
     )
 
 
-def _label(clip: str, votes: Mapping[str, str] | None) -> tuple[str, str]:
-    """The label, or why there is none."""
+def _with_votes(
+    record: ClipRecord, labels: Sequence[str], counts: Mapping[str, float]
+) -> ClipRecord:
+    """With the crowd's votes: as counted, or one for each emotion of a tie."""
+    tie = {"tie": "|".join(labels)} if len(labels) > 1 else {}
+    if not counts and not tie:
+        return record
+    votes = shares(counts) if counts else shares({}, labels)
+    return replace(record, votes=votes, attributes=record.attributes | tie)
+
+
+def _labels(clip: str, votes: Mapping[str, str] | None) -> tuple[list[str], str]:
+    """The label, or those that tie; or why there is none."""
     if votes is None:
-        return _EMOTIONS[clip.split("_")[2]], ""
+        return [_EMOTIONS[clip.split("_")[2]]], ""
     vote = votes.get(clip)
     if vote is None:
-        return "", f"has no row in {_VOTES_FILE}"
-    if vote not in _VOTES:
-        return "", f"the vote is '{vote}', not one emotion"
-    return _VOTES[vote], ""
+        return [], f"has no row in {_VOTES_FILE}"
+    if not all(part in _VOTES for part in vote.split(":")):
+        return [], f"the vote is '{vote}', not one emotion"
+    return [_VOTES[part] for part in vote.split(":")], ""
+
+
+def _read_counts(root: Path, query: str) -> dict[str, dict[str, float]]:
+    """Clip → emotion → how many named it in one kind of question; empty without the table."""
+    rows = _read_table(root, _COUNTS_FILE, ("", "fileName", *_VOTES)) or []
+    counts = {}
+    for number, row in enumerate(rows, start=2):
+        if not row[""].strip().startswith(query):
+            continue
+        found = {_VOTES[letter]: row[letter].strip() for letter in _VOTES}
+        if not all(text.isdecimal() for text in found.values()):
+            raise DataError(f"'{_COUNTS_FILE}', row {number}, has no numbers of votes.")
+        if not any(map(int, found.values())):
+            continue
+        counts[row["fileName"].strip()] = {label: float(text) for label, text in found.items()}
+    return counts
 
 
 def _read_votes(root: Path, column: str) -> dict[str, str]:

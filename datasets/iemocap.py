@@ -2,18 +2,20 @@
 
 A clip is one turn of one actor. Labels and times are in `dialog/EmoEvaluation/*.txt`, the turn's sound
 in `sentences/wav`, its picture in the dialogue's video, which both actors share: the one who wears
-the markers, whom the dialogue is named after, on the left.
+the markers, whom the dialogue is named after, on the left. The raters' own lines (`C-E1:	Anger;	()`) are
+its votes; the actors' opinion of themselves (`C-F1:`) is none.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from datasets.clips import ClipRecord, Corpus, DataError, Part, Skipped
+from datasets.votes import shares
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "4": ("angry", "happy", "neutral", "sad"),
@@ -35,6 +37,7 @@ _LINE = re.compile(
     rf"^\[({_NUMBER}) - ({_NUMBER})\]\s+((Ses0[1-5][FM])_(?:impro|script)\w*_([FM])\w{{3}})\s+(\w{{3}})"
     rf"\s+\[({_NUMBER}), ({_NUMBER}), ({_NUMBER})\]\s*$"
 )
+_RATER = re.compile(r"^C-E\d+:\s*([^\t(]*)")
 _VIDEO = (".avi", ".mp4", ".mkv", ".mov")
 
 
@@ -48,6 +51,7 @@ class _Turn:
     code: str
     part: Part
     ratings: tuple[str, str, str]
+    votes: dict[str, float] = field(default_factory=dict)
 
 
 def load_iemocap(
@@ -98,7 +102,8 @@ def load_iemocap(
             elif not sound.is_file():
                 skipped.append(Skipped(turn.clip, f"no such file '{sound.relative_to(root)}'"))
             else:
-                clips.append(_record(turn, label, sound, videos_of[session].get(turn.dialogue)))
+                video = videos_of[session].get(turn.dialogue)
+                clips.append(_record(turn, label, sound, video, merge_excited))
         folder = session / "sentences" / "wav" / path.stem
         for sound in sorted(folder.glob("*.wav")) if folder.is_dir() else ():
             if sound.stem not in known and not sound.name.startswith("._"):
@@ -106,7 +111,9 @@ def load_iemocap(
     return Corpus(name="iemocap", labels=labels, clips=tuple(clips), skipped=tuple(skipped))
 
 
-def _record(turn: _Turn, label: str, sound: Path, video: Path | None) -> ClipRecord:
+def _record(
+    turn: _Turn, label: str, sound: Path, video: Path | None, merge_excited: bool
+) -> ClipRecord:
     valence, activation, dominance = turn.ratings
     return ClipRecord(
         clip=turn.clip,
@@ -124,18 +131,32 @@ def _record(turn: _Turn, label: str, sound: Path, video: Path | None) -> ClipRec
             "activation": activation,
             "dominance": dominance,
         },
+        votes=_shares(turn, merge_excited),
     )
 
 
+def _shares(turn: _Turn, merge_excited: bool) -> dict[str, float]:
+    """Label → share of the raters; empty where the file does not say."""
+    votes = dict(turn.votes)
+    if merge_excited and "excited" in votes:
+        votes["happy"] = votes.get("happy", 0.0) + votes.pop("excited")
+    return shares(votes) if votes else {}
+
+
 def _turns(path: Path) -> Iterator[_Turn]:
-    """The label lines of a file; the raters' own lines and the header begin otherwise."""
+    """The label lines of a file, each with the raters' lines behind it; the header begins otherwise."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"'{path}' cannot be read: {error}.") from error
+    turn: _Turn | None = None
     for number, line in enumerate(lines, start=1):
+        if turn and (rater := _RATER.match(line)):
+            _add_votes(turn.votes, rater[1])
         if not re.match(r"^\[\d", line):
             continue
+        if turn:
+            yield turn
         found = _LINE.match(line)
         if found is None:
             raise DataError(f"'{path}', line {number}, is no label: '{line[:80]}'.")
@@ -145,9 +166,22 @@ def _turns(path: Path) -> Iterator[_Turn]:
             part = Part(start_s=float(start), end_s=float(end), half=half)
         except DataError as error:
             raise DataError(f"'{path}', line {number}: {error}") from error
-        yield _Turn(
+        turn = _Turn(
             clip, clip[:-5], lead[:5] + letter, code, part, (ratings[0], ratings[1], ratings[2])
         )
+    if turn:
+        yield turn
+
+
+def _add_votes(votes: dict[str, float], named: str) -> None:
+    """A rater's vote, shared by the emotions that they named; the codes are the names' first letters."""
+    labels = [
+        _CODES[name.strip().lower()[:3]]
+        for name in named.split(";")
+        if name.strip().lower()[:3] in _CODES
+    ]
+    for label in labels:
+        votes[label] = votes.get(label, 0.0) + 1.0 / len(labels)
 
 
 def _videos(session: Path) -> dict[str, Path]:

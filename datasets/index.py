@@ -33,6 +33,9 @@ class ClipEntry:
         trace_steps: S, steps of its trace (0: none).
         recording: Of which a clip with a trace is a window.
         first_step: Where in the recording its trace begins.
+        votes: Label → share of its raters; empty where there is one label alone.
+        video_seconds: How long the source's pictures last (0: unknown).
+        source_rate_hz: Of the sound, before it was resampled (0: unknown).
     """
 
     clip: str
@@ -49,6 +52,9 @@ class ClipEntry:
     trace_steps: int = 0
     recording: str = ""
     first_step: int = 0
+    votes: dict[str, float] = field(default_factory=dict)
+    video_seconds: float = 0.0
+    source_rate_hz: int = 0
 
 
 @dataclass(frozen=True)
@@ -186,11 +192,17 @@ def write_index(index: ShardIndex, folder: Path) -> None:
         "summary": index.summary(),
         "skipped": [asdict(s) for s in index.skipped],
         "shards": [asdict(s) for s in index.shards],
-        "clips": [asdict(c) for c in index.clips],
+        "clips": [_without_unknown(asdict(c)) for c in index.clips],
     }
     partial = folder / f"{FILE_NAME}.partial"
     partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
     partial.replace(folder / FILE_NAME)
+
+
+def _without_unknown(clip: dict[str, Any]) -> dict[str, Any]:
+    """A clip's entry without what nobody knows of it: there may be a hundred thousand."""
+    optional = ("votes", "video_seconds", "source_rate_hz")
+    return {name: value for name, value in clip.items() if value or name not in optional}
 
 
 def read_index(root: str | Path) -> ShardIndex:

@@ -23,17 +23,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
 from datasets.crema_d import TARGETS, load_crema_d
-from datasets.features import with_features
+from datasets.features import MISSING_CHOICES, with_features
 from datasets.iemocap import CLASSES as IEMOCAP_CLASSES
 from datasets.iemocap import load_iemocap
 from datasets.index import FILE_NAME, ClipEntry, ShardEntry, ShardIndex, read_index, write_index
 from datasets.manifest import load_manifest
 from datasets.media import MediaError, read_audio, read_frames
+from datasets.probe import measure_sources
 from datasets.ravdess import load_ravdess
 from datasets.recola import GOLDS, STEP_SECONDS, WINDOW_SECONDS, load_recola
 from datasets.stream import Sample, content_hashes, content_sizes, encode_clip
 from datasets.synthetic import load_synthetic
 from datasets.synthetic_traces import make_synthetic_traces
+from datasets.votes import TIES
 
 _PROGRESS_FOLDER = ".prepare"
 # Below this many clips the start of worker processes costs more than it saves.
@@ -120,7 +122,7 @@ def _default_workers(clips: int) -> int:
 def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
     names = [
         [r.clip, str(r.audio), str(r.video), r.label, r.speaker]
-        + [str(extra) for extra in (r.saliency, r.audio_part, r.video_part) if extra]
+        + [str(extra) for extra in (r.saliency, r.audio_part, r.video_part, r.votes) if extra]
         for r in corpus.clips
     ]
     numbers = [array for r in corpus.clips for array in (r.features, r.trace) if array is not None]
@@ -258,6 +260,8 @@ def _entry(record: ClipRecord, sample: Sample, shard: str) -> ClipEntry:
         attributes=record.attributes,
         recording=record.recording,
         first_step=record.first_step,
+        votes=record.votes,
+        **measure_sources(record),
     )
 
 
@@ -330,8 +334,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--features",
         type=Path,
-        help="a CSV of features such as action units, joined by name, one row "
-        "a clip (clip,NAME,…) or one a frame (clip,frame,NAME,…); or a folder of OpenFace's CSV files",
+        help="features such as action units, joined by name: a table with one row a clip or one a frame "
+        "(CSV, openSMILE's CSV or ARFF, Parquet, npz), or a folder of files of one clip each (npy too, "
+        "and OpenFace's CSV)",
+    )
+    parser.add_argument(
+        "--missing-features",
+        choices=list(MISSING_CHOICES),
+        default="error",
+        help="frames and clips whose features lack a value: an error, or left out and named (skip)",
     )
     _add_options_of_one_corpus(parser)
     parser.add_argument(
@@ -386,6 +397,12 @@ def _add_options_of_one_corpus(parser: argparse.ArgumentParser) -> None:
         default="intended",
         help="crema_d: the emotion that the actor meant, or what most said who heard (voice), "
         "saw (face), or heard and saw it (both)",
+    )
+    parser.add_argument(
+        "--ties",
+        choices=list(TIES),
+        help="manifest, crema_d: clips whose raters agree on no emotion: an error (manifest's default), left out "
+        "and named (drop; crema_d's), or kept under the first named (soft; for search.run --soft-labels)",
     )
     parser.add_argument(
         "--gold",
@@ -456,16 +473,17 @@ def _print_summary(index: ShardIndex, out: Path) -> None:
 
 
 def _load(options: argparse.Namespace) -> Corpus:
-    root, features = options.root, options.features
+    root, features, missing = options.root, options.features, options.missing_features
     if options.corpus == "ravdess":
-        return load_ravdess(root, features=features, song=options.song)
+        song = options.song
+        return load_ravdess(root, features=features, song=song, missing_features=missing)
     if options.corpus == "iemocap":
         merge = not options.keep_excited
         corpus = load_iemocap(root, classes=options.classes, merge_excited=merge, part=options.part)
-        return with_features(corpus, features) if features else corpus
+        return with_features(corpus, features, missing=missing) if features else corpus
     if options.corpus == "crema_d":
-        corpus = load_crema_d(root, target=options.target)
-        return with_features(corpus, features) if features else corpus
+        corpus = load_crema_d(root, target=options.target, ties=options.ties or "drop")
+        return with_features(corpus, features, missing=missing) if features else corpus
     if options.corpus in ("recola", "synthetic_traces"):
         if options.corpus == "synthetic_traces":
             make_synthetic_traces(
@@ -474,9 +492,10 @@ def _load(options: argparse.Namespace) -> Corpus:
         corpus = load_recola(
             root, gold=options.gold, window_seconds=options.window, hop_seconds=options.hop
         )
-        return with_features(corpus, features) if features else corpus
+        return with_features(corpus, features, missing=missing) if features else corpus
     if options.corpus == "manifest":
-        return load_manifest(root, features=features)
+        ties = options.ties or "error"
+        return load_manifest(root, features=features, missing_features=missing, ties=ties)
     if features:
         raise DataError("The synthetic corpus has features of its own; leave out --features.")
     return load_synthetic(

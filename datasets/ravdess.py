@@ -20,15 +20,22 @@ _NAME = re.compile(r"^(0[123])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(\d{2})$
 _MEDIA = {".wav", ".flac", ".mp3", ".mp4", ".mkv", ".avi", ".mov"}
 
 
-def load_ravdess(root: Path, *, features: Path | None = None, song: bool = False) -> Corpus:
+def load_ravdess(
+    root: Path,
+    *,
+    features: Path | None = None,
+    song: bool = False,
+    missing_features: str = "error",
+) -> Corpus:
     """Finds the RAVDESS clips under a folder.
 
     Args:
         root: Holds `Actor_NN/` (or `ACTORNN/`) folders, or the files themselves.
-        features: A CSV of features, see `read_features`. Rows are joined by the name without
+        features: A table of features, see `read_features`. Rows are joined by the name without
             its first field (action units are taken from the 01-… video, the sound is the
             03-… file).
         song: Take the sung clips (VC 02) instead of the spoken ones.
+        missing_features: See `read_features`.
 
     Raises:
         DataError: If the folder is missing, nothing matches, or the table has bad rows.
@@ -46,7 +53,9 @@ def load_ravdess(root: Path, *, features: Path | None = None, song: bool = False
             )
         elif match[2] == channel:
             found.setdefault(path.stem[3:], {})[match[1]] = path
-    rows = read_features(features, _key) if features else FeatureTable((), {})
+    rows = FeatureTable((), {})
+    if features:
+        rows = read_features(features, _key, missing=missing_features)
     clips = tuple(_record(key, files, rows.rows) for key, files in sorted(found.items()))
     if rows.names:
         skipped += rows.without_partner({record.clip[3:]: record.clip for record in clips})

@@ -44,6 +44,9 @@ _SESSIONS = tuple(f"Ses{number:02d}" for number in range(1, 6))
 RANDOM = "random"
 """A protocol that shows how much a split by clips flatters; it is no measure of anything else."""
 _RANDOM_FOLDS = 5
+MANIFEST_SPLIT = "manifest-split"
+"""The corpus's own split (an attribute `split`): who is in test is a test speaker, the others fill folds."""
+SPLITS = ("train", "dev", "test")
 _LEAK = (
     "LEAK, as asked (--protocol random): clips are split at random, the same speakers are trained on and "
     "scored, so every score is too good"
@@ -108,8 +111,8 @@ def make_folds(
 
     Args:
         index: The corpus.
-        protocol: A name of `PROTOCOLS`, `speaker-kfold:K`, `random` (which leaks, see
-            `Folds.leak`), or None for the corpus's own.
+        protocol: A name of `PROTOCOLS`, `speaker-kfold:K`, `manifest-split` (which adds its own
+            test speakers), `random` (which leaks, see `Folds.leak`), or None for the corpus's own.
         test_speakers: Put in no fold; the protocol splits the others.
 
     Raises:
@@ -121,6 +124,8 @@ def make_folds(
     if strangers:
         known = ", ".join(sorted({entry.speaker for entry in index.clips}))
         raise DataError(f"Unknown test speaker '{strangers[0]}'. Known: {known}.")
+    if (protocol or default_protocol(index)) == MANIFEST_SPLIT:
+        protocol, apart = MANIFEST_SPLIT, apart | _speakers_to_test(index)
     others = replace(index, clips=tuple(e for e in index.clips if e.speaker not in apart))
     name = protocol or default_protocol(others)
     partners: tuple[tuple[int, ...], ...] = ()
@@ -142,9 +147,11 @@ def make_folds(
 def _assign(name: str) -> Assign:
     if name in PROTOCOLS:
         return PROTOCOLS[name]
+    if name == MANIFEST_SPLIT:
+        return lambda others: _balanced(_most_folds(others))(others)
     if name.startswith("speaker-kfold:"):
         return _balanced(_parse_count(name))
-    known = ", ".join([*PROTOCOLS, "speaker-kfold:K", RANDOM])
+    known = ", ".join([*PROTOCOLS, "speaker-kfold:K", MANIFEST_SPLIT, RANDOM])
     raise DataError(f"Unknown protocol '{name}'. Known: {known}.")
 
 
@@ -159,15 +166,44 @@ def _at_random(index: ShardIndex) -> dict[str, int]:
 
 
 def default_protocol(index: ShardIndex) -> str:
-    """The published protocol where the corpus has one, else speaker folds (at most five)."""
+    """The published protocol where the corpus has one, its own split, else speaker folds (at most five)."""
     if own := _OF_CORPUS.get(index.corpus):
         return own
+    if any(entry.attributes.get("split") == "test" for entry in index.clips):
+        return MANIFEST_SPLIT
     return f"speaker-kfold:{_most_folds(index)}"
 
 
 def _most_folds(index: ShardIndex) -> int:
     """Five, or as many as there are speakers."""
     return max(2, min(5, len({entry.speaker for entry in index.clips})))
+
+
+def _speakers_to_test(index: ShardIndex) -> frozenset[str]:
+    """Who is in the split `test`, and nowhere else; raises DataError that names who is."""
+    sides: dict[str, set[str]] = defaultdict(set)
+    for entry in index.clips:
+        split = entry.attributes.get("split", "")
+        if split not in SPLITS:
+            raise DataError(
+                f"Protocol {MANIFEST_SPLIT} needs a split of {', '.join(SPLITS)} for every clip; "
+                f"'{entry.clip}' has {repr(split) if split else 'none'}. Take speaker-kfold:K."
+            )
+        sides[entry.speaker].add(split)
+    both = sorted(speaker for speaker, found in sides.items() if "test" in found and len(found) > 1)
+    if both:
+        raise DataError(
+            f"Leak: the split has clips of {len(both)} speakers in test and in train or dev: "
+            f"{', '.join(both[:10])}. Mend it, or take --protocol speaker-kfold:K."
+        )
+    apart = frozenset(speaker for speaker, found in sides.items() if "test" in found)
+    if not apart:
+        raise DataError(
+            f"Protocol {MANIFEST_SPLIT} needs clips of the split test. Take speaker-kfold:K."
+        )
+    if len(apart) == len(sides):
+        raise DataError(f"Protocol {MANIFEST_SPLIT} needs clips of the split train; all are test.")
+    return apart
 
 
 def guard_against_leaks(index: ShardIndex, fold_of_clip: NDArray[np.int64]) -> None:

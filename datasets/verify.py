@@ -7,43 +7,51 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 import fsspec
 from rich.console import Console
-from rich.table import Table
 
 from datasets.clips import DataError
+from datasets.counts import (
+    class_rows,
+    describe_speakers,
+    per_fold,
+    per_speaker,
+    print_table,
+    speaker_rows,
+)
 from datasets.fingerprint import fingerprint, near_duplicates
 from datasets.index import ClipEntry, ShardIndex, read_index
+from datasets.published import compare_counts, published_classes
+from datasets.quality import Suspects, drifting, durations, source_rates
 from datasets.splits import Folds, make_folds
 from datasets.stream import Sample, content_hashes, content_sizes, stream_clips
 
-# Published clips of each class: Livingstone & Russo 2018, Busso et al. 2008, Cao et al. 2014 (intended).
-_PUBLISHED = {
-    "ravdess": {"neutral": 96}
-    | dict.fromkeys(("calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"), 192),
-    "iemocap": {
-        "angry": 1103, "disgust": 2, "excited": 1041, "fearful": 40, "frustrated": 1849, "happy": 595,
-        "neutral": 1708, "other": 3, "sad": 1084, "surprised": 107,
-    },
-    "crema_d": {"neutral": 1087}
-    | dict.fromkeys(("angry", "disgust", "fearful", "happy", "sad"), 1271),
-}  # fmt: skip
-_SILENT_PEAK = 33  # of 32768: -60 dB
+_NAMED = 5
+_SPEAKERS_SHOWN = 32
 
 
 @dataclass
 class Findings:
-    """What a check of a corpus found: violations make it unusable, notes do not."""
+    """What a check of a corpus found: violations make it unusable, notes do not.
+
+    Attributes:
+        clips: That are in the shards.
+        suspects: Whose content is suspicious.
+        near_duplicates: Pairs of recordings that are nearly the same.
+        folds: The corpus's split, where it has one.
+    """
 
     violations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     clips: int = 0
-    silent: int = 0
-    clipped: int = 0
+    suspects: Suspects = field(default_factory=Suspects)
     near_duplicates: list[tuple[str, str]] = field(default_factory=list)
+    folds: Folds | None = None
 
 
 def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
@@ -58,12 +66,11 @@ def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
         except OSError as error:
             findings.violations.append(f"shard '{shard.name}' cannot be read: {error}")
     _check_clips(index, findings)
-    counts = Counter(entry.label for entry in index.clips)
-    for label, expected in _published(index).items():
-        if counts[label] != expected:
-            findings.notes.append(
-                f"class '{label}' has {counts[label]} clips, published: {expected}"
-            )
+    _note_suspects(index, findings)
+    for what, counts in compare_counts(index).items():
+        findings.notes.append(
+            f"{what} has {counts['found']} clips, published: {counts['published']}"
+        )
     for group in index.duplicates():
         findings.notes.append("same recording: " + " = ".join(e.clip for e in group))
     for kind in ("audio", "video", "features"):
@@ -71,17 +78,24 @@ def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
             findings.notes.append(f"{len(index.clips) - index.has(kind)} clips have no {kind}")
     try:
         folds = make_folds(index, protocol)
+        findings.folds = folds
         if folds.leak:
             findings.violations.append(folds.leak)
-        findings.notes.append(
-            f"protocol {folds.protocol}: {folds.count} folds of "
-            + "/".join(str(len(folds.test_rows(k))) for k in range(folds.count))
-            + " clips"
-        )
+        findings.notes.append(_describe(folds))
         _judge_near_duplicates(index, folds, findings)
     except DataError as error:
         findings.violations.append(str(error))
     return findings
+
+
+def _describe(folds: Folds) -> str:
+    sizes = "/".join(str(len(folds.test_rows(k))) for k in range(folds.count))
+    apart = (
+        f"; {len(folds.unseen_rows)} clips of {len(folds.test_speakers)} test speakers are in none"
+        if folds.test_speakers
+        else ""
+    )
+    return f"protocol {folds.protocol}: {folds.count} folds of {sizes} clips{apart}"
 
 
 def _judge_near_duplicates(index: ShardIndex, folds: Folds, findings: Findings) -> None:
@@ -95,16 +109,6 @@ def _judge_near_duplicates(index: ShardIndex, folds: Folds, findings: Findings) 
                 f"Leak: '{one}' and '{other}' are nearly the same recording, on several sides "
                 f"(folds {fold_of[one]} and {fold_of[other]}). Remove one, or give them the same speaker."
             )
-
-
-def _published(index: ShardIndex) -> dict[str, int]:
-    """Published clips; of IEMOCAP in the classes that were taken, excited ones perhaps as happy."""
-    known = dict(_PUBLISHED.get(index.corpus, {}))
-    if index.corpus != "iemocap":
-        return known
-    if "excited" not in index.labels:
-        known["happy"] += known["excited"]
-    return {label: count for label, count in known.items() if label in index.labels}
 
 
 def _check_clips(index: ShardIndex, findings: Findings) -> None:
@@ -121,12 +125,10 @@ def _check_clips(index: ShardIndex, findings: Findings) -> None:
             corrupt.append(f"clip '{sample['clip']}' is not what the index says")
         elif not _sizes_fit(index, entry, sample):
             corrupt.append(f"clip '{sample['clip']}' has another shape than the index says")
-        if "audio" in sample:
-            if entry is not None:
-                heard[entry.clip] = fingerprint(sample["audio"], index.sample_rate_hz)
-            peak = int(abs(sample["audio"].astype("int32")).max())
-            findings.silent += peak < _SILENT_PEAK
-            findings.clipped += bool((abs(sample["audio"].astype("int32")) >= 32767).sum() > 8)
+        else:
+            findings.suspects.look_at(sample)
+        if "audio" in sample and entry is not None:
+            heard[entry.clip] = fingerprint(sample["audio"], index.sample_rate_hz)
     same = {frozenset((a.clip, b.clip)) for g in index.duplicates() for a in g for b in g}
     findings.near_duplicates = [p for p in near_duplicates(heard) if frozenset(p) not in same]
     findings.clips = len(seen)
@@ -141,10 +143,6 @@ def _check_clips(index: ShardIndex, findings: Findings) -> None:
         findings.violations.append(
             f"{len(twice)} clips are in the shards twice: {', '.join(twice[:5])}"
         )
-    if findings.silent:
-        findings.notes.append(f"{findings.silent} clips are silent (peak below -60 dB)")
-    if findings.clipped:
-        findings.notes.append(f"{findings.clipped} clips are clipped")
 
 
 def _sizes_fit(index: ShardIndex, entry: ClipEntry, sample: Sample) -> bool:
@@ -154,6 +152,55 @@ def _sizes_fit(index: ShardIndex, entry: ClipEntry, sample: Sample) -> bool:
     return frame_shape == index.frame_shape and all(
         getattr(entry, name) == size for name, size in sizes.items()
     )
+
+
+def _note_suspects(index: ShardIndex, findings: Findings) -> None:
+    """One note for each kind of what is suspicious, with the first clips' names."""
+    suspects = findings.suspects
+    found: list[tuple[str, Collection[str]]] = [
+        ("are silent (peak below -60 dB)", suspects.silent),
+        ("are clipped", suspects.clipped),
+        ("have pictures that never change", suspects.frozen),
+        ("have black pictures", suspects.black),
+        (
+            "have sound and pictures of different length",
+            [f"{c} ({s['audio']:.2f} and {s['video']:.2f} s)" for c, s in drifting(index).items()],
+        ),
+    ]
+    for kind, spread in durations(index).items():
+        lengths = [f"{clip} ({seconds:.2f} s)" for clip, seconds in spread["outliers"].items()]
+        found.append((f"have {kind} of unusual length", lengths))
+    low = [e.clip for e in index.clips if 0 < e.source_rate_hz < index.sample_rate_hz]
+    found.append((f"were recorded at less than {index.sample_rate_hz} Hz", low))
+    found.append(("have raters that tie", [e.clip for e in index.clips if "tie" in e.attributes]))
+    for what, clips in found:
+        if clips:
+            first = ", ".join(list(clips)[:_NAMED]) + (" …" if len(clips) > _NAMED else "")
+            findings.notes.append(f"{len(clips)} clips {what}: {first}")
+
+
+def document(index: ShardIndex, findings: Findings) -> dict[str, Any]:
+    """Everything that was counted and found, for `--json`."""
+    return {
+        "corpus": index.corpus,
+        "sample_rate_hz": index.sample_rate_hz,
+        **index.summary(),
+        "per_speaker_and_class": per_speaker(index),
+        "protocol": findings.folds.protocol if findings.folds else None,
+        "per_fold": per_fold(index, findings.folds),
+        "published": published_classes(index),
+        "differs_from_published": compare_counts(index),
+        "durations": durations(index),
+        "source_rates_hz": source_rates(index.clips),
+        **asdict(findings.suspects),
+        "drifting": drifting(index),
+        "near_duplicates": findings.near_duplicates,
+        "skipped": len(index.skipped),
+        "skipped_clips": [asdict(skipped) for skipped in index.skipped],
+        "clips_in_shards": findings.clips,
+        "violations": findings.violations,
+        "notes": findings.notes,
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,11 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(
-            json.dumps(
-                {**index.summary(), "skipped": len(index.skipped), **findings.__dict__}, indent=1
-            )
-        )
+        print(json.dumps(document(index, findings), indent=1))
     else:
         _print(index, findings)
     return 1 if findings.violations else 0
@@ -184,25 +227,33 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _print(index: ShardIndex, findings: Findings) -> None:
     console = Console()
+    # As they are: a name may hold what rich takes for markup, and may be searched for.
+    plain = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     summary = index.summary()
-    print(
+    plain(
         f"{index.corpus}: {summary['clips']} clips, {len(summary['per_speaker'])} speakers, "
         f"{summary['seconds_of_audio'] / 3600:.2f} h at {index.sample_rate_hz} Hz"
     )
-    table = Table()
-    table.add_column("class")
-    table.add_column("clips", justify="right")
-    for label in index.labels:
-        table.add_row(label, str(summary["per_class"].get(label, 0)))
-    console.print(table)
-    console.print(
-        ", ".join(f"{kind} {count}" for kind, count in summary["with"].items())
-        + ("; video with saliency maps" if index.saliency_maps else "")
-        + f"; skipped at preparation: {len(index.skipped)}",
-        soft_wrap=True,
+    print_table(
+        console, class_rows(index, findings.folds), "clips of each class and fold", sums=True
     )
-    # As they are: a name may hold what rich takes for markup, and may be searched for.
-    plain = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    speakers = speaker_rows(index)
+    if len(speakers) <= _SPEAKERS_SHOWN + 1:
+        print_table(console, speakers, "clips of each speaker and class")
+    else:
+        plain(describe_speakers(speakers[1:]))
+    for kind, spread in durations(index).items():
+        plain(
+            f"{kind}: {spread['min']:.2f} to {spread['max']:.2f} s a clip, median {spread['median']:.2f} s"
+        )
+    if rates := source_rates(index.clips):
+        plain("recorded at " + ", ".join(f"{rate} Hz ({n})" for rate, n in rates.items()))
+    plain(
+        "with "
+        + ", ".join(f"{kind} {count}" for kind, count in summary["with"].items())
+        + ("; video with saliency maps" if index.saliency_maps else "")
+        + f"; skipped at preparation: {len(index.skipped)}"
+    )
     for note in findings.notes:
         plain(f"note: {note}")
     for violation in findings.violations:

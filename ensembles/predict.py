@@ -119,9 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--features",
         type=Path,
-        metavar="CSV",
+        metavar="TABLE",
         help="features, one row a clip (clip,<feature>,…) or one a frame (clip,frame,<feature>,…), "
-        "joined by file name without suffix",
+        "joined by file name without suffix; any table that datasets.prepare reads",
     )
     parser.add_argument(
         "--fold",

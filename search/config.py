@@ -79,12 +79,15 @@ class SearchConfig:
         epochs: Epochs of every trial (default: searched).
         classes: Classes to keep, separated by commas (default: all).
         protocol: How speakers are split: speaker-kfold:K, ravdess-luna5, ravdess-emobox6, iemocap-loso5,
-            iemocap-loso10, crema-d-speakers5, or random, which leaks and says so (default: the corpus's own).
+            iemocap-loso10, crema-d-speakers5, manifest-split (the manifest's own: speakers of its test rows
+            are test speakers), or random, which leaks and says so (default: the corpus's own).
         test_speakers: Speakers to put in no fold, separated by commas; the averaged ensemble is
             scored on them once, at the end.
         target: What is predicted: emotion (a class), traces (arousal and valence over time), or names of
             numbers that every clip has, such as valence,activation (default: traces where the
             corpus has them, else emotion).
+        soft_labels: Train on the shares of the raters who named each class, where clips have votes, instead
+            of on the label alone; scores are by the label all the same.
         metric: accuracy, uar, macro_f1 or log_loss: what is searched for and reported; of traces and
             numbers ccc, the concordance.
         objective: What the search takes a finished trial to be worth: solo (its own score), or
@@ -139,6 +142,7 @@ class SearchConfig:
     protocol: str | None = None
     test_speakers: str | None = None
     target: str = "auto"
+    soft_labels: bool = False
     metric: str = "accuracy"
     objective: str = "solo"
     outer: bool = False
@@ -353,7 +357,7 @@ def _with_dashes_resolved(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     name = "--" + name[2:].replace("-", "_")
-    if name in ("--dry_run", "--skip_corrupt", "--outer") and not equals:
+    if name in ("--dry_run", "--skip_corrupt", "--outer", "--soft_labels") and not equals:
         return f"{name}=true"
     return name + equals + value
 
@@ -413,7 +417,15 @@ def for_numbers(config: SearchConfig, given: set[str]) -> SearchConfig:
     """
     if "metric" in given and config.metric != CCC:
         raise ConfigError(f"metric {config.metric} is of classes; traces and numbers have ccc.")
-    of_classes = ("classes", "objective", "outer", "enrolment", "test_speakers", "reproduce")
+    of_classes = (
+        "classes",
+        "soft_labels",
+        "objective",
+        "outer",
+        "enrolment",
+        "test_speakers",
+        "reproduce",
+    )
     usual = {f.name: f.default for f in fields(SearchConfig)}
     if changed := [name for name in of_classes if getattr(config, name) != usual[name]]:
         raise ConfigError(f"{changed[0]} is not to be had for traces and numbers: leave it out.")

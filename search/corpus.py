@@ -65,8 +65,10 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
             highlight=False,
         )
     _check_enrolment(config, cache)
+    if config.soft_labels and not any(entry.votes for entry in index.clips):
+        raise ConfigError(f"soft_labels needs clips with votes; '{index.corpus}' has none.")
     find = partial(_weights, config, cache_folder) if config.weights else None
-    data = TrainingData(cache, folds, weights=find, target=target)
+    data = TrainingData(cache, folds, weights=find, target=target, soft_labels=config.soft_labels)
     _ = data.traces  # raises where clips lack a number
     return data
 

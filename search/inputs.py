@@ -54,6 +54,7 @@ class TrainingData:
         whole: The whole corpus's index, where `cache` holds a part.
         weights: Finds the folder of pretrained weights on this machine, when a trial needs it.
         target: What is predicted: EMOTION, TRACES, or names of numbers that clips have.
+        soft_labels: Train on raters' votes, where clips have some.
 
     Attributes:
         position: (n,) row in the whole corpus of each of the cache's clips.
@@ -67,9 +68,11 @@ class TrainingData:
         *,
         weights: Callable[[], Path] | None = None,
         target: str = EMOTION,
+        soft_labels: bool = False,
     ) -> None:
         self.target = target
         self.cache, self.folds, self._find_weights = cache, folds, weights
+        self.soft_labels = soft_labels
         self.index = whole or cache.index
         row_of = {entry.clip: row for row, entry in enumerate(self.index.clips)}
         self.position = np.asarray([row_of[entry.clip] for entry in cache.index.clips], np.int64)
@@ -111,6 +114,13 @@ class TrainingData:
         """The cache's rows of one side of a fold, without corrupt clips."""
         side = self.folds.train_rows(fold) if training else self.folds.test_rows(fold)
         return np.flatnonzero(np.isin(self.position, side) & ~self.cache.missing)
+
+    def wanted(self, rows: NDArray[np.int64]) -> Tensor:
+        """(B, K) float32 probabilities that training wants of some clips."""
+        if self.soft_labels:
+            return torch.from_numpy(self.cache.soft_targets[rows])
+        targets = torch.from_numpy(self.cache.targets[rows])
+        return torch.nn.functional.one_hot(targets, self.shape.num_classes).float()
 
     def lengths(self, expert: Expert) -> NDArray[np.int64]:
         """(N,) length of each clip as the expert's first sequence input has it."""

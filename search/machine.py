@@ -184,5 +184,6 @@ def data_context(config: SearchConfig, data: TrainingData, device: str) -> dict[
         "cache_folder": str(Path(config.cache_dir).resolve()) if config.cache_dir else None,
         "cache_gb": config.cache_gb,
         "skip_corrupt": config.skip_corrupt,
+        "soft_labels": config.soft_labels,
         "weights": _absolute(config.weights),
     }

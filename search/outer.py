@@ -55,6 +55,11 @@ def outer_count(config: SearchConfig, folds: Folds) -> int:
         raise ConfigError(
             f"outer does not keep partners apart, as {folds.protocol} does: take --protocol iemocap-loso5."
         )
+    if folds.test_speakers:
+        raise ConfigError(
+            f"outer makes each fold's speakers test speakers, of which {folds.protocol} has some of its own: "
+            "take --protocol speaker-kfold:5."
+        )
     if folds.count < 3:
         raise ConfigError(
             f"outer needs 3 folds or more, so that two are left to search by; {folds.protocol} has "

@@ -136,6 +136,7 @@ def _find_out(
         "data_checksum": index.checksum,
         "protocol": data.folds.protocol,
         "folds_fingerprint": data.folds.fingerprint,
+        "held_out": list(data.folds.test_speakers),
         "leak": data.folds.leak,
         "seed": config.seed,
         "preset": config.preset,
@@ -353,7 +354,7 @@ def _report(
         "weights": weights.summary(run),
         "runner": _runner(run.config, facts["device"] == "cuda"),
         "workers_per_trial": run.config.workers_per_trial,
-        "held_out": list(run.config.test_speaker_names),
+        "held_out": facts.get("held_out", list(run.config.test_speaker_names)),
         "seconds": {
             "search": round(facts["searched_before"], 1),
             "total": round(facts["seconds_before"], 1),

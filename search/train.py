@@ -354,8 +354,7 @@ class FoldTrainer:
             values, known = self.data.traces.targets(rows, self.delay)
             both = np.concatenate([values, known[:, :, None]], axis=2).astype(np.float32)
             return inputs, torch.from_numpy(both).to(self.device)
-        targets = torch.from_numpy(self.data.cache.targets[rows]).to(self.device)
-        wanted = nn.functional.one_hot(targets, classes).float()
+        wanted = self.data.wanted(rows).to(self.device)
         wanted = wanted * (1 - settings.label_smoothing) + settings.label_smoothing / classes
         if settings.mixup:
             inputs, wanted = mixup(inputs, wanted, settings.mixup)

@@ -124,6 +124,7 @@ def _identity(spec: Spec) -> dict[str, Any]:
         "plan": spec["plan"],
         "enrolment": spec.get("enrolment"),
         **{key: context[key] for key in keys},
+        **({"soft_labels": True} if context["soft_labels"] else {}),
     }
 
 
@@ -427,6 +428,7 @@ def open_data(context: dict[str, Any], workers: Workers) -> Any:
         "checksum",
         "cache_folder",
         "skip_corrupt",
+        "soft_labels",
         "weights",
     )
     part = (workers.rank, workers.count)
@@ -449,5 +451,6 @@ def open_data(context: dict[str, Any], workers: Workers) -> Any:
         place = context["weights"]
         find = partial(local_folder, place, default_cache_folder()) if place else None
         whole = index if workers.count > 1 else None
-        _OPEN[identity] = TrainingData(cache, folds, whole, weights=find, target=context["target"])
+        about = {"target": context["target"], "soft_labels": context["soft_labels"]}
+        _OPEN[identity] = TrainingData(cache, folds, whole, weights=find, **about)
     return _OPEN[identity]

@@ -109,3 +109,54 @@ def test_the_original_clips_hold_sound_and_pictures(corpora: Path, tmp_path: Pat
     index = prepare(corpus, tmp_path / "shards", ShardSettings(frames=8))
     assert index.has("audio") == index.has("video") == 3
     assert not index.skipped
+
+
+def write_counts(tree: Path, **votes: tuple[int, ...]) -> None:
+    """`tabulatedVotes.csv`: per clip the votes for A D F H N S of voices, and others of faces."""
+    lines = ['"","A","D","F","H","N","S","fileName","numResponses","agreement","emoVote"']
+    for number, (clip, counts) in enumerate(votes.items(), start=1):
+        for query, of_query in ((1, counts), (2, (0, 0, 0, 0, 9, 0)), (3, (9, 0, 0, 0, 0, 0))):
+            listed = ",".join(map(str, of_query))
+            lines.append(
+                f'"{query}{number:05d}",{listed},"{clip.strip("c")}",{sum(of_query)},0.5,"x"'
+            )
+    (tree / "processedResults" / "tabulatedVotes.csv").write_text("\n".join(lines))
+
+
+def test_a_tie_may_stay_as_a_soft_label(tree: Path) -> None:
+    clips = {
+        record.clip: record for record in load_crema_d(tree, target="voice", ties="soft").clips
+    }
+    assert len(clips) == 35
+    tied = clips["1001_DFA_DIS_XX"]
+    assert (tied.label, tied.attributes["tie"]) == ("angry", "angry|disgust")
+    assert tied.votes == {"angry": 0.5, "disgust": 0.5}
+    assert clips["1001_DFA_SAD_XX"].votes == {}
+    with pytest.raises(
+        DataError, match=r"'1001_DFA_DIS_XX': the vote is 'A:D', not one emotion\. Leave"
+    ):
+        load_crema_d(tree, target="voice", ties="error")
+    with pytest.raises(DataError, match="Unknown ties 'coin'"):
+        load_crema_d(tree, ties="coin")
+
+
+def test_the_crowds_votes_are_those_of_the_target(tree: Path) -> None:
+    write_counts(tree, c1001_DFA_DIS_XX=(5, 5, 0, 0, 0, 0), c1001_DFA_SAD_XX=(0, 1, 0, 0, 2, 7))
+    heard = {r.clip: r for r in load_crema_d(tree, target="voice", ties="soft").clips}
+    assert heard["1001_DFA_SAD_XX"].votes == {"disgust": 0.1, "neutral": 0.2, "sad": 0.7}
+    assert heard["1001_DFA_DIS_XX"].votes == {"angry": 0.5, "disgust": 0.5}
+    assert heard["1001_DFA_HAP_XX"].votes == {}, "no row"
+    seen = {r.clip: r for r in load_crema_d(tree, target="face").clips}
+    assert seen["1001_DFA_SAD_XX"].votes == {"neutral": 1.0}
+    assert not any(r.votes for r in load_crema_d(tree).clips), "the actor's intention has no raters"
+
+
+def test_counts_that_are_none_are_told(tree: Path) -> None:
+    path = tree / "processedResults" / "tabulatedVotes.csv"
+    head = '"","A","D","F","H","N","S","fileName"\n'
+    path.write_text(head + '"100001",1,NA,0,0,0,0,"1001_DFA_SAD_XX"\n')
+    with pytest.raises(DataError, match=r"'tabulatedVotes\.csv', row 2, has no numbers of votes"):
+        load_crema_d(tree, target="voice")
+    path.write_text('"","A","fileName"\n"100001",1,"1001_DFA_SAD_XX"\n')
+    with pytest.raises(DataError, match=r"row 2, has no column 'D'"):
+        load_crema_d(tree, target="voice")

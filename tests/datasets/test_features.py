@@ -92,38 +92,58 @@ def test_two_clips_of_one_key_are_a_bad_row(tmp_path: Path) -> None:
         read_features(path, lambda clip: clip.partition("_")[0])
 
 
+LACKS = r"'AU2' lacks a finite value"
+
+
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-        ("ann,1", "row 3"),  # too few
-        ("ann,1,2,3", "row 3"),
-        ("ann,1,", "row 3"),
-        ("ann,1,two", "row 3"),
-        ("ann,1,nan", "row 3"),
-        ("ann,1,-inf", "row 3"),
-        ("ann,1,1e39", "row 3"),  # beyond float32
-        ("bob,1,2", r"row 3 \(clip 'bob' a second time\)"),
+        ("ann,1", "2 values, not 3"),
+        ("ann,1,2,3", "4 values, not 3"),
+        ("ann,1,", LACKS),
+        ("ann,1,two", "'two' is no number"),
+        ("ann,1,nan", LACKS),
+        ("ann,1,-inf", LACKS),
+        ("ann,1,1e39", LACKS),  # beyond float32
+        ("ann,,2", "'AU1' lacks a finite value"),
+        (",1,2", "no clip's name"),
+        ("bob,1,2", "clip 'bob' a second time"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@pytest.mark.filterwarnings("error:overflow:RuntimeWarning")
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: str, named: str) -> None:
-    path = write(tmp_path, f"clip,AU1,AU2\nbob,1,2\n{row}\n")
-    with pytest.raises(DataError, match=rf"features\.csv' has 1 bad rows: {named}\.$"):
+    path = write(tmp_path, f"clip,AU1,AU2\nbob,1,2\n\n{row}\n")
+    with pytest.raises(DataError, match=rf"features\.csv' has 1 bad rows: row 4 \({named}\)\."):
         read_features(path)
+
+
+def test_the_remedy_is_told_only_where_it_is_one(tmp_path: Path) -> None:
+    remedy = r"\(datasets\.prepare --missing-features skip leaves out what lacks one\.\)$"
+    with pytest.raises(DataError, match=remedy):
+        read_features(write(tmp_path, "clip,AU1\nann,\nbob,two\n"))
+    with pytest.raises(DataError, match=r"row 2 \('two' is no number\)\.$"):
+        read_features(write(tmp_path, "clip,AU1\nbob,two\n"))
 
 
 def test_of_many_bad_rows_the_first_twenty_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, "clip,AU1\n" + "".join(f"c{i},x\n" for i in range(30)))
-    with pytest.raises(DataError, match=r"has 30 bad rows: row 2, .*, row 21\.$"):
+    with pytest.raises(
+        DataError, match=r"has 30 bad rows: row 2 \(.*, row 21 \('x' is no number\) and 10 more\.$"
+    ):
         read_features(path)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "\n", "clip,AU1\n", "clip\nann\n", "name,AU1\nann,1\n", "ann,1\nbob,2\n"]
+    "content", ["", "\n", "clip\nann\n", "name,AU1\nann,1\n", "ann,1\nbob,2\n", "clip,frame\na,1\n"]
 )
-def test_a_file_without_header_or_rows_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_file_without_header_is_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(DataError, match=r"must have a header 'clip,<feature>,…' and rows"):
         read_features(write(tmp_path, content))
+
+
+def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"features\.csv' has no rows \(--features\)\.$"):
+        read_features(write(tmp_path, "clip,AU1\n"))
 
 
 def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
@@ -161,27 +181,50 @@ def test_openface_files_give_the_frames_in_which_a_face_was_found(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("clip,AU1\nann,1\n", r"ann\.csv' is no CSV of OpenFace's"),
-        (OPENFACE + "1, 0, 0, 0.9, 1, 0, nan, 1\n", r"ann\.csv', row 2, is bad"),
-        (OPENFACE + "1, 0, 0, 0.9, 1, 0\n", r"ann\.csv', row 2, is bad"),
-        (OPENFACE, "No CSV of OpenFace's with a tracked face"),
+        (OPENFACE.replace("AU", "BU"), "without action units such as AU01_r"),
+        (
+            OPENFACE + "1, 0, 0, 0.9, 1, 0, nan, 1\n",
+            r"row 2 \(an action unit lacks a finite value\)",
+        ),
+        (OPENFACE + "1, 0, 0, 0.9, , 0, 1, 1\n", r"row 2 \('success' is empty\)"),
+        (OPENFACE + "1, 0, 0, 0.9, 1, 0\n", r"row 2 \(6 values, not 8\)"),
+        (OPENFACE + "1, 0, 0, 0.9, 1, 0, x, 1\n", r"row 2 \('x' is no number\)"),
+        (OPENFACE + "1, 0, 0, 0.9, 0, 0, 1, 1\n", "holds no features, or no face was found"),
+        (OPENFACE, "holds no features, or no face was found"),
     ],
 )
-def test_a_folder_that_is_not_openfaces_is_told(tmp_path: Path, content: str, message: str) -> None:
+def test_what_openface_did_not_write_so_is_told(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "ann.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         read_features(tmp_path)
+
+
+def test_a_frame_without_a_face_may_lack_everything(tmp_path: Path) -> None:
+    rows = "1, 0, 0, 0.0, 0, 0, nan, nan\n2, 0, 0, 0.9, 1, 0, 2, 1\n"
+    (tmp_path / "ann.csv").write_text(OPENFACE + rows)
+    assert read_features(tmp_path).rows["ann"].tolist() == [[2, 1]]
+
+
+def test_of_two_faces_in_as_many_frames_the_first_is_taken(tmp_path: Path) -> None:
+    rows = "1, 7, 0, 0.9, 1, 0, 2, 1\n1, 3, 0, 0.9, 1, 0, 4, 1\n"
+    (tmp_path / "ann.csv").write_text(OPENFACE + rows)
+    assert read_features(tmp_path).rows["ann"].tolist() == [[2, 1]]
 
 
 def test_openface_files_with_other_units_or_of_one_clip_twice_are_told(tmp_path: Path) -> None:
     row = "1, 0, 0, 0.9, 1, 0, 1, 1\n"
     (tmp_path / "ann.csv").write_text(OPENFACE + row)
     (tmp_path / "bob.csv").write_text(OPENFACE.replace("AU45", "AU26") + row)
-    with pytest.raises(DataError, match=r"bob\.csv' has other action units than 'ann\.csv'"):
+    with pytest.raises(DataError, match=r"'bob\.csv' has other features than 'ann\.csv'"):
         read_features(tmp_path)
     (tmp_path / "again").mkdir()
     (tmp_path / "bob.csv").rename(tmp_path / "again" / "ann.csv")
-    with pytest.raises(DataError, match="of clip 'ann' a second time"):
+    (tmp_path / "again" / "ann.csv").write_text(OPENFACE + row)
+    with pytest.raises(DataError, match=r"'ann\.csv' is of clip 'ann' a second time"):
         read_features(tmp_path)
     with pytest.raises(DataError, match="is named after no clip"):
         read_features(tmp_path, lambda clip: None)
+    (tmp_path / "again" / "ann.csv").unlink()
+    (tmp_path / "cem.csv").write_text(OPENFACE)
+    with pytest.raises(DataError, match=r"'cem\.csv' is named after no clip"):
+        read_features(tmp_path, lambda clip: clip if clip == "ann" else None)

@@ -196,3 +196,31 @@ def test_a_tree_is_prepared_verified_and_split_by_session_or_speaker(
         trained = {*speakers[alone.train_rows(fold)]}
         assert not {speaker for speaker in trained if speaker[:5] == tested[:5]}, "nor the partner"
         assert len(trained) == 8
+
+
+def test_the_raters_lines_are_votes_and_the_actors_own_opinion_is_none(
+    tmp_path: Path, write_sound: WriteSound
+) -> None:
+    clip = "Ses01F_impro01_F000"
+    own = (
+        f"[0.1000 - 0.5000]\t{clip}\thap\t[2.5000, 3.0000, 3.5000]\n"
+        "C-E2:\tHappiness;\t()\nC-E3:\tExcited; Surprise;\t(loud)\nC-E4:\tNeutral state;\t()\n"
+        "C-E5:\tNonsense;\t()\nC-F1:\tAnger;\t()\nA-E3:\tval 3; act 3;\t()\n\n"
+    )
+    other = line("Ses01F_impro01_M000", "neu")
+    write_labels(tmp_path, "Ses01F_impro01", [own, other])
+    sound_of(tmp_path, clip).parent.mkdir(parents=True)
+    for name in (clip, "Ses01F_impro01_M000"):
+        write_sound("a.wav").replace(sound_of(tmp_path, name))
+    merged, second = load_iemocap(tmp_path).clips
+    third = pytest.approx(1 / 3)
+    assert merged.votes == {
+        "happy": pytest.approx(0.5),
+        "surprised": pytest.approx(1 / 6),
+        "neutral": third,
+    }
+    assert second.votes == {"neutral": 1.0}
+    apart = load_iemocap(tmp_path, classes="all", merge_excited=False).clips[0]
+    assert apart.votes == {
+        "happy": third, "excited": pytest.approx(1 / 6), "surprised": pytest.approx(1 / 6), "neutral": third,
+    }  # fmt: skip

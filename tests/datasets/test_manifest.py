@@ -199,3 +199,186 @@ def test_times_that_are_none_are_told(
     )
     with pytest.raises(DataError, match=f"row 2: .*{message}"):
         load_manifest(tmp_path)
+
+
+def with_column(folder: Path, column: str, *values: str) -> Corpus:
+    """A manifest of one more column."""
+    rows = "".join(f"c{n},ann,sad,a.wav,{value}\n" for n, value in enumerate(values, start=1))
+    return load(folder, f"clip,speaker,label,audio,{column}\n{rows}")
+
+
+def test_split_ratings_and_session_are_kept_as_attributes(folder: Path) -> None:
+    corpus = load(
+        folder,
+        "clip,speaker,label,audio,split,session,arousal,valence,dominance\n"
+        "c1,ann,sad,a.wav, train ,S1,0.5,-1,1e-3\n",
+    )
+    assert corpus.clips[0].attributes == {
+        "split": "train", "session": "S1", "arousal": "0.5", "valence": "-1", "dominance": "1e-3",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["arousal", "valence", "dominance"])
+def test_a_rating_that_is_no_number_is_told_with_its_row(folder: Path, column: str) -> None:
+    with pytest.raises(DataError) as failure:
+        with_column(folder, column, "0.5", "high", "", "nan", "inf")
+    assert [line.strip() for line in str(failure.value).splitlines()[1:]] == [
+        f"row 3: '{column}' is 'high', not a finite number",
+        f"row 4: '{column}' is '', not a finite number",
+        f"row 5: '{column}' is 'nan', not a finite number",
+        f"row 6: '{column}' is 'inf', not a finite number",
+    ]
+
+
+def test_a_split_that_is_none_is_told_with_its_row(folder: Path) -> None:
+    with pytest.raises(DataError) as failure:
+        with_column(folder, "split", "train", "dev", "test", "training", "")
+    assert [line.strip() for line in str(failure.value).splitlines()[1:]] == [
+        "row 5: 'split' is 'training', not one of train, dev, test",
+        "row 6: 'split' is '', not one of train, dev, test",
+    ]
+
+
+VOTED = (
+    "clip,speaker,label,audio\n"
+    "c1,ann,happy:3;sad:1,a.wav\n"
+    "c2,ann,sad|happy,a.wav\n"
+    "c3,bob,sad,a.wav\n"
+    "c4,bob,sad|sad|fear,a.wav\n"
+)
+
+
+def test_the_label_is_what_most_raters_said(folder: Path) -> None:
+    (folder / "manifest.csv").write_text(VOTED)
+    corpus = load_manifest(folder, ties="soft")
+    assert [record.label for record in corpus.clips] == ["happy", "sad", "sad", "sad"]
+    assert corpus.labels == ("happy", "sad"), "a label that never wins is no class"
+    assert [record.votes for record in corpus.clips] == [
+        {"happy": 0.75, "sad": 0.25},
+        {"sad": 0.5, "happy": 0.5},
+        {},
+        pytest.approx({"sad": 2 / 3, "fear": 1 / 3}),
+    ]
+    assert [record.attributes.get("tie") for record in corpus.clips] == [
+        None,
+        "sad|happy",
+        None,
+        None,
+    ]
+
+
+def test_a_tie_is_an_error_or_left_out_and_named(folder: Path) -> None:
+    (folder / "manifest.csv").write_text(VOTED)
+    with pytest.raises(
+        DataError, match=r"row 3: a tie of 'sad' and 'happy'; .*\(--ties drop, soft\)"
+    ):
+        load_manifest(folder)
+    corpus = load_manifest(folder, ties="drop")
+    assert [record.clip for record in corpus.clips] == ["c1", "c3", "c4"]
+    assert [(s.clip, s.reason) for s in corpus.skipped] == [
+        ("c2", "its raters tie: 'sad' and 'happy' (--ties drop)")
+    ]
+    with pytest.raises(DataError, match=r"Unknown ties 'coin'\. Known: error, drop, soft"):
+        load_manifest(folder, ties="coin")
+
+
+def test_bad_votes_are_told_with_their_row(folder: Path) -> None:
+    (folder / "manifest.csv").write_text(
+        "clip,speaker,label,audio\nc1,ann,happy:3;sad,a.wav\nc2,ann,happy:1;mad:2,a.wav\n"
+    )
+    with pytest.raises(DataError) as failure:
+        load_manifest(folder, labels=("happy", "sad"))
+    assert [line.strip() for line in str(failure.value).splitlines()[1:]] == [
+        "row 2: 'label' is 'happy:3;sad': 'sad' is no vote such as happy:3",
+        "row 3: unknown label 'mad' (known: happy, sad)",
+    ]
+
+
+def with_files(folder: Path, *names: str, missing: str = "error") -> Corpus:
+    rows = "".join(f"c{n},ann,sad,a.wav,{name}\n" for n, name in enumerate(names, start=2))
+    (folder / "manifest.csv").write_text(f"clip,speaker,label,audio,features\n{rows}")
+    return load_manifest(folder, missing_features=missing)
+
+
+def test_each_row_may_name_its_file_of_features(folder: Path) -> None:
+    np.save(folder / "sub" / "a.npy", np.float64([[1, 2], [3, 4]]))
+    np.savez(folder / "b.npz", np.float32([[5, 6]]))
+    corpus = with_files(folder, "sub/a.npy", "", "b.npz")
+    first, without, last = corpus.clips
+    assert corpus.feature_names == ("feature_0", "feature_1")
+    assert first.features is not None
+    assert last.features is not None
+    assert (first.features.tolist(), last.features.tolist()) == ([[1, 2], [3, 4]], [[5, 6]])
+    assert without.features is None
+    assert first.attributes == {}
+    assert [s.reason for s in corpus.skipped] == [
+        "no file of features is given (kept without features)"
+    ]
+
+
+def test_files_of_features_that_cannot_be_used_are_told_with_their_rows(folder: Path) -> None:
+    np.save(folder / "a.npy", [1.0, 2])
+    np.save(folder / "wide.npy", [1.0, 2, 3])
+    np.save(folder / "nan.npy", [[1, 2], [np.nan, 2]])
+    (folder / "odd.npy").write_text("nothing")
+    (folder / "x.csv").write_text("x,y\n1,two\n")
+    names = (
+        "a.npy",
+        "none.npy",
+        "../outside.wav",
+        "wide.npy",
+        "nan.npy",
+        "odd.npy",
+        "x.csv",
+        "a.wav",
+    )
+    with pytest.raises(DataError) as failure:
+        with_files(folder, *names)
+    problems = [line.strip() for line in str(failure.value).splitlines()[1:]]
+    assert [problem.partition(": ")[0] for problem in problems] == [
+        f"row {n}" for n in range(3, 10)
+    ]
+    for problem, wanted in zip(
+        problems,
+        (
+            "no such file 'none.npy'",
+            "'../outside.wav' lies outside the manifest's folder",
+            "'wide.npy' has 3 features, 'a.npy' other ones: 2",
+            "'nan.npy', row 2, lacks a finite value (--missing-features skip leaves it out)",
+            "odd.npy' is not readable as npy",
+            "x.csv' has 1 bad rows: row 2 ('two' is no number)",
+            "a.wav' is of a kind that is not read as a clip's features",
+        ),
+        strict=True,
+    ):
+        assert wanted in problem
+
+
+def test_frames_of_a_file_that_lack_a_value_may_be_left_out(folder: Path) -> None:
+    np.save(folder / "a.npy", [[1, 2], [np.nan, 2], [5, 6]])
+    np.save(folder / "b.npy", [[np.nan, 2]])
+    corpus = with_files(folder, "a.npy", "b.npy", missing="skip")
+    first, second = corpus.clips
+    assert first.features is not None
+    assert first.features.tolist() == [[1, 2], [5, 6]]
+    assert second.features is None
+    assert [s.reason for s in corpus.skipped] == [
+        "1 of 3 frames of its features lack a value (those are left out)",
+        "its features lack a value (kept without features)",
+    ]
+
+
+def test_features_come_from_one_place(folder: Path) -> None:
+    (folder / "table.csv").write_text("clip,x\nc1,1\n")
+    for column, given, message in (
+        ("features,feature:x", None, "a column 'features' of files; leave it out, or feature:x"),
+        (
+            "features",
+            folder / "table.csv",
+            "a column 'features' of files; leave it out, or --features",
+        ),
+        ("feature:x", folder / "table.csv", r"columns of features \('feature:x'\); leave them out"),
+    ):
+        (folder / "manifest.csv").write_text(f"clip,speaker,label,audio,{column}\n")
+        with pytest.raises(DataError, match=message):
+            load_manifest(folder, features=given)

@@ -315,3 +315,100 @@ def test_a_random_split_shares_speakers_and_says_so(make_index: MakeIndex) -> No
     assert make_folds(index, "speaker-kfold:2").leak is None
     apart = make_folds(index, "random", ["b"])
     assert {*speakers[apart.unseen_rows]} == {"b"}
+
+
+def split_index(make_index: MakeIndex, splits: dict[str, str], takes: int = 1) -> ShardIndex:
+    """Speaker → the split of all clips; a speaker of several has them by turns."""
+    index = make_index(rows(dict.fromkeys(splits, takes)))
+    turn = dict.fromkeys(splits, 0)
+    clips = []
+    for entry in index.clips:
+        named = splits[entry.speaker].split("+")
+        of_clip = named[turn[entry.speaker] % len(named)]
+        turn[entry.speaker] += 1
+        clips.append(replace(entry, attributes={"split": of_clip} if of_clip else {}))
+    return replace(index, clips=tuple(clips))
+
+
+SPLIT = {"ann": "train", "bob": "train", "cem": "dev", "dan": "test", "eve": "test"}
+
+
+def test_a_corpuss_own_split_makes_test_speakers_and_folds_of_the_others(
+    make_index: MakeIndex,
+) -> None:
+    index = split_index(make_index, SPLIT)
+    folds = make_folds(index)
+    assert folds.protocol == "manifest-split"
+    assert folds.test_speakers == ("dan", "eve")
+    assert folds.count == 3
+    assert {index.clips[row].speaker for row in folds.unseen_rows} == {"dan", "eve"}
+    for fold in range(3):
+        tested = {index.clips[row].speaker for row in folds.test_rows(fold)}
+        trained = {index.clips[row].speaker for row in folds.train_rows(fold)}
+        assert len(tested) == 1
+        assert tested | trained == {"ann", "bob", "cem"}
+        assert not tested & trained
+
+
+def test_a_worker_that_is_told_the_protocol_and_its_test_speakers_splits_the_same(
+    make_index: MakeIndex,
+) -> None:
+    index = split_index(make_index, SPLIT)
+    folds = make_folds(index, "manifest-split")
+    again = make_folds(index, folds.protocol, folds.test_speakers)
+    assert again.fingerprint == folds.fingerprint
+    further = make_folds(index, "manifest-split", ["cem"])
+    assert further.test_speakers == ("cem", "dan", "eve")
+    assert further.count == 2
+
+
+def test_another_protocol_may_be_taken_instead_of_the_corpuss_split(make_index: MakeIndex) -> None:
+    folds = make_folds(split_index(make_index, SPLIT), "speaker-kfold:5")
+    assert (folds.count, folds.test_speakers) == (5, ())
+
+
+def test_a_split_without_test_is_no_default(make_index: MakeIndex) -> None:
+    index = split_index(make_index, {"ann": "train", "bob": "dev"})
+    assert default_protocol(index) == "speaker-kfold:2"
+    with pytest.raises(DataError, match=r"manifest-split needs clips of the split test\."):
+        make_folds(index, "manifest-split")
+
+
+def test_speakers_in_test_and_elsewhere_are_a_leak_that_names_them(make_index: MakeIndex) -> None:
+    index = split_index(make_index, SPLIT | {"bob": "train+test", "cem": "dev+test"})
+    with pytest.raises(
+        DataError,
+        match=r"^Leak: the split has clips of 2 speakers in test and in train or dev: bob, cem\. Mend it",
+    ):
+        make_folds(index)
+    dev = split_index(make_index, SPLIT | {"bob": "train+dev"})
+    assert make_folds(dev).test_speakers == ("dan", "eve"), "train and dev may share speakers"
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"ann": "test", "bob": "test"}, "needs clips of the split train; all are test"),
+        ({"ann": "test", "bob": "train+"}, r"for every clip; 'bob-sad-0' has none\. Take speaker"),
+        ({"ann": "test", "bob": "eval"}, "for every clip; 'bob-glad-0' has 'eval'"),
+        (
+            {"ann": "test", "bob": "train"},
+            "speaker-kfold:2 needs 2 speakers or more, the corpus has 1",
+        ),
+    ],
+)
+def test_a_split_that_is_not_whole_is_told(
+    make_index: MakeIndex, splits: dict[str, str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        make_folds(split_index(make_index, splits))
+
+
+def test_one_recording_in_train_and_test_is_a_leak(make_index: MakeIndex) -> None:
+    index = split_index(make_index, SPLIT)
+    clips = tuple(
+        replace(e, audio_hash="same") if e.clip in ("ann-sad-0", "eve-sad-0") else e
+        for e in index.clips
+    )
+    with pytest.raises(DataError, match=r"Leak: 'ann-sad-0' \(ann\) and 'eve-sad-0' \(eve\)"):
+        make_folds(replace(index, clips=clips))

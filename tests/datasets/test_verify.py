@@ -5,11 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
+from rich.console import Console
 
 from datasets.clips import ClipRecord, Corpus
+from datasets.counts import describe_speakers, print_table
 from datasets.index import ShardIndex, read_index, write_index
 from datasets.prepare import prepare
 from datasets.stream import stream_clips
@@ -116,8 +119,8 @@ def test_silent_and_clipped_sound_is_noted(small_corpus: Corpus, tmp_path: Path)
     findings = verify(prepare(small_corpus, tmp_path / "out"))
     assert findings.violations == []
     assert findings.notes[:2] == [
-        "1 clips are silent (peak below -60 dB)",
-        "1 clips are clipped",
+        "1 clips are silent (peak below -60 dB): ann-glad-1",
+        "1 clips are clipped: ann-glad-2",
     ]
 
 
@@ -183,3 +186,131 @@ def test_brackets_in_a_name_are_printed_as_they_are(
     index = prepare(replace(small_corpus, clips=(*odd, *small_corpus.clips[2:])), tmp_path / "out")
     assert main([index.root]) == 0
     assert "same recording: [red]x = y[/a]" in capsys.readouterr().out
+
+
+@pytest.fixture()
+def doubtful(tmp_path: Path) -> ShardIndex:
+    """Four speakers, one of them for tests; of ann's pictures one is frozen, one black, one too short."""
+    generator = np.random.default_rng(0)
+    clips = []
+    for number, speaker in enumerate(("ann", "bob", "cem", "dan")):
+        for label in ("glad", "sad"):
+            for take in (1, 2):
+                name = f"{speaker}-{label}-{take}"
+                moving = generator.integers(0, 255, (10, 4, 6, 3), dtype=np.uint8)
+                pictures = {
+                    "ann-glad-1": moving[:1].repeat(10, axis=0),
+                    "ann-glad-2": moving * 0,
+                    "ann-sad-1": moving[:4],
+                }.get(name, moving)
+                rate_hz = 8_000 if name == "ann-sad-2" else 16_000
+                sound = generator.integers(-9000, 9000, rate_hz).astype(np.int16)
+                soundfile.write(tmp_path / f"{name}.wav", sound, rate_hz)
+                with av.open(str(tmp_path / f"{name}.mkv"), "w") as container:
+                    stream = container.add_stream("libx264", rate=10)
+                    stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+                    for image in pictures.repeat(8, axis=1).repeat(8, axis=2):
+                        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                        container.mux(stream.encode(frame))
+                    container.mux(stream.encode(None))
+                clips.append(
+                    ClipRecord(
+                        clip=name,
+                        speaker=speaker,
+                        label=label,
+                        audio=tmp_path / f"{name}.wav",
+                        video=tmp_path / f"{name}.mkv",
+                        attributes={"split": "test" if number == 3 else "train"},
+                        votes={"glad": 0.5, "sad": 0.5} if name == "bob-sad-1" else {},
+                    )
+                )
+    corpus = Corpus(name="doubtful", labels=("glad", "sad"), clips=tuple(clips))
+    return prepare(corpus, tmp_path / "shards")
+
+
+def test_what_is_doubtful_is_counted_and_named(doubtful: ShardIndex) -> None:
+    findings = verify(doubtful)
+    assert findings.violations == []
+    assert findings.notes == [
+        "1 clips have pictures that never change: ann-glad-1",
+        "1 clips have black pictures: ann-glad-2",
+        "1 clips have sound and pictures of different length: ann-sad-1 (1.00 and 0.40 s)",
+        "1 clips have video of unusual length: ann-sad-1 (0.40 s)",
+        "1 clips were recorded at less than 16000 Hz: ann-sad-2",
+        "protocol manifest-split: 3 folds of 4/4/4 clips; 4 clips of 1 test speakers are in none",
+    ]
+
+
+def test_json_has_every_count(doubtful: ShardIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([doubtful.root, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["per_class"] == {"glad": 8, "sad": 8}
+    assert report["per_speaker"] == {"ann": 4, "bob": 4, "cem": 4, "dan": 4}
+    assert report["per_speaker_and_class"]["cem"] == {"glad": 2, "sad": 2}
+    assert report["protocol"] == "manifest-split"
+    assert set(report["per_fold"]) == {"0", "1", "2", "test"}
+    assert report["per_fold"]["test"] == {
+        "clips": 4, "speakers": ["dan"], "per_class": {"glad": 2, "sad": 2},
+    }  # fmt: skip
+    assert report["durations"]["audio"] == {
+        "min": 1.0, "median": 1.0, "max": 1.0, "sum": 16.0, "outliers": {},
+    }  # fmt: skip
+    assert report["durations"]["video"]["outliers"] == {"ann-sad-1": 0.4}
+    assert report["source_rates_hz"] == {"8000": 1, "16000": 15}
+    assert (report["frozen"], report["black"]) == (["ann-glad-1"], ["ann-glad-2"])
+    assert (report["silent"], report["clipped"]) == ([], [])
+    assert report["drifting"] == {"ann-sad-1": {"audio": 1.0, "video": 0.4}}
+    assert report["published"] == report["differs_from_published"] == {}
+    assert (report["violations"], len(report["notes"])) == ([], 6)
+
+
+@pytest.mark.parametrize("width", ["60", "80", "120"])
+def test_the_tables_fit_the_terminal(
+    doubtful: ShardIndex,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    width: str,
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    assert main([doubtful.root]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if not line.startswith(("note", "with", "audio", "video"))]
+    assert max(map(len, table)) <= int(width)
+    assert [line.split() for line in table if line.split()[:1] in (["ann"], ["glad"], ["all"])] == [
+        ["glad", "8", "2", "2", "2", "2"],
+        ["all", "16", "4", "4", "4", "4"],
+        ["ann", "4", "2", "2"],
+    ]
+
+
+def test_headings_are_shortened_before_anything_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [["speaker", "clips", *(f"emotion{n}" for n in range(8))], ["Actor_01", *["9"] * 9]]
+    for width, wanted in (
+        (120, "emotion7"),
+        (84, "emotio"),
+        (66, "emot"),
+        (40, "too many for this"),
+    ):
+        print_table(Console(width=width), rows, "clips of each speaker")
+        printed = capsys.readouterr().out
+        assert wanted in printed
+        assert ("Actor_01" in printed) == (width > 40)
+
+
+def test_of_many_speakers_the_table_says_the_spread() -> None:
+    rows = [[f"s{n}", str(4 + n), "4", str(n) if n else "–"] for n in range(40)]
+    assert describe_speakers(rows) == (
+        "4 to 43 clips a speaker, median 24; 1 speakers have no clip of some class: s0 (--json has all)"
+    )
+
+
+def test_shards_of_before_are_read(small_index: ShardIndex) -> None:
+    path = Path(small_index.root) / "index.json"
+    document = json.loads(path.read_text())
+    for clip in document["clips"]:
+        for name in ("votes", "video_seconds", "source_rate_hz"):
+            clip.pop(name, None)
+    path.write_text(json.dumps(document))
+    index = read_index(small_index.root)
+    assert {(e.video_seconds, e.source_rate_hz) for e in index.clips} == {(0.0, 0)}
+    assert verify(index).violations == []

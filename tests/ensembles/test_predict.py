@@ -463,7 +463,7 @@ def change(path: Path, old: str, new: str) -> str:
     [
         ("AU2", "AU99", "The features lack the column 'AU2', which the ensemble reads."),
         ("clip,", "name,", "must have a header 'clip,<feature>,…'"),
-        ("s00-sad-00,0,", "s00-sad-00,zero,", "has 1 bad rows: row 4."),
+        ("s00-sad-00,0,", "s00-sad-00,zero,", "has 1 bad rows: row 4 ('zero' is no number)."),
         ("s00-sad-00,", "s00-happy-00,", "row 4 (clip 's00-happy-00' a second time)"),
     ],
 )

@@ -64,7 +64,7 @@ def context(three_folds: TrainingData, cache_folder: Path, tmp_path: Path) -> di
         "protocol": three_folds.folds.protocol, "folds": three_folds.folds.fingerprint,
         "test_speakers": ["speaker_03"], "metric": "accuracy", "seed": 0, "device": "cpu",
         "precision": "auto", "cache_folder": str(cache_folder), "cache_gb": 16.0,
-        "skip_corrupt": False, "weights": None, "cpus_per_trial": 1, "gpu_share": {},
+        "skip_corrupt": False, "soft_labels": False, "weights": None, "cpus_per_trial": 1, "gpu_share": {},
         "workers": 1, "workers_per_trial": 2, "runner": "train",
     }  # fmt: skip
 

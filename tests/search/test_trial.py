@@ -40,7 +40,8 @@ def spec(tiny_data: TrainingData, cache_folder: Path, tmp_path: Path) -> dict[st
             "run": str(tmp_path), "data": index.root, "checksum": index.checksum, "classes": [],
             "target": "emotion", "protocol": tiny_data.folds.protocol, "folds": tiny_data.folds.fingerprint,
             "test_speakers": [], "metric": "accuracy", "seed": 0, "device": "cpu", "precision": "auto",
-            "cache_folder": str(cache_folder), "cache_gb": 16.0, "skip_corrupt": False, "weights": None,
+            "cache_folder": str(cache_folder), "cache_gb": 16.0, "skip_corrupt": False,
+            "soft_labels": False, "weights": None,
             "cpus_per_trial": 1, "gpu_share": {},
         },
     }  # fmt: skip
