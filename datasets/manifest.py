@@ -49,9 +49,10 @@ def load_manifest(
     columns, rows = _read_rows(path)
     missing = [column for column in _REQUIRED if column not in columns]
     if missing or not any(column in columns for column in _MEDIA):
+        shown = " ".join(", ".join(columns).split()) or "none"  # a quote may span lines
         raise DataError(
             f"'{path}' needs the columns clip,speaker,label and audio and/or video; "
-            f"it has: {', '.join(columns) or 'none'}."
+            f"it has: {shown if len(shown) <= 300 else shown[:300] + '…'}."
         )
     feature_names = tuple(c.removeprefix(_FEATURE) for c in columns if c.startswith(_FEATURE))
     if feature_names and features:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import chain
@@ -280,9 +280,7 @@ def _stream_frames(
     """Time stamp, frame, and what `expect` said; None where the packets are too many to be looked at first."""
     _check_file(path)
     with _decoding(path) as container:
-        if not container.streams.video:
-            raise MediaError("has no pictures")
-        stream = container.streams.video[0]
+        stream = _first(container.streams.video, "pictures")
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = _threads
         origin = 0.0
@@ -471,15 +469,24 @@ def _reading(path: Path) -> Iterator[soundfile.SoundFile]:
 
 def _stream_audio_container(path: Path) -> Iterator[tuple[NDArray[np.float32], int]]:
     with _decoding(path) as container:
-        if not container.streams.audio:
-            raise MediaError("has no sound")
-        stream = container.streams.audio[0]
-        rate_hz = int(stream.rate)
+        stream = _first(container.streams.audio, "sound")
+        rate_hz = int(stream.codec_context.sample_rate or 0)
+        if rate_hz <= 0:
+            raise MediaError("cannot be decoded: its sound has no sample rate")
         # The mean of the channels is taken here: FFmpeg's own mix to mono is their sum / √2.
         resampler = av.AudioResampler(format="fltp", rate=rate_hz)
         for frame in chain(container.decode(stream), [None]):
             for part in resampler.resample(frame):
                 yield part.to_ndarray().mean(axis=0), rate_hz
+
+
+def _first(streams: Sequence[av.stream.Stream], what: str) -> av.stream.Stream:
+    """The stream that is taken; raises MediaError if there is none, or FFmpeg does not know what it is."""
+    if not streams:
+        raise MediaError(f"has no {what}")
+    if streams[0].codec_context is None:
+        raise MediaError(f"cannot be decoded: it has {what} of an unknown kind")
+    return streams[0]
 
 
 def _resample(

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import fsspec
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -111,7 +113,7 @@ def _check_clips(index: ShardIndex, findings: Findings) -> None:
     expected = {entry.clip: entry for entry in index.clips}
     seen: Counter[str] = Counter()
     corrupt: list[str] = []
-    heard: dict[str, frozenset[int]] = {}
+    heard: dict[str, NDArray[np.uint32]] = {}  # a set takes thirty times as much
     for sample in stream_clips(
         index, handler=lambda culprit, error: corrupt.append(f"{culprit}: {error}")
     ):
@@ -123,7 +125,8 @@ def _check_clips(index: ShardIndex, findings: Findings) -> None:
             corrupt.append(f"clip '{sample['clip']}' has another shape than the index says")
         if "audio" in sample:
             if entry is not None:
-                heard[entry.clip] = fingerprint(sample["audio"], index.sample_rate_hz)
+                words = fingerprint(sample["audio"], index.sample_rate_hz)
+                heard[entry.clip] = np.fromiter(words, np.uint32)
             peak = int(abs(sample["audio"].astype("int32")).max())
             findings.silent += peak < _SILENT_PEAK
             findings.clipped += bool((abs(sample["audio"].astype("int32")) >= 32767).sum() > 8)
