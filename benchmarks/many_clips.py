@@ -99,12 +99,16 @@ def main() -> None:
     """Makes each corpus, takes the steps, prints a row a step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", default="10000,50000,100000", help="sizes of the corpora")
-    parser.add_argument("--workers", type=int, help="processes of prepare (default: its own choice)")
+    parser.add_argument(
+        "--workers", type=int, help="processes of prepare (default: its own choice)"
+    )
     parser.add_argument("--steps", default=",".join(STEPS), help=f"some of: {', '.join(STEPS)}")
     options = parser.parse_args()
     more = ["--workers", str(options.workers)] if options.workers else []
     print(f"{machine()}; {resource.getpagesize()} bytes a page")
-    print("| clips | step | seconds | clips/s | parent MiB | without mapped files | largest worker | all |")
+    print(
+        "| clips | step | seconds | clips/s | parent MiB | without mapped files | largest worker | all |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for clips in map(int, options.clips.split(",")):
         with scratch() as name:

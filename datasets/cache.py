@@ -418,8 +418,7 @@ def _let_go(mapped: Iterable[NDArray[Any]]) -> None:
     """The pages of mapped files need not stay in this process's memory; what was written is kept."""
     for values in mapped:
         if isinstance(values, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-            pages = values.base
-            assert isinstance(pages, mmap.mmap)
+            pages: Any = values.base
             pages.madvise(mmap.MADV_DONTNEED)
 
 

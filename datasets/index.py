@@ -179,7 +179,8 @@ def write_index(index: ShardIndex, folder: Path) -> None:
 
 def _entry_or_dict(values: dict[str, Any]) -> Any:
     """A clip's values become its entry while the rest is still read: not all are in memory twice."""
-    return ClipEntry(**values) if "content_hash" in values else values
+    # Attributes, which may be called anything, are never called clip.
+    return ClipEntry(**values) if {"clip", "content_hash"} <= set(values) else values
 
 
 def _require_entry(value: object) -> ClipEntry:

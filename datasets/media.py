@@ -169,7 +169,8 @@ def read_frames(
         if part is None:
             return (np.arange(count) + 0.5) / count * duration(stamps)
         seconds = part.end_s - part.start_s  # the first frame may be shown since before it
-        return part.start_s - stamps[0] + (np.arange(count) + 0.5) / count * seconds
+        moments = part.start_s - stamps[0] + (np.arange(count) + 0.5) / count * seconds
+        return np.asarray(moments, np.float64)
 
     pictures, stamps = _decode_pictures(path, size, part, moments_of)
     seconds, moments = duration(stamps), moments_of(stamps)
@@ -335,9 +336,9 @@ def frames_at(stamps: NDArray[np.float64], moments: NDArray[np.float64]) -> NDAr
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise MediaError("no such file")
     try:
+        if not path.is_file():
+            raise MediaError("no such file")
         with path.open("rb") as file:
             if not file.read(1):
                 raise MediaError("is empty")
@@ -509,7 +510,13 @@ def _torch_resampler() -> Callable[[NDArray[np.float32], int, int], NDArray[np.f
     import torchaudio
 
     def resample(waveform: NDArray[np.float32], source: int, target: int) -> NDArray[np.float32]:
-        resampled = torchaudio.functional.resample(torch.from_numpy(waveform), source, target)
+        threads = torch.get_num_threads()
+        if _threads:  # threads that wait for each other cost more than so short a sum
+            torch.set_num_threads(_threads)
+        try:
+            resampled = torchaudio.functional.resample(torch.from_numpy(waveform), source, target)
+        finally:
+            torch.set_num_threads(threads)
         return np.asarray(resampled.numpy(), np.float32)
 
     return resample

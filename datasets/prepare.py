@@ -12,7 +12,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -165,7 +165,9 @@ class _Deaths:
 
     def culprits(self, number: int) -> dict[str, str]:
         """Of a shard: clip → why it is left out."""
-        return {r.clip: self._reasons[r.clip] for r in self.parts[number] if r.clip in self._reasons}
+        return {
+            r.clip: self._reasons[r.clip] for r in self.parts[number] if r.clip in self._reasons
+        }
 
     def judge(self, job: Job, exit_code: int) -> Job:
         """What is done instead of a job whose process died; raises DataError where there is no hope."""
@@ -323,13 +325,14 @@ class _Tar:
 
     def write(self, member: dict[str, bytes | str]) -> None:
         """Adds the files of a clip; `__key__` is their name without suffix."""
+        key = str(member["__key__"])
         for suffix in sorted(set(member) - {"__key__"}):
             content = member[suffix]
             assert isinstance(content, bytes)
-            info = tarfile.TarInfo(f"{member['__key__']}.{suffix}")
+            info = tarfile.TarInfo(f"{key}.{suffix}")
             info.size, info.mode, info.uname, info.gname = len(content), 0o444, "bigdata", "bigdata"
             self._tar.addfile(info, io.BytesIO(content))
-            self._tar.members.clear()  # it would keep them all
+            self._tar.members = []  # type: ignore[attr-defined]  # it would keep them all
 
     def __exit__(self, kind: object, *_: object) -> None:
         with self._file as file:
@@ -404,7 +407,9 @@ def _merge(corpus: Corpus, settings: ShardSettings, out: Path) -> ShardIndex:
     for number in range(len(_deal(corpus, settings.clips_per_shard))):
         report = _report(out, number)
         if report is None:
-            raise DataError(f"'{out / _shard_name(number)}' changed while it was prepared. Run it again.")
+            raise DataError(
+                f"'{out / _shard_name(number)}' changed while it was prepared. Run it again."
+            )
         clips += (ClipEntry(**clip) for clip in report["clips"])
         skipped += (Skipped(**clip) for clip in report["skipped"])
         shards += [ShardEntry(**report["shard"])] if report["clips"] else []
@@ -542,7 +547,12 @@ class _Bar:
 
     def __init__(self, console: Console, total: int) -> None:
         self._console = console
-        columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("clips{task.description}"))
+        columns = (
+            TextColumn("preparing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("clips{task.description}"),
+        )
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=total)
         self._started = self._line_at = time.monotonic()
@@ -628,7 +638,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
-        corpus = _load(options)
+        try:
+            corpus = _load(options)
+        except OSError as error:
+            where = error.filename or options.root
+            raise DataError(f"Cannot read '{where}': {error.strerror or error}.") from error
         settings = ShardSettings(
             sample_rate_hz=options.sample_rate,
             frames=options.frames,

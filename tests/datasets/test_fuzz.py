@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import soundfile
 from numpy.typing import NDArray
 
 from datasets.clips import ClipRecord, Corpus
-from datasets.crema_d import load_crema_d
 from datasets.index import read_index
 from datasets.prepare import ShardSettings, main, prepare
 
@@ -239,7 +236,9 @@ def manifest_tree(root: Path, sound: bytes) -> tuple[Path, list[str]]:
     rows = ["clip,speaker,label,audio,start,end,feature:AU01,age"]
     for number in range(6):
         (root / f"{number}.wav").write_bytes(sound)
-        rows.append(f"c{number},s{number % 2},{('sad', 'glad')[number % 3 > 0]},{number}.wav,0,0.02,{number}.5,30")
+        rows.append(
+            f"c{number},s{number % 2},{('sad', 'glad')[number % 3 > 0]},{number}.wav,0,0.02,{number}.5,30"
+        )
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
     return root / "manifest.csv", ["manifest"]
 
@@ -278,14 +277,22 @@ def iemocap_tree(root: Path, sound: bytes) -> tuple[Path, list[str]]:
     return labels / "Ses01F_impro01.txt", ["iemocap"]
 
 
-def crema_d_tree(root: Path, sound: bytes, file: str = "summaryTable.csv") -> tuple[Path, list[str]]:
-    votes = ['"","FileName","VoiceVote","VoiceLevel","FaceVote","FaceLevel","MultiModalVote","MultiModalLevel"']
+def crema_d_tree(
+    root: Path, sound: bytes, file: str = "summaryTable.csv"
+) -> tuple[Path, list[str]]:
+    votes = [
+        '"","FileName","VoiceVote","VoiceLevel","FaceVote","FaceLevel","MultiModalVote","MultiModalLevel"'
+    ]
     for number, code in enumerate(("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")):
         clip = f"{1001 + number % 2}_DFA_{code}_XX"
         (root / f"{clip}.wav").write_bytes(sound)
         votes.append(f'"{number}","{clip}","{code[0]}","60","N","70","{code[0]}","80"')
     (root / "summaryTable.csv").write_text("\n".join(votes) + "\n")
-    people = ["ActorID,Age,Sex,Race,Ethnicity", "1001,51,Male,Caucasian,Not Hispanic", "1002,21,Female,x,y"]
+    people = [
+        "ActorID,Age,Sex,Race,Ethnicity",
+        "1001,51,Male,Caucasian,Not Hispanic",
+        "1002,21,Female,x,y",
+    ]
     (root / "VideoDemographics.csv").write_text("\n".join(people) + "\n")
     return root / file, ["crema_d", "--target", "both"]
 

@@ -164,7 +164,8 @@ def test_a_killed_command_leaves_whole_shards_and_is_taken_up(
     assert not (out / "index.json").exists(), "it was killed before its end"
     for path in out.glob("shard-*.tar"):
         assert path.read_bytes() == (undisturbed / path.name).read_bytes()
-        assert len(tarfile.open(path).getmembers()) == 12
+        with tarfile.open(path) as tar:
+            assert len(tar.getmembers()) == 12
     subprocess.run([*command, str(out)], check=True)
     time.sleep(0.5)  # orphans would write now
     assert content(out) == content(undisturbed)
