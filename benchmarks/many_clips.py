@@ -23,7 +23,8 @@ from benchmarks.common import machine, scratch
 
 SPEAKERS, LABELS = 50, ("angry", "happy", "neutral", "sad")
 STEPS = {
-    "prepare": "from datasets.prepare import main; sys.exit(main(['manifest', '--root', media, '--out', shards, *more]))",
+    "prepare": "from datasets.prepare import main; "
+    "sys.exit(main(['manifest', '--root', media, '--out', shards, *more]))",
     "read the index": "from datasets.index import read_index; print(len(read_index(shards).clips))",
     "stream": "from datasets.index import read_index; from datasets.stream import stream_clips; "
     "print(sum(1 for _ in stream_clips(read_index(shards))))",
