@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ with saliency maps have a fourth channel. Traces are not of a batch: `datasets.t
 to those of whole recordings."""
 
 DEFAULT_MAX_BYTES = 16 * 2**30
+_RESIDENT_BYTES = 128 * 2**20
 _KINDS: dict[str, str] = {
     "audio": "int16",
     "video": "uint8",
@@ -403,6 +405,7 @@ def _fill(
     offsets = {k: np.concatenate([[0], np.cumsum(lengths[k])]) for k in kinds}
     row_of = {entry.clip: row for row, entry in enumerate(index.clips)}
     seen: set[str] = set()
+    written = 0
     for sample in _intact(index, skip_corrupt):
         row = row_of[sample["clip"]]
         values = _by_kind(sample)
@@ -410,6 +413,10 @@ def _fill(
             if kind in values:
                 start, stop = offsets[kind][row], offsets[kind][row + 1]
                 data[kind][start:stop] = values[kind]
+                written += values[kind].nbytes
+        if written > _RESIDENT_BYTES:
+            _let_go(data.values())
+            written = 0
         seen.add(sample["clip"])
         if on_progress:
             on_progress(len(seen), len(index.clips))
@@ -427,6 +434,14 @@ def _fill(
         json.dumps({"root": index.root, "missing": missing})
     )
     (home / "complete.json.partial").replace(home / "complete.json")
+
+
+def _let_go(mapped: Iterable[NDArray[Any]]) -> None:
+    """The pages of mapped files need not stay in this process's memory; what was written is kept."""
+    for values in mapped:
+        if isinstance(values, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            pages: Any = values.base
+            pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _by_kind(sample: Sample) -> dict[str, NDArray[Any]]:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
+from datasets.folders import files_under
 from datasets.votes import TIES, shares
 
 LABELS = ("angry", "disgust", "fearful", "happy", "neutral", "sad")
@@ -58,13 +59,17 @@ def load_crema_d(root: Path, *, target: str = "intended", ties: str = "drop") ->
     sound: dict[str, Path] = {}
     pictures: dict[str, Path] = {}
     skipped: list[Skipped] = []
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in (*_SOUND, *_PICTURES)):
+    known = (*_SOUND, *_PICTURES)  # WAV before the MP3 that was made of it
+    for path in sorted(files_under(root, known), key=lambda p: known.index(p.suffix.lower())):
         if _NAME.match(path.stem) is None:
             why = "the name is not ACTOR_SENTENCE_EMOTION_LEVEL, such as 1001_DFA_ANG_XX"
             skipped.append(Skipped(str(path.relative_to(root)), why))
         else:
             kind = sound if path.suffix.lower() in _SOUND else pictures
-            kind.setdefault(path.stem, path)
+            first = kind.setdefault(path.stem, path)
+            if first != path and first.suffix == path.suffix:  # the release itself has WAV and MP3
+                why = f"is there already: '{first.relative_to(root)}'"
+                skipped.append(Skipped(str(path.relative_to(root)), why))
     clips = []
     for clip in sorted({**sound, **pictures}):
         labels, why = _labels(clip, votes)
@@ -79,6 +84,8 @@ def load_crema_d(root: Path, *, target: str = "intended", ties: str = "drop") ->
             continue
         record = _record(clip, labels[0], sound, pictures, sex)
         clips.append(_with_votes(record, labels, counts.get(clip, {})))
+    absent = sorted(set(votes or ()) - set(sound) - set(pictures))
+    skipped += (Skipped(clip, f"is in {_VOTES_FILE}, but has no file") for clip in absent)
     return Corpus(name="crema_d", labels=LABELS, clips=tuple(clips), skipped=tuple(skipped))
 
 

@@ -7,9 +7,7 @@ least ones of a hash, so that two cuts of one recording remember the same ones.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping
-from itertools import combinations
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import scipy.fft
@@ -25,6 +23,8 @@ _ALIKE = 6
 than 3; copies at 0.4 of the level have 24, cut elsewhere 7 to 24, as MP3 5 and more (of sixty the third 7)."""
 _COMMON = 100
 """Clips from which on a word says nothing: hum, or a beep that all recordings begin with."""
+_PAIRS_AT_ONCE = 2_000_000
+"""Pairs of clips that are counted together; all of a large corpus's would take many GB."""
 
 
 def fingerprint(samples: NDArray[np.int16], sample_rate_hz: int) -> frozenset[int]:
@@ -51,14 +51,32 @@ def fingerprint(samples: NDArray[np.int16], sample_rate_hz: int) -> frozenset[in
     return frozenset(np.sort(hashed)[:_KEPT].tolist())
 
 
-def near_duplicates(fingerprints: Mapping[str, frozenset[int]]) -> list[tuple[str, str]]:
+def near_duplicates(fingerprints: Mapping[str, Iterable[int]]) -> list[tuple[str, str]]:
     """Pairs of clips that are nearly the same recording."""
-    clips_of: dict[int, list[str]] = defaultdict(list)
-    for clip, words in fingerprints.items():
-        for word in words:
-            clips_of[word].append(clip)
-    shared: Counter[tuple[str, str]] = Counter()
-    for clips in clips_of.values():
-        if 1 < len(clips) < _COMMON:
-            shared.update(combinations(sorted(clips), 2))
-    return sorted(pair for pair, count in shared.items() if count >= _ALIKE)
+    names = sorted(fingerprints)
+    found = [np.fromiter(fingerprints[name], np.int64) for name in names]
+    words = np.concatenate([*found, np.zeros(0, np.int64)])
+    clips = np.repeat(np.arange(len(names)), [len(some) for some in found])
+    order = np.argsort(words, kind="stable")
+    clips, words = clips[order], words[order]
+    first = np.searchsorted(words, words, side="left")
+    behind = np.searchsorted(words, words, side="right")
+    shared = np.flatnonzero((behind - first > 1) & (behind - first < _COMMON))
+    # By their first clip, so that all that a pair has in common is counted together.
+    shared = shared[np.argsort(clips[shared], kind="stable")]
+    partners = behind[shared] - shared - 1
+    block = np.cumsum(partners) // _PAIRS_AT_ONCE
+    starts = np.flatnonzero(np.diff(block, prepend=-1))
+    starts = np.unique(np.searchsorted(clips[shared], clips[shared][starts], side="left"))
+    pairs: list[tuple[str, str]] = []
+    for some in np.split(np.arange(len(shared)), starts[1:]):
+        counts = partners[some]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        others = clips[np.repeat(shared[some] + 1, counts) + within]
+        keys, times = np.unique(
+            np.repeat(clips[shared[some]], counts) * len(names) + others, return_counts=True
+        )
+        pairs += (
+            (names[key // len(names)], names[key % len(names)]) for key in keys[times >= _ALIKE]
+        )
+    return pairs

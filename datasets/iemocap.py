@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets.clips import ClipRecord, Corpus, DataError, Part, Skipped
+from datasets.folders import files_under
 from datasets.votes import shares
 
 CLASSES: dict[str, tuple[str, ...]] = {
@@ -108,7 +109,18 @@ def load_iemocap(
         for sound in sorted(folder.glob("*.wav")) if folder.is_dir() else ():
             if sound.stem not in known and not sound.name.startswith("._"):
                 skipped.append(Skipped(sound.stem, f"has no label in '{path.name}'"))
+    skipped += _without_labels(root, {path.stem for path in files})
     return Corpus(name="iemocap", labels=labels, clips=tuple(clips), skipped=tuple(skipped))
+
+
+def _without_labels(root: Path, dialogues: set[str]) -> Iterator[Skipped]:
+    """Turns of dialogues that have no label file."""
+    for folder in sorted(root.glob("Session[1-5]/sentences/wav")):
+        for sound in files_under(folder, (".wav",)):
+            if sound.parent.name not in dialogues and not sound.name.startswith("._"):
+                yield Skipped(
+                    sound.stem, f"its dialogue has no label file '{sound.parent.name}.txt'"
+                )
 
 
 def _record(

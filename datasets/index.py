@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ KINDS = ("audio", "video", "features", "feature_sequence")
 """What a clip can hold. Features that come frame by frame count twice: their means too."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClipEntry:
     """One clip in the shards.
 
@@ -57,7 +58,7 @@ class ClipEntry:
     source_rate_hz: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardEntry:
     """One tar file."""
 
@@ -175,7 +176,7 @@ def _silence(samples: int) -> str:
 
 
 def write_index(index: ShardIndex, folder: Path) -> None:
-    """Writes `index.json` atomically."""
+    """Writes `index.json` atomically, a clip a line."""
     document = {
         "format_version": FORMAT_VERSION,
         "corpus": index.corpus,
@@ -192,17 +193,44 @@ def write_index(index: ShardIndex, folder: Path) -> None:
         "summary": index.summary(),
         "skipped": [asdict(s) for s in index.skipped],
         "shards": [asdict(s) for s in index.shards],
-        "clips": [_without_unknown(asdict(c)) for c in index.clips],
     }
+    names = [column.name for column in fields(ClipEntry)]
     partial = folder / f"{FILE_NAME}.partial"
-    partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(document, indent=1).removesuffix("\n}"))
+        file.write(',\n "clips": [')
+        for number, entry in enumerate(index.clips):
+            line = json.dumps(_without_unknown({name: getattr(entry, name) for name in names}))
+            file.write(f"{',' if number else ''}\n  {line}")
+        file.write("\n ]\n}\n")
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(folder / FILE_NAME)
 
 
 def _without_unknown(clip: dict[str, Any]) -> dict[str, Any]:
-    """A clip's entry without what nobody knows of it: there may be a hundred thousand."""
-    optional = ("votes", "video_seconds", "source_rate_hz")
+    """A clip's entry without what it has not: there may be a hundred thousand."""
+    optional = (
+        "votes",
+        "video_seconds",
+        "source_rate_hz",
+        "trace_steps",
+        "recording",
+        "first_step",
+    )
     return {name: value for name, value in clip.items() if value or name not in optional}
+
+
+def _entry_or_dict(values: dict[str, Any]) -> Any:
+    """A clip's values become its entry while the rest is still read: not all are in memory twice."""
+    # Attributes, which may be called anything, are never called clip.
+    return ClipEntry(**values) if {"clip", "content_hash"} <= set(values) else values
+
+
+def _require_entry(value: object) -> ClipEntry:
+    if not isinstance(value, ClipEntry):
+        raise TypeError(f"{str(value)[:80]} is no clip")
+    return value
 
 
 def read_index(root: str | Path) -> ShardIndex:
@@ -226,7 +254,7 @@ def read_index(root: str | Path) -> ShardIndex:
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"Cannot read '{location}/{FILE_NAME}': {error}") from error
     try:
-        document = json.loads(content)
+        document = json.loads(content, object_hook=_entry_or_dict)
         version = document["format_version"]
         if version != FORMAT_VERSION:
             raise DataError(
@@ -237,7 +265,7 @@ def read_index(root: str | Path) -> ShardIndex:
             root=location,
             corpus=document["corpus"],
             labels=tuple(document["labels"]),
-            clips=tuple(ClipEntry(**c) for c in document["clips"]),
+            clips=tuple(_require_entry(c) for c in document["clips"]),
             shards=tuple(ShardEntry(**s) for s in document["shards"]),
             skipped=tuple(Skipped(**s) for s in document["skipped"]),
             sample_rate_hz=document["sample_rate_hz"],

@@ -91,9 +91,10 @@ def load_manifest(
 def _check_columns(path: Path, columns: list[str], features: Path | None) -> None:
     missing = [column for column in _REQUIRED if column not in columns]
     if missing or not any(column in columns for column in _MEDIA):
+        shown = " ".join(", ".join(columns).split()) or "none"  # a quote may span lines
         raise DataError(
             f"'{path}' needs the columns clip,speaker,label and audio and/or video; "
-            f"it has: {', '.join(columns) or 'none'}."
+            f"it has: {shown if len(shown) <= 300 else shown[:300] + '…'}."
         )
     of_rows = [c for c in columns if c.startswith(_FEATURE)][:1]
     of_files = ["features"] if "features" in columns else []

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import av
 import numpy as np
 import soundfile
-import torch
-import torchaudio
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from datasets.clips import Part
 
@@ -43,12 +42,25 @@ _DEMUXERS = (
 )
 _MAX_FILTER_BANK = 10_000_000
 _BLOCK_SAMPLES = 1 << 20
+_HELD_BYTES = 64 * 2**20
+"""Of a video's packets, which are held to see its time stamps before it is decoded."""
+_SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU"})
+_SEEKABLE_SAMPLES = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"})
 _MISSING_SECONDS = 0.2
 """Of a part: labels are timed by hand, and a file may end a little before."""
 
 
 class MediaError(ValueError):
     """A file that cannot be decoded, or that holds nothing to decode."""
+
+
+_threads = 0
+
+
+def decode_with_threads(count: int) -> None:
+    """How many threads one file's pictures are decoded with from now on, in this process; 0: as FFmpeg likes."""
+    global _threads
+    _threads = count
 
 
 def read_audio(path: Path, sample_rate_hz: int, part: Part | None = None) -> NDArray[np.int16]:
@@ -66,6 +78,8 @@ def read_audio(path: Path, sample_rate_hz: int, part: Part | None = None) -> NDA
         MediaError: If the file is missing, empty, undecodable, has no sound, or is
             longer than `MAX_CLIP_SECONDS` (a clip is one utterance), or ends before the part does.
     """
+    if part is not None and (found := _seek_sound(path, part)) is not None:
+        return to_samples(*found, sample_rate_hz)
     blocks: list[NDArray[np.float32]] = []
     samples = source_rate_hz = 0
     for block, source_rate_hz in stream_audio(path, limit_seconds=_longest(part)):
@@ -149,18 +163,25 @@ def read_frames(
     Raises:
         MediaError: As `read_audio`, for the pictures; or maps of another length.
     """
-    pictures, stamps = _decode_pictures(path, size, part)
-    seconds = duration(stamps)
-    moments = (np.arange(count) + 0.5) / count * seconds
-    if part is not None:  # the first frame may be shown since before it
+
+    def moments_of(stamps: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(V,) seconds after the first frame."""
+        if part is None:
+            return (np.arange(count) + 0.5) / count * duration(stamps)
+        seconds = part.end_s - part.start_s  # the first frame may be shown since before it
+        moments = part.start_s - stamps[0] + (np.arange(count) + 0.5) / count * seconds
+        return np.asarray(moments, np.float64)
+
+    pictures, stamps = _decode_pictures(path, size, part, moments_of)
+    seconds, moments = duration(stamps), moments_of(stamps)
+    if part is not None:
         _check_end(float(stamps[0]) + seconds, part)
         seconds = part.end_s - part.start_s
-        moments = part.start_s - stamps[0] + (np.arange(count) + 0.5) / count * seconds
     taken = np.stack([pictures[i] for i in frames_at(stamps, moments)])
     if saliency is None:
         return taken
     try:
-        maps, stamps = _decode_pictures(saliency, size, part)
+        maps, stamps = _decode_pictures(saliency, size, part, lambda _: moments)
     except MediaError as error:
         raise MediaError(f"has unusable saliency maps: '{saliency.name}' {error}") from error
     if abs(duration(stamps) - seconds) > 0.1 + 0.1 * seconds:
@@ -173,22 +194,59 @@ def read_frames(
 
 
 def _decode_pictures(
-    path: Path, size: tuple[int, int], part: Part | None = None
-) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]]:
-    """Every frame, (H, W, 3) each, and its time stamp in seconds; of a part, those shown in it."""
+    path: Path,
+    size: tuple[int, int],
+    part: Part | None,
+    moments_of: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> tuple[dict[int, NDArray[np.uint8]], NDArray[np.float64]]:
+    """Those frames that are shown at some moments, and the time stamps of all; of a part, of those shown in it.
+
+    All are decoded, but only those are scaled that the packets' time stamps let expect. Where these
+    were wrong, the file is decoded again and all are scaled.
+
+    Args:
+        path: As `read_frames`.
+        size: As `read_frames`.
+        part: As `read_frames`.
+        moments_of: (frames,) time stamps in seconds → moments in seconds after the first.
+
+    Returns:
+        Number → (H, W, 3), and (frames,) seconds.
+    """
     _longest(part)
-    frames: list[NDArray[np.uint8]] = []
+    pictures, stamps = _convert_some(path, size, part, moments_of)
+    if all(int(i) in pictures for i in frames_at(stamps, moments_of(stamps))):
+        return pictures, stamps
+    return _convert_some(path, size, part, None)
+
+
+def _convert_some(
+    path: Path,
+    size: tuple[int, int],
+    part: Part | None,
+    moments_of: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None,
+) -> tuple[dict[int, NDArray[np.uint8]], NDArray[np.float64]]:
+    """As `_decode_pictures`, but for frames that it did not expect; None for all frames."""
+    pictures: dict[int, NDArray[np.uint8]] = {}
     seconds: list[float] = []
-    for time, picture in stream_pictures(path, size, part):
+    half, reformatter = part.half if part else None, VideoReformatter()
+
+    def expected(stamps: NDArray[np.float64]) -> frozenset[float]:
+        stamps = stamps[max(0, int(np.sum(stamps <= part.start_s)) - 1) :] if part else stamps
+        assert moments_of is not None
+        return frozenset(stamps[frames_at(stamps, moments_of(stamps))].round(5).tolist())
+
+    for time, frame, wanted in _stream_frames(path, part, expected if moments_of else None):
         if part is None:
             _check_length(time - seconds[0] if seconds else 0.0)
         elif time <= part.start_s:  # the last one before the part is shown in it
-            frames, seconds = [], []
+            pictures, seconds = {}, []
+        if wanted is None or round(time, 5) in wanted:
+            pictures[len(seconds)] = _scale_and_crop(frame, size, half, reformatter)
         seconds.append(time)
-        frames.append(picture)
-    if not frames:
+    if not seconds:
         raise MediaError("holds no pictures")
-    return frames, np.asarray(seconds)
+    return pictures, np.asarray(seconds)
 
 
 def stream_pictures(
@@ -208,22 +266,61 @@ def stream_pictures(
     Raises:
         MediaError: As `read_frames`, but for length.
     """
+    half, reformatter = part.half if part else None, VideoReformatter()
+    for time, frame, _ in _stream_frames(path, part):
+        yield time, _scale_and_crop(frame, size, half, reformatter)
+
+
+Expect = Callable[[NDArray[np.float64]], frozenset[float]]
+"""(frames,) time stamps that packets announce → those of the frames that will be wanted, to 5 digits."""
+
+
+def _stream_frames(
+    path: Path, part: Part | None, expect: Expect | None = None
+) -> Iterator[tuple[float, av.VideoFrame, frozenset[float] | None]]:
+    """Time stamp, frame, and what `expect` said; None where the packets are too many to be looked at first."""
     _check_file(path)
     with _decoding(path) as container:
-        if not container.streams.video:
-            raise MediaError("has no pictures")
-        stream = container.streams.video[0]
+        stream = _first(container.streams.video, "pictures")
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = _threads
         origin = 0.0
         if part is not None:
             origin = float((stream.start_time or 0) * (stream.time_base or 0))
             # To the key frame before it; decoding an hour for each of its clips would take days.
             container.seek(int((part.start_s + origin) * av.time_base), backward=True)
-        for number, frame in enumerate(container.decode(stream)):
+        packets, wanted = container.demux(stream), None
+        if expect is not None:
+            held, stamps = _look_ahead(packets, origin, part.end_s if part else math.inf)
+            packets = chain(held, packets)
+            wanted = expect(stamps) if stamps is not None else None
+        frames = (frame for packet in packets for frame in packet.decode())
+        for number, frame in enumerate(frames):
             time = (frame.time if frame.time is not None else float(number)) - origin
             if part is not None and time >= part.end_s:
                 return
-            yield time, _scale_and_crop(frame, size, part.half if part else None)
+            yield time, frame, wanted
+
+
+def _look_ahead(
+    packets: Iterator[av.Packet], origin: float, end_s: float
+) -> tuple[list[av.Packet], NDArray[np.float64] | None]:
+    """The packets up to a moment, and the sorted time stamps that they announce before it; None: unknown."""
+    held: list[av.Packet] = []
+    stamps: list[float] = []
+    size = 0
+    for packet in packets:
+        held.append(packet)
+        size += packet.size
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is not None and packet.size and not packet.is_discard:
+            stamps.append(float(stamp * packet.time_base) - origin)
+        if size > _HELD_BYTES:
+            return held, None
+        if packet.dts is not None and float(packet.dts * packet.time_base) - origin >= end_s:
+            break  # whatever is decoded later is shown later
+    shown = np.sort(np.asarray([stamp for stamp in stamps if stamp < end_s]))
+    return held, shown if len(shown) else None
 
 
 def duration(stamps: NDArray[np.float64]) -> float:
@@ -239,9 +336,9 @@ def frames_at(stamps: NDArray[np.float64], moments: NDArray[np.float64]) -> NDAr
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise MediaError("no such file")
     try:
+        if not path.is_file():
+            raise MediaError("no such file")
         with path.open("rb") as file:
             if not file.read(1):
                 raise MediaError("is empty")
@@ -328,31 +425,69 @@ def _check_boxes(path: Path) -> None:
             position += length
 
 
+def _seek_sound(path: Path, part: Part) -> tuple[NDArray[np.float32], int] | None:
+    """(L,) a part of a sound file, and its rate, without what lies before it; None where seeking may not be exact."""
+    _check_file(path)
+    _longest(part)
+    if path.suffix.lower() not in AUDIO_SUFFIXES:
+        return None
+    with _reading(path) as file:
+        exact = file.format in _SEEKABLE and file.subtype in _SEEKABLE_SAMPLES and file.seekable()
+        if not (exact and 0 < file.frames < 2**40):  # a streamed FLAC does not say how long it is
+            return None
+        _check_riff(path)
+        rate_hz = int(file.samplerate)
+        first, last = round(part.start_s * rate_hz), round(part.end_s * rate_hz)
+        if last > file.frames:
+            _check_end(file.frames / rate_hz, part)
+        file.seek(min(first, file.frames))
+        samples = file.read(max(0, last - first), dtype="float32", always_2d=True)
+        if len(samples) < min(last, file.frames) - first:
+            raise MediaError("is truncated")
+        return samples.mean(axis=1), rate_hz
+
+
 def _stream_audio_file(
     path: Path, limit_seconds: float
 ) -> Iterator[tuple[NDArray[np.float32], int]]:
+    with _reading(path) as file:
+        if file.frames > limit_seconds * file.samplerate:
+            _check_length(file.frames / file.samplerate)
+        _check_riff(path)
+        while len(samples := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+            yield samples.mean(axis=1), int(file.samplerate)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[soundfile.SoundFile]:
+    """Opens a sound file; libsndfile's errors become MediaError."""
     try:
         with soundfile.SoundFile(path) as file:
-            if file.frames > limit_seconds * file.samplerate:
-                _check_length(file.frames / file.samplerate)
-            _check_riff(path)
-            while len(samples := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-                yield samples.mean(axis=1), int(file.samplerate)
+            yield file
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise MediaError(f"cannot be decoded: {error}") from error
 
 
 def _stream_audio_container(path: Path) -> Iterator[tuple[NDArray[np.float32], int]]:
     with _decoding(path) as container:
-        if not container.streams.audio:
-            raise MediaError("has no sound")
-        stream = container.streams.audio[0]
-        rate_hz = int(stream.rate)
+        stream = _first(container.streams.audio, "sound")
+        rate_hz = int(stream.codec_context.sample_rate or 0)
+        if rate_hz <= 0:
+            raise MediaError("cannot be decoded: its sound has no sample rate")
         # The mean of the channels is taken here: FFmpeg's own mix to mono is their sum / √2.
         resampler = av.AudioResampler(format="fltp", rate=rate_hz)
         for frame in chain(container.decode(stream), [None]):
             for part in resampler.resample(frame):
                 yield part.to_ndarray().mean(axis=0), rate_hz
+
+
+def _first(streams: Sequence[av.stream.Stream], what: str) -> av.stream.Stream:
+    """The stream that is taken; raises MediaError if there is none, or FFmpeg does not know what it is."""
+    if not streams:
+        raise MediaError(f"has no {what}")
+    if streams[0].codec_context is None:
+        raise MediaError(f"cannot be decoded: it has {what} of an unknown kind")
+    return streams[0]
 
 
 def _resample(
@@ -362,13 +497,29 @@ def _resample(
     up, down = sample_rate_hz // shared, source_rate_hz // shared
     # torchaudio's filter bank has up × down entries: 12 GB for one clip at 44 101 Hz.
     if up * down > _MAX_FILTER_BANK:
+        # Imported here, as torch is: a process that resamples nothing starts in a tenth of the time.
+        from scipy.signal import resample_poly
+
         return np.asarray(resample_poly(waveform, up, down), np.float32)
-    return np.asarray(
-        torchaudio.functional.resample(
-            torch.from_numpy(waveform), source_rate_hz, sample_rate_hz
-        ).numpy(),
-        np.float32,
-    )
+    return _torch_resampler()(waveform, source_rate_hz, sample_rate_hz)
+
+
+@cache
+def _torch_resampler() -> Callable[[NDArray[np.float32], int, int], NDArray[np.float32]]:
+    import torch
+    import torchaudio
+
+    def resample(waveform: NDArray[np.float32], source: int, target: int) -> NDArray[np.float32]:
+        threads = torch.get_num_threads()
+        if _threads:  # threads that wait for each other cost more than so short a sum
+            torch.set_num_threads(_threads)
+        try:
+            resampled = torchaudio.functional.resample(torch.from_numpy(waveform), source, target)
+        finally:
+            torch.set_num_threads(threads)
+        return np.asarray(resampled.numpy(), np.float32)
+
+    return resample
 
 
 @contextmanager
@@ -387,7 +538,7 @@ def _decoding(path: Path) -> Iterator[av.container.InputContainer]:
 
 
 def _scale_and_crop(
-    frame: av.VideoFrame, size: tuple[int, int], half: str | None = None
+    frame: av.VideoFrame, size: tuple[int, int], half: str | None, reformatter: VideoReformatter
 ) -> NDArray[np.uint8]:
     """(H, W, 3): the frame, or its left or right half, scaled to cover `size`; the centre of it."""
     height, width = size
@@ -396,7 +547,9 @@ def _scale_and_crop(
     scaled_height = max(height, round(frame.height * scale))
     scaled_width = max(width, round(shown * scale))
     whole_width = scaled_width * (2 if half else 1)
-    image = frame.reformat(width=whole_width, height=scaled_height, format="rgb24").to_ndarray()
+    image = reformatter.reformat(
+        frame, width=whole_width, height=scaled_height, format="rgb24"
+    ).to_ndarray()
     top, left = (scaled_height - height) // 2, (scaled_width - width) // 2
     if half == "right":
         left += scaled_width

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
-import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset as wds
+from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
 from datasets.crema_d import TARGETS, load_crema_d
@@ -28,18 +30,19 @@ from datasets.iemocap import CLASSES as IEMOCAP_CLASSES
 from datasets.iemocap import load_iemocap
 from datasets.index import FILE_NAME, ClipEntry, ShardEntry, ShardIndex, read_index, write_index
 from datasets.manifest import load_manifest
-from datasets.media import MediaError, read_audio, read_frames
+from datasets.media import MediaError, decode_with_threads, read_audio, read_frames
 from datasets.probe import measure_sources
 from datasets.ravdess import load_ravdess
 from datasets.recola import GOLDS, STEP_SECONDS, WINDOW_SECONDS, load_recola
 from datasets.stream import Sample, content_hashes, content_sizes, encode_clip
-from datasets.synthetic import load_synthetic
-from datasets.synthetic_traces import make_synthetic_traces
 from datasets.votes import TIES
+from datasets.workforce import Job, Marker, run_jobs
 
 _PROGRESS_FOLDER = ".prepare"
-# Below this many clips the start of worker processes costs more than it saves.
-_PARALLEL_FROM_CLIPS = 400
+# What a clip may take, and from how much work on all cores are worth their start of about a second.
+_SECONDS_OF_SOUND, _SECONDS_OF_PICTURES, _PARALLEL_FROM_SECONDS = 0.003, 0.06, 2.5
+_MOST_DEATHS = 40
+"""Of worker processes, in one call: then it is not the clips that are broken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,26 +89,139 @@ def prepare(
     """
     settings = settings or ShardSettings()
     _claim_folder(corpus, out, settings)
-    parts = _deal(corpus, settings.clips_per_shard)
-    jobs = [(number, part, out, settings) for number, part in enumerate(parts)]
-    total = len(corpus.clips)
-    reports: dict[int, dict[str, Any]] = {}
+    lock = FileLock(str(out / _PROGRESS_FOLDER / "lock"))
     try:
-        for number, report in _run(jobs, workers or _default_workers(total)):
-            reports[number] = report
-            if on_progress:
-                on_progress(sum(len(parts[n]) for n in reports), total)
+        with lock.acquire(timeout=0):
+            _write_shards(corpus, out, settings, workers, on_progress)
+            write_index(_merge(corpus, settings, out), out)
+            shutil.rmtree(out / _PROGRESS_FOLDER)
+    except Timeout:
+        raise DataError(f"Another process is preparing '{out}'. Wait for it.") from None
     except OSError as error:
         raise DataError(f"Cannot write to '{out}': {error.strerror or error}.") from error
-    except BrokenProcessPool as error:
-        raise DataError(
-            "A worker process died while decoding (out of memory, or killed). "
-            "Run the same command again: it takes up where it stopped."
-        ) from error
-    index = _merge(corpus, settings, [reports[n] for n in sorted(reports)], out)
-    write_index(index, out)
-    shutil.rmtree(out / _PROGRESS_FOLDER)
     return read_index(out)
+
+
+def _write_shards(
+    corpus: Corpus,
+    out: Path,
+    settings: ShardSettings,
+    workers: int | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    """Every shard that is not there yet, and its report."""
+    for stale in (out / _PROGRESS_FOLDER).glob("*.partial-*"):
+        stale.unlink()
+    parts = _deal(corpus, settings.clips_per_shard)
+    deaths = _Deaths(out, parts)
+    todo = [number for number in range(len(parts)) if _report(out, number) is None]
+    done = len(corpus.clips) - sum(len(parts[number]) for number in todo)
+    furthest = done
+
+    def tell(current: int) -> None:
+        nonlocal furthest  # a shard may begin anew
+        furthest = max(furthest, done + current)
+        if on_progress:
+            on_progress(furthest, len(corpus.clips))
+
+    if done:
+        tell(0)
+    count = min(workers or _default_workers(corpus), max(1, len(todo)))
+    # Where a process died a second one may: then it had better not be this one.
+    if count == 1 and not deaths.found_at_start:
+        for number in todo:
+            _write_shard(number, parts[number], out, settings, deaths.culprits(number), tell)
+            done += len(parts[number])
+            tell(0)
+        return
+    jobs = (
+        Job(
+            name=_shard_name(number),
+            arguments=(number, parts[number], out, settings, deaths.culprits(number)),
+        )
+        for number in todo
+    )
+    running = {_shard_name(number): number for number in todo}
+    for ended in run_jobs(_write_shard, jobs, count, deaths.judge):
+        if ended is not None:
+            done += len(parts[running.pop(ended[0].name)])
+        tell(sum(_at(out, name) or 0 for name in list(running)[: 2 * count]))
+
+
+class _Deaths:
+    """Clips at which worker processes died: at the second time they are left out.
+
+    Attributes:
+        found_at_start: Whether an earlier call ended, by force or by itself, while it decoded.
+    """
+
+    def __init__(self, out: Path, parts: list[list[ClipRecord]]) -> None:
+        self.out, self.parts = out, parts
+        self._file = out / _PROGRESS_FOLDER / "culprits.json"
+        try:
+            self._reasons: dict[str, str] = json.loads(self._file.read_text())
+        except FileNotFoundError:
+            self._reasons = {}
+        names = [_shard_name(number) for number in range(len(parts))]
+        self.found_at_start = any(_at(out, name) is not None for name in names)
+        self._times: Counter[tuple[str, int | None]] = Counter()
+
+    def culprits(self, number: int) -> dict[str, str]:
+        """Of a shard: clip → why it is left out."""
+        return {
+            r.clip: self._reasons[r.clip] for r in self.parts[number] if r.clip in self._reasons
+        }
+
+    def judge(self, job: Job, exit_code: int) -> Job:
+        """What is done instead of a job whose process died; raises DataError where there is no hope."""
+        number = job.arguments[0]
+        item = _at(self.out, job.name)
+        self._times[job.name, item] += 1
+        record = self.parts[number][item] if item is not None else None
+        path = (record.video or record.audio) if record is not None else None
+        ended = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+        twice = self._times[job.name, item] > 1
+        if self._times.total() > _MOST_DEATHS or (twice and record is None):
+            where = f", the last at '{path or (record and record.clip)}'" if record else ""
+            raise DataError(
+                f"{self._times.total()} worker processes died while decoding ({ended}{where}): out of memory, "
+                "or killed. Take fewer --workers; the same command takes up where it stopped."
+            )
+        if twice and record is not None:
+            name = f"'{path.name}' " if path else ""
+            self._reasons[record.clip] = f"{name}ends the process that decodes it ({ended})"
+            _write_whole(self._file, json.dumps(self._reasons))
+        return replace(job, arguments=(*job.arguments[:-1], self.culprits(number)))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.tar"
+
+
+def _marker(out: Path, shard: str) -> Path:
+    return out / _PROGRESS_FOLDER / f"{shard}.now"
+
+
+def _at(out: Path, shard: str) -> int | None:
+    """Which of a shard's clips is being decoded, or was when a process died."""
+    return Marker.read(_marker(out, shard))
+
+
+def _report(out: Path, number: int) -> dict[str, Any] | None:
+    """What was said of a shard when it was whole; None if it is not there, or not as it was."""
+    name = _shard_name(number)
+    try:
+        report = json.loads((out / _PROGRESS_FOLDER / f"{name}.json").read_text())
+        whole = (out / name).stat().st_size == report["shard"]["bytes"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return dict(report) if whole else None
 
 
 def _deal(corpus: Corpus, clips_per_shard: int) -> list[list[ClipRecord]]:
@@ -115,8 +231,11 @@ def _deal(corpus: Corpus, clips_per_shard: int) -> list[list[ClipRecord]]:
     return [[corpus.clips[i] for i in part] for part in np.array_split(order, count)]
 
 
-def _default_workers(clips: int) -> int:
-    return len(os.sched_getaffinity(0)) if clips >= _PARALLEL_FROM_CLIPS else 1
+def _default_workers(corpus: Corpus) -> int:
+    sound = sum(record.audio is not None for record in corpus.clips)
+    pictures = sum(record.video is not None for record in corpus.clips)
+    work_seconds = sound * _SECONDS_OF_SOUND + pictures * _SECONDS_OF_PICTURES
+    return len(os.sched_getaffinity(0)) if work_seconds > _PARALLEL_FROM_SECONDS else 1
 
 
 def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
@@ -125,9 +244,12 @@ def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
         + [str(extra) for extra in (r.saliency, r.audio_part, r.video_part, r.votes) if extra]
         for r in corpus.clips
     ]
-    numbers = [array for r in corpus.clips for array in (r.features, r.trace) if array is not None]
-    content = b"".join(array.tobytes() for array in numbers)
-    identity = hashlib.sha256(json.dumps([asdict(settings), names]).encode() + content).hexdigest()
+    digest = hashlib.sha256(json.dumps([asdict(settings), names]).encode())
+    for record in corpus.clips:
+        for array in (record.features, record.trace):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
+    identity = digest.hexdigest()
     claim = out / _PROGRESS_FOLDER / "corpus.txt"
     try:
         if (out / FILE_NAME).exists():
@@ -150,59 +272,81 @@ def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
         raise DataError(f"Cannot write to '{out}': {error.strerror or error}.") from error
 
 
-def _run(
-    jobs: list[tuple[int, list[ClipRecord], Path, ShardSettings]], workers: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    if workers == 1 or len(jobs) == 1:
-        for job in jobs:
-            yield job[0], _write_shard(*job)
-        return
-    # Spawned: forking a process whose libraries run threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        futures = {pool.submit(_write_shard, *job): job[0] for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
 def _write_shard(
-    number: int, records: list[ClipRecord], out: Path, settings: ShardSettings
-) -> dict[str, Any]:
-    """Writes one shard and its report, unless an earlier call already did."""
-    name = f"shard-{number:05d}.tar"
-    report_path = out / _PROGRESS_FOLDER / f"{name}.json"
-    if report_path.exists():
-        return dict(json.loads(report_path.read_text()))
-    partial = out / f"{name}.partial"
+    number: int,
+    records: list[ClipRecord],
+    out: Path,
+    settings: ShardSettings,
+    culprits: dict[str, str],
+    on_clip: Callable[[int], None] | None = None,
+) -> None:
+    """Writes one shard and its report; `culprits` (clip → why) are left out, `on_clip` hears how many are done."""
+    name = _shard_name(number)
+    partial = out / _PROGRESS_FOLDER / f"{name}.partial-{os.getpid()}"
     entries: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    with partial.open("wb") as file:
-        with wds.TarWriter(file, encoder=False, mtime=0.0) as writer:
+    told = time.monotonic()
+    decode_with_threads(1)  # shards are written side by side, and are the same on every machine
+    try:
+        with _Tar(partial) as tar, Marker(_marker(out, name)) as marker:
             for position, record in enumerate(records):
+                marker.at(position)
+                if on_clip and time.monotonic() > told + 0.5:
+                    on_clip(position)
+                    told = time.monotonic()
                 try:
+                    if record.clip in culprits:
+                        raise MediaError(culprits[record.clip])
                     sample = decode_record(record, settings)
                 except MediaError as error:
                     skipped.append({"clip": record.clip, "reason": str(error)})
                     continue
                 key = f"{number:05d}{position:05d}"
-                writer.write(encode_clip(key, sample, settings.sample_rate_hz))
+                tar.write(encode_clip(key, sample, settings.sample_rate_hz))
                 entries.append(asdict(_entry(record, sample, name)))
-        file.flush()
-        os.fsync(file.fileno())
-    with partial.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size = partial.stat().st_size
-    partial.replace(out / name)
-    shard = asdict(ShardEntry(name, len(entries), size, sha256))
+        shard = asdict(ShardEntry(name, len(entries), partial.stat().st_size, tar.sha256))
+        partial.replace(out / name)
+    except BaseException:
+        with suppress(OSError):  # room on a full disk
+            partial.unlink(missing_ok=True)
+        raise
+    finally:
+        decode_with_threads(0)
     report = {"shard": shard, "clips": entries, "skipped": skipped}
-    partial_report = report_path.with_suffix(".partial")
-    partial_report.write_text(json.dumps(report))
-    partial_report.replace(report_path)
-    return report
+    _write_whole(out / _PROGRESS_FOLDER / f"{name}.json", json.dumps(report))
+
+
+class _Tar:
+    """A tar of clips as WebDataset writes it, without importing torch as WebDataset does: on disk when left."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.sha256 = path, ""
+
+    def __enter__(self) -> _Tar:
+        self._file = self.path.open("w+b")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+        return self
+
+    def write(self, member: dict[str, bytes | str]) -> None:
+        """Adds the files of a clip; `__key__` is their name without suffix."""
+        key = str(member["__key__"])
+        for suffix in sorted(set(member) - {"__key__"}):
+            content = member[suffix]
+            assert isinstance(content, bytes)
+            info = tarfile.TarInfo(f"{key}.{suffix}")
+            info.size, info.mode, info.uname, info.gname = len(content), 0o444, "bigdata", "bigdata"
+            self._tar.addfile(info, io.BytesIO(content))
+            self._tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._file as file:
+            if kind is not None:
+                return
+            self._tar.close()
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def decode_record(record: ClipRecord, settings: ShardSettings) -> Sample:
@@ -265,11 +409,20 @@ def _entry(record: ClipRecord, sample: Sample, shard: str) -> ClipEntry:
     )
 
 
-def _merge(
-    corpus: Corpus, settings: ShardSettings, reports: list[dict[str, Any]], out: Path
-) -> ShardIndex:
-    clips = [ClipEntry(**clip) for report in reports for clip in report["clips"]]
-    skipped = (*corpus.skipped, *(Skipped(**s) for report in reports for s in report["skipped"]))
+def _merge(corpus: Corpus, settings: ShardSettings, out: Path) -> ShardIndex:
+    """The index, from the reports of all shards."""
+    clips: list[ClipEntry] = []
+    shards: list[ShardEntry] = []
+    skipped = list(corpus.skipped)
+    for number in range(len(_deal(corpus, settings.clips_per_shard))):
+        report = _report(out, number)
+        if report is None:
+            raise DataError(
+                f"'{out / _shard_name(number)}' changed while it was prepared. Run it again."
+            )
+        clips += (ClipEntry(**clip) for clip in report["clips"])
+        skipped += (Skipped(**clip) for clip in report["skipped"])
+        shards += [ShardEntry(**report["shard"])] if report["clips"] else []
     if not clips:
         # Nothing to take up: the same command tries again once the media are mended.
         for shard in out.glob("shard-*.tar"):
@@ -282,8 +435,8 @@ def _merge(
         corpus=corpus.name,
         labels=corpus.labels,
         clips=tuple(sorted(clips, key=lambda entry: entry.clip)),
-        shards=tuple(ShardEntry(**report["shard"]) for report in reports if report["clips"]),
-        skipped=skipped,
+        shards=tuple(shards),
+        skipped=tuple(skipped),
         sample_rate_hz=settings.sample_rate_hz,
         frame_size=settings.frame_size,
         feature_names=corpus.feature_names,
@@ -365,7 +518,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--clips-per-shard", type=_positive, default=64, help="(default 64)")
     parser.add_argument(
-        "--workers", type=_positive, help="processes (default: one a core for 400 clips or more)"
+        "--workers", type=_positive, help="processes (default: one a core where it pays)"
     )
     return parser
 
@@ -444,6 +597,56 @@ def _add_options_of_one_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="synthetic corpora: seed (default 0)")
 
 
+class _Bar:
+    """How many clips are done, how many come a second, and how long the rest will take.
+
+    On a terminal as a bar; elsewhere as a line now and then.
+    """
+
+    LINE_SECONDS = 30.0
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        columns = (
+            TextColumn("preparing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("clips{task.description}"),
+        )
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("", total=total)
+        self._started = self._line_at = time.monotonic()
+        self._first: int | None = None
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, done: int, total: int) -> None:
+        """Clips done and in all; what an earlier call did counts in no rate."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._started = done, min(self._started, now)
+        text = pace(done - self._first, total - done, now - self._started)
+        self._bar.update(self._task, completed=done, description=text)
+        if not self._console.is_terminal and now > self._line_at + self.LINE_SECONDS:
+            self._line_at = now
+            self._console.print(f"prepared {done} of {total} clips{text}", soft_wrap=True)
+
+
+def pace(done: int, left: int, seconds: float) -> str:
+    """Such as `, 812/s, 0:02:04 left`; nothing before there is a rate."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    rate = done / seconds
+    left_seconds = round(left / rate)
+    clock = f"{left_seconds // 3600}:{left_seconds // 60 % 60:02d}:{left_seconds % 60:02d}"
+    return f", {rate:.3g}/s, {clock} left" if rate < 100 else f", {rate:.0f}/s, {clock} left"
+
+
 def _print_summary(index: ShardIndex, out: Path) -> None:
     summary = index.summary()
     print(
@@ -486,6 +689,8 @@ def _load(options: argparse.Namespace) -> Corpus:
         return with_features(corpus, features, missing=missing) if features else corpus
     if options.corpus in ("recola", "synthetic_traces"):
         if options.corpus == "synthetic_traces":
+            from datasets.synthetic_traces import make_synthetic_traces
+
             make_synthetic_traces(
                 root, speakers=options.speakers, minutes=options.minutes, seed=options.seed
             )
@@ -496,6 +701,8 @@ def _load(options: argparse.Namespace) -> Corpus:
     if options.corpus == "manifest":
         ties = options.ties or "error"
         return load_manifest(root, features=features, missing_features=missing, ties=ties)
+    from datasets.synthetic import load_synthetic  # half a second, which no worker should spend
+
     if features:
         raise DataError("The synthetic corpus has features of its own; leave out --features.")
     return load_synthetic(
@@ -508,7 +715,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
-        corpus = _load(options)
+        try:
+            corpus = _load(options)
+        except OSError as error:
+            where = error.filename or options.root
+            raise DataError(f"Cannot read '{where}': {error.strerror or error}.") from error
         over_time, steps = bool(corpus.dimensions), round(options.window / STEP_SECONDS)
         settings = ShardSettings(
             sample_rate_hz=options.sample_rate,
@@ -516,21 +727,9 @@ def main(arguments: list[str] | None = None) -> int:
             frame_size=options.frame_size or ((96, 96) if over_time else (60, 100)),
             clips_per_shard=options.clips_per_shard,
         )
-        with Progress(
-            TextColumn("preparing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("clips"),
-            TimeRemainingColumn(),
-            console=console,
-        ) as bar:
-            task = bar.add_task("", total=len(corpus.clips))
+        with _Bar(console, len(corpus.clips)) as bar:
             index = prepare(
-                corpus,
-                options.out,
-                settings,
-                workers=options.workers,
-                on_progress=lambda done, _: bar.update(task, completed=done),
+                corpus, options.out, settings, workers=options.workers, on_progress=bar.show
             )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
 from datasets.features import FeatureTable, read_features
+from datasets.folders import files_under
 
 LABELS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 _NAME = re.compile(r"^(0[123])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(\d{2})$")
@@ -45,14 +46,17 @@ def load_ravdess(
     channel = "02" if song else "01"
     found: dict[str, dict[str, Path]] = {}
     skipped: list[Skipped] = []
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in _MEDIA):
+    for path in files_under(root, _MEDIA):
         match = _NAME.match(path.stem)
         if match is None:
             skipped.append(
                 Skipped(str(path.relative_to(root)), "the name is not MM-VC-EE-II-SS-RR-AA")
             )
         elif match[2] == channel:
-            found.setdefault(path.stem[3:], {})[match[1]] = path
+            first = found.setdefault(path.stem[3:], {}).setdefault(match[1], path)
+            if first != path:
+                why = f"is there already: '{first.relative_to(root)}'"
+                skipped.append(Skipped(str(path.relative_to(root)), why))
     rows = FeatureTable((), {})
     if features:
         rows = read_features(features, _key, missing=missing_features)

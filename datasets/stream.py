@@ -13,16 +13,17 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
-import webdataset as wds
-from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from datasets.clips import DataError
 from datasets.index import ShardIndex
 from datasets.remote import open_resuming
+
+if TYPE_CHECKING:
+    import webdataset as wds
 
 _ARRAYS = (("video", "frames.npy"), ("features", "features.npy"), ("trace", "trace.npy"))
 
@@ -67,6 +68,8 @@ def stream_clips(
         saliency maps), "features" (F,) or (S,F) float32, "trace" (S,D) float32}` with the keys
         that the clip has.
     """
+    import webdataset as wds  # it imports torch, which who only writes shards has no use for
+
     urls = [f"{index.root}/{shard.name}" for shard in index.shards]
     if training:
         stages = [wds.ResampledShards(urls, seed=seed, deterministic=True)]
@@ -110,6 +113,8 @@ def _read_tars(shards: Iterable[Sample], *, handler: Handler) -> Iterator[Sample
     WebDataset's own opener would run a shell command for a `pipe:` name, which an index
     from outside must not be able to ask for.
     """
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
     for shard in shards:
         url = shard["url"]
         try:
@@ -148,7 +153,10 @@ def encode_clip(key: str, sample: Sample, sample_rate_hz: int) -> dict[str, byte
     }
     if "audio" in sample:
         buffer = io.BytesIO()
-        soundfile.write(buffer, sample["audio"], sample_rate_hz, format="FLAC", subtype="PCM_16")
+        soundfile.write(
+            buffer, sample["audio"], sample_rate_hz, format="FLAC", subtype="PCM_16",
+            compression_level=0.0,  # a quarter faster, 3 % larger
+        )  # fmt: skip
         member["flac"] = buffer.getvalue()
     for kind, name in _ARRAYS:
         if kind in sample:

@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any
 
 import fsspec
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from datasets.clips import DataError
@@ -115,7 +117,7 @@ def _check_clips(index: ShardIndex, findings: Findings) -> None:
     expected = {entry.clip: entry for entry in index.clips}
     seen: Counter[str] = Counter()
     corrupt: list[str] = []
-    heard: dict[str, frozenset[int]] = {}
+    heard: dict[str, NDArray[np.uint32]] = {}  # a set takes thirty times as much
     for sample in stream_clips(
         index, handler=lambda culprit, error: corrupt.append(f"{culprit}: {error}")
     ):
@@ -128,7 +130,8 @@ def _check_clips(index: ShardIndex, findings: Findings) -> None:
         else:
             findings.suspects.look_at(sample)
         if "audio" in sample and entry is not None:
-            heard[entry.clip] = fingerprint(sample["audio"], index.sample_rate_hz)
+            words = fingerprint(sample["audio"], index.sample_rate_hz)
+            heard[entry.clip] = np.fromiter(words, np.uint32)
     same = {frozenset((a.clip, b.clip)) for g in index.duplicates() for a in g for b in g}
     findings.near_duplicates = [p for p in near_duplicates(heard) if frozenset(p) not in same]
     findings.clips = len(seen)

@@ -6,16 +6,19 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from datasets import cache as cache_module
 from datasets.cache import Batch, open_cache
 from datasets.clips import Corpus, DataError
 from datasets.index import ShardIndex, read_index
@@ -456,3 +459,24 @@ def test_clips_without_a_kind_have_length_zero(small_corpus: Corpus, tmp_path: P
     assert batch["audio_lengths"].tolist() == [0, 800]
     assert not batch["audio"][0].any()
     assert batch["audio"][1].any()
+
+
+def test_pages_that_are_let_go_while_it_is_filled_keep_their_content(
+    small_index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = []
+    real = cache_module._let_go
+
+    def count(mapped: Iterable[NDArray[Any]]) -> None:
+        let_go.append(1)
+        real(mapped)
+
+    monkeypatch.setattr(cache_module, "_let_go", count)
+    rows = np.arange(len(small_index.clips))
+    kept = open_cache(small_index, tmp_path / "kept").batch(rows, ["audio", "features"])
+    assert not let_go
+    monkeypatch.setattr(cache_module, "_RESIDENT_BYTES", 0)
+    batch = open_cache(small_index, tmp_path / "let go").batch(rows, ["audio", "features"])
+    assert len(let_go) == len(small_index.clips)
+    for name, values in kept.items():
+        assert torch.equal(batch[name], values)

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from datasets import fingerprint as module
 from datasets.clips import ClipRecord, Corpus
 from datasets.fingerprint import fingerprint, near_duplicates
 from datasets.prepare import prepare
@@ -91,3 +92,22 @@ def test_ravdess_has_one_recording_twice_and_no_others(corpora: Path) -> None:
             samples = soundfile.read(path, dtype="int16", always_2d=True)[0][:, 0]
             prints[path.stem] = fingerprint(samples, RATE)
     assert near_duplicates(prints) == [("03-01-03-01-02-01-07", "03-01-03-01-02-02-07")]
+
+
+def test_pairs_are_the_same_however_many_are_counted_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chance = np.random.default_rng(0)
+    prints = {f"c{n}": frozenset(chance.choice(90, 24).tolist()) for n in range(60)}
+    common = {
+        frozenset((a, b))
+        for a in prints
+        for b in prints
+        if a < b and len(prints[a] & prints[b]) >= module._ALIKE
+    }
+    assert 10 < len(common) < 60 * 59 / 2
+    for size in (1, 50, 10**9):
+        monkeypatch.setattr(module, "_PAIRS_AT_ONCE", size)
+        found = near_duplicates(prints)
+        assert found == sorted(found) and {frozenset(pair) for pair in found} == common
+    assert near_duplicates({}) == near_duplicates({"a": frozenset(), "b": frozenset()}) == []

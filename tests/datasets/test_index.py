@@ -132,3 +132,22 @@ def test_an_index_that_is_no_json_document_is_refused(tmp_path: Path, content: b
     (tmp_path / "index.json").write_bytes(content)
     with pytest.raises(DataError, match=r"index\.json' is damaged"):
         read_index(tmp_path)
+
+
+def test_attributes_may_have_any_name(make_index: MakeIndex, tmp_path: Path) -> None:
+    index = make_index(ROWS)
+    odd = replace(index.clips[0], attributes={"content_hash": "x", "audio_hash": "y"})
+    write_index(replace(index, clips=(odd, *index.clips[1:])), tmp_path)
+    assert read_index(tmp_path).clips[0] == odd
+
+
+def test_an_index_as_it_was_written_before_is_read(small_index: ShardIndex) -> None:
+    path = Path(small_index.root) / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    assert read_index(small_index.root).clips == small_index.clips
+
+
+def test_a_clip_is_a_line(small_index: ShardIndex) -> None:
+    lines = (Path(small_index.root) / "index.json").read_text().splitlines()
+    (line,) = (line for line in lines if '"bob-sad-1"' in line)
+    assert json.loads(line.strip().rstrip(","))["speaker"] == "bob"

@@ -13,6 +13,8 @@ import soundfile
 import torchaudio
 from numpy.typing import NDArray
 
+from datasets import media
+from datasets.clips import Part
 from datasets.media import MediaError, read_audio, read_frames
 
 GreyFrames = Callable[[int], NDArray[np.uint8]]
@@ -422,6 +424,111 @@ def test_clips_beyond_the_longest_allowed_are_refused(
     with pytest.raises(MediaError, match=message):
         read_frames(write_video("long.mp4", grey_frames(12)), 2, (8, 8))
     assert len(read_frames(write_video("fits.mp4", grey_frames(10)), 2, (8, 8))) == 2
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype"),
+    [
+        (".wav", "PCM_16"), (".wav", "PCM_24"), (".wav", "FLOAT"), (".flac", "PCM_16"), (".aiff", "PCM_16"),
+        (".ogg", "VORBIS"), (".wav", "IMA_ADPCM"),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_sound_file_is_the_same_to_the_sample_as_with_all_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, subtype: str
+) -> None:
+    path = tmp_path / f"long{suffix}"
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, (44_100 * 5, 2))
+    soundfile.write(path, noise, 44_100, subtype=subtype)
+    parts = [(0.0, 1.0), (1.23456, 2.5), (3.9, 5.0), (4.5, 5.1), (4.99, 5.0)]
+    found = [read_audio(path, 16_000, Part(start_s=start, end_s=end)) for start, end in parts]
+    monkeypatch.setattr(media, "_seek_sound", lambda *_: None)
+    for (start, end), heard in zip(parts, found, strict=True):
+        expected = read_audio(path, 16_000, Part(start_s=start, end_s=end))
+        np.testing.assert_array_equal(heard, expected)
+
+
+def test_what_lies_before_a_part_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soundfile.write(tmp_path / "long.flac", np.zeros(16_000 * 20), 16_000)
+    read: list[int] = []
+    real = soundfile.SoundFile.read
+
+    def count(self: soundfile.SoundFile, *arguments: object, **options: object) -> object:
+        samples = real(self, *arguments, **options)
+        read.append(len(samples))
+        return samples
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", count)
+    assert len(read_audio(tmp_path / "long.flac", 16_000, Part(start_s=18.0, end_s=19.0))) == 16_000
+    assert sum(read) == 16_000
+
+
+def test_a_part_behind_the_end_of_a_sound_file_is_told(write_sound: Callable[..., Path]) -> None:
+    path = write_sound("clip.wav", samples=16_000)
+    with pytest.raises(MediaError, match=r"^lasts 1\.00 s, its part ends at 3\.00 s$"):
+        read_audio(path, 16_000, Part(start_s=2.0, end_s=3.0))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(MediaError, match="is truncated: 100 bytes are missing"):
+        read_audio(path, 16_000, Part(start_s=0.1, end_s=0.2))
+
+
+@pytest.mark.parametrize("held", [0, 64 * 2**20], ids=["unseen", "seen before"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_only_frames_that_are_taken_are_converted(
+    monkeypatch: pytest.MonkeyPatch,
+    write_video: Callable[..., Path],
+    grey_frames: GreyFrames,
+    suffix: str,
+    held: int,
+) -> None:
+    path = write_video(f"clip{suffix}", grey_frames(12))
+    converted: list[float] = []
+    real = media._scale_and_crop
+
+    def count(frame: av.VideoFrame, *arguments: object) -> NDArray[np.uint8]:
+        converted.append(frame.time)
+        return real(frame, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(media, "_scale_and_crop", count)
+    monkeypatch.setattr(media, "_HELD_BYTES", held)
+    frames = read_frames(path, 4, (16, 24))
+    assert brightness(frames) == [1, 4, 7, 10]
+    assert len(converted) == (4 if held else 12)
+    part = Part(start_s=0.35, end_s=0.85)
+    converted.clear()
+    assert brightness(read_frames(path, 2, (16, 24), part=part)) == [4, 7]
+    assert len(converted) == (2 if held else 9)  # from the key frame, at the beginning
+
+
+def test_packets_that_announce_other_moments_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, write_video: Callable[..., Path], grey_frames: GreyFrames
+) -> None:
+    path = write_video("clip.mp4", grey_frames(12))
+    right = media._look_ahead
+
+    def wrong(*arguments: object) -> object:
+        packets, stamps = right(*arguments)  # type: ignore[arg-type]
+        return packets, stamps * 1.7 + 0.01
+
+    monkeypatch.setattr(media, "_look_ahead", wrong)
+    assert brightness(read_frames(path, 4, (16, 24))) == [1, 4, 7, 10]
+
+
+def test_sound_of_an_unknown_kind_is_no_crash(
+    monkeypatch: pytest.MonkeyPatch, write_video: Callable[..., Path], grey_frames: GreyFrames
+) -> None:
+    # Found by mutation: two bytes of the codec's name, or of the sample rate.
+    path = write_video("clip.mkv", grey_frames(4), sound=np.zeros(8000, np.int16))
+    content = path.read_bytes()
+    assert content.count(b"A_AAC") == 1
+    path.write_bytes(content.replace(b"A_AAC", b"A_QQQ"))
+    with pytest.raises(MediaError, match=r"^cannot be decoded: it has sound of an unknown kind$"):
+        read_audio(path, 16_000)
+    assert len(read_frames(path, 2, (8, 8))) == 2
+    path.write_bytes(content.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XXX"))
+    with pytest.raises(MediaError, match="it has pictures of an unknown kind"):
+        read_frames(path, 2, (8, 8))
 
 
 REAL = [
