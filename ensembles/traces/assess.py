@@ -54,11 +54,18 @@ def assess_traces(
     before = assessment.fused
     chains = _fit_chains(experts, before)
     after = apply_by_fold(experts, before, chains)
-    table = _table(experts)
     whole = fit_postprocessing(before.log_posteriors, *_of(experts, slice(None)))
-    optimistic = whole.apply(before.log_posteriors, table.spans)  # fitted on what is scored
-    after = replace(after, search_score=fold_mean(CCC, table.labels, optimistic, table.folds))
+    after = replace(after, search_score=_search_score(experts, assessment.chosen))
     return replace(assessment, fused=after), Processed(before, chains, whole)
+
+
+def _search_score(experts: Experts, recipe: str) -> float:
+    """Of the recipe that the search saw as best, post-processed on the very folds that are scored."""
+    table = _table(experts)
+    known = {known.name: known for known in recipes_for(experts, CCC)}
+    traces = CrossFitter(experts, CCC).searched(known[recipe])
+    chain = fit_postprocessing(traces, *_of(experts, slice(None)))
+    return fold_mean(CCC, table.labels, chain.apply(traces, table.spans), table.folds)
 
 
 def apply_by_fold(experts: Experts, row: Scored, chains: Iterable[PostProcessing]) -> Scored:

@@ -1,0 +1,421 @@
+"""A search for arousal and valence over time: loss, delay, space, training, report, export, prediction."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from datasets.index import ShardIndex
+from datasets.prepare import ShardSettings, prepare
+from datasets.recola import load_recola
+from datasets.synthetic_traces import make_synthetic_traces
+from ensembles.artifact import read_artifact
+from ensembles.bank import PosteriorBank
+from ensembles.export import export, read_run
+from ensembles.metrics import CCC, ccc
+from ensembles.predict import main as predict
+from ensembles.predictor import Predictor
+from ensembles.traces.along import trace_of
+from ensembles.traces.assess import assess_traces
+from ensembles.traces.table import TraceTable
+from models import ClipShape
+from search import weights
+from search.config import ConfigError, SearchConfig, for_numbers
+from search.corpus import bank_table, load_corpus
+from search.folder import RunFolder, new_run, provenance
+from search.inputs import TrainingData
+from search.offer import offer_for
+from search.pages.document import write_page
+from search.plan import TrialPlan
+from search.recipe import concordance_loss
+from search.report import print_report, write_reports
+from search.run import _context, _find_out, main
+from search.space import known_good, plan_of, space_of
+from search.trace_report import trace_facts
+from search.train import FoldTrainer, LockstepTrial
+from search.trial_process import train
+
+CASES = {
+    "audio-0000": ("logmel_resnet", {"trim_db": 0.0, "width": 12}, {"label_delay": 1.2}),
+    "video-0000": ("frame_cnn", {"frames": 25, "width": 12}, {"label_delay": 1.2}),
+    "early-0000": (
+        "joint_lstm",
+        {
+            "units": 16,
+            "audio": {"architecture": "logmel_resnet", "settings": {"trim_db": 0.0}},
+            "video": {"architecture": "frame_cnn", "settings": {"frames": 25}},
+        },
+        {"label_delay": 0.8},
+    ),
+}
+SETTLED = {"epochs": 8, "batch_size": 6, "mixup": 0.0, "label_smoothing": 0.0, "crop_seconds": 0.0,
+           "speed_perturbation": 0.0, "learning_rate": 0.004}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("traces")
+    make_synthetic_traces(root, speakers=4, minutes=0.4, seed=3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def shards(media: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    out = tmp_path_factory.mktemp("shards") / "recola"
+    corpus = load_recola(media, window_seconds=4.0)
+    return prepare(corpus, out, ShardSettings(frames=50, frame_size=(48, 48), clips_per_shard=8))
+
+
+def _config(shards: ShardIndex, home: Path, **options: Any) -> SearchConfig:
+    return SearchConfig(
+        data=shards.root, name="small", runs_dir=str(home / "runs"), cache_dir=str(home / "cache"),
+        device="cpu", only="logmel_resnet,frame_cnn,joint_lstm", **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    home = tmp_path_factory.mktemp("home")
+    return load_corpus(_config(shards, home), Console(quiet=True))
+
+
+@dataclass(frozen=True)
+class TraceRun:
+    folder: RunFolder
+    bank: PosteriorBank
+
+
+@pytest.fixture(scope="module")
+def run(shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> TraceRun:
+    """Three trained experts and all that a search writes of them, without Ray."""
+    home = tmp_path_factory.mktemp("run")
+    config = for_numbers(_config(shards, home, seed=5), set())
+    console = Console(quiet=True)
+    torch.set_num_threads(1)
+    data = load_corpus(config, console)
+    facts = _find_out(config, data, console, None)
+    folder = new_run(config, "recola")
+    bank = PosteriorBank.create(folder.path / "bank", bank_table(data))
+    for name, (architecture, settings, training) in CASES.items():
+        plan = TrialPlan.of(architecture, settings, {**SETTLED, **training})
+        spec = {
+            "trial": name,
+            "modality": name.partition("-")[0],
+            "plan": plan.to_json(),
+            "context": _context(folder, data, facts, "actor"),
+        }
+        reports = list(train(spec))
+        assert reports[-1]["percent"] == 100, reports
+    experts = bank.experts(entry for entry in bank.read() if entry.percent == 100)
+    assessment, processed = assess_traces(experts)
+    report = {
+        **facts, **provenance(), "run": "small", "experts": list(experts.names),
+        "trials": {"complete": 3, "pruned": 0, "failed": 0, "unfinished": 0}, "failures": {},
+        "seconds": {"search": 0.0, "total": 0.0}, "weights": weights.summary(folder),
+        "enrolment": {}, "test_speakers": None, "traces": trace_facts(assessment, processed),
+    }  # fmt: skip
+    write_reports(folder.path, assessment, {}, report)
+    out = io.StringIO()
+    print_report(Console(file=out, width=100), folder.path, assessment, {}, report)
+    (folder.path / "told.txt").write_text(out.getvalue())
+    return TraceRun(folder, bank)
+
+
+def test_the_loss_is_one_less_the_concordance_of_joined_sequences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    said, wanted = (
+        torch.randn(3, 5, 2, generator=generator),
+        torch.randn(3, 5, 2, generator=generator),
+    )
+    known = torch.ones(3, 5, dtype=torch.bool)
+    known[1, 3:] = False
+    loss = float(concordance_loss(said, wanted, known))
+    pairs = zip(wanted[known].double().numpy().T, said[known].double().numpy().T, strict=True)
+    assert loss == pytest.approx(1 - np.mean([ccc(gold, mine) for gold, mine in pairs]), abs=1e-4)
+
+
+def test_a_batch_in_which_nothing_counts_teaches_nothing() -> None:
+    said = torch.ones(2, 3, 1, requires_grad=True)
+    concordance_loss(said, torch.zeros(2, 3, 1), torch.zeros(2, 3, dtype=torch.bool)).backward()  # type: ignore[no-untyped-call]
+    assert said.grad is not None
+    assert (said.grad == 0).all()
+
+
+def test_what_is_of_classes_or_shifts_steps_is_not_searched_but_the_raters_delay_is() -> None:
+    shape = ClipShape(
+        num_classes=2, sample_rate_hz=16000, frames=150, answers="traces", trace_steps=150
+    )
+    offer = offer_for(shape, all_recipes=True, longest_delay=2.5)
+    assert offer.delays == (0.0, 0.4, 0.8, 1.2, 1.6, 2.0)
+    for modality in offer.modalities:
+        for name in offer.choices(modality):
+            searched = {key.partition("@")[0] for key in space_of(name, offer)}
+            wrong = {"mixup", "label_smoothing", "focal_gamma", "class_balance", "trim_db",
+                     "crop_seconds", "speed_perturbation"} & searched  # fmt: skip
+            assert not wrong, name
+            assert "label_delay" in searched, name
+        for params in known_good(modality, offer):
+            plan = plan_of(params, modality, offer)
+            assert plan.training.label_delay == 2.0
+            assert plan.training.mixup == plan.training.crop_seconds == 0.0
+            assert not plan.settings.get("trim_db")
+    frames = space_of("frame_cnn", offer)["frames"]
+    assert getattr(frames, "values", ()) == (25, 50, 150), (
+        "more of them: faces change within a clip"
+    )
+
+
+def test_numbers_of_whole_clips_keep_what_shifts_steps() -> None:
+    shape = ClipShape(num_classes=3, sample_rate_hz=16000, answers="values")
+    offer = offer_for(shape, ("logmel_resnet", "functionals"))
+    searched = space_of("logmel_resnet", offer)
+    assert "trim_db" in searched
+    assert not {"mixup", "label_delay"} & set(searched)
+
+
+def test_what_is_wanted_is_what_raters_said_later(data: TrainingData) -> None:
+    plan = TrialPlan.of("frame_cnn", {"frames": 25}, {**SETTLED, "label_delay": 0.4})
+    trainer = FoldTrainer(plan, data, 0, seed=0)
+    assert trainer.delay == 10
+    rows = trainer.rows[:2]
+    _, wanted = trainer._examples(rows)
+    assert data.traces is not None
+    values, known = data.traces.targets(rows, 10)
+    np.testing.assert_array_equal(wanted[..., :-1].numpy(), values)
+    np.testing.assert_array_equal(wanted[..., -1].numpy() > 0, known)
+
+
+def test_every_recording_is_said_by_networks_that_never_saw_its_speaker(data: TrainingData) -> None:
+    plan = TrialPlan.of("frame_cnn", {"frames": 25, "width": 12}, {**SETTLED, "epochs": 1})
+    trial = LockstepTrial(plan, data, seed=0, precision="float32")
+    results = list(trial.run())
+    assert data.traces is not None
+    assert results[-1].logits.shape == data.traces.gold.shape
+    assert np.isfinite(results[-1].logits).all()
+    for trainer in trial.trainers:
+        heard = {data.index.clips[row].recording for row in trainer.rows}
+        tested = {
+            data.index.clips[row].recording for row in data.rows(trainer.fold, training=False)
+        }
+        assert not heard & tested
+        mean = np.concatenate([data.cache.trace(int(row)) for row in trainer.rows]).mean(axis=0)
+        np.testing.assert_allclose(trainer.expert.centre.numpy(), mean, rtol=1e-4, atol=1e-5)
+
+
+def test_a_trial_goes_on_to_the_bit(data: TrainingData) -> None:
+    plan = TrialPlan.of("frame_cnn", {"frames": 25, "width": 12}, {**SETTLED, "epochs": 2})
+    whole = list(LockstepTrial(plan, data, seed=0, precision="float32").run())[-1].logits
+    first = LockstepTrial(plan, data, seed=0, precision="float32")
+    rungs = first.run()
+    next(rungs)
+    state = first.state_dict()
+    second = LockstepTrial(plan, data, seed=0, precision="float32")
+    second.load_state_dict(state)
+    np.testing.assert_array_equal(list(second.run())[-1].logits, whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "told"),
+    [
+        ({"metric": "uar"}, {"metric"}, "metric uar is of classes"),
+        ({"objective": "ensemble"}, set(), "objective is not to be had for traces"),
+        ({"enrolment": "5"}, set(), "enrolment is not to be had"),
+        ({"workers_per_trial": 2, "runner": "train"}, set(), "workers_per_trial must be 1"),
+    ],
+)
+def test_a_setting_of_classes_is_refused(
+    options: dict[str, Any], given: set[str], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        for_numbers(SearchConfig(**options), given)
+
+
+def test_a_corpus_without_traces_or_numbers_is_told(
+    tiny_shards: Path, shards: ShardIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--runs-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--dry-run"]
+    assert main(["--data", str(tiny_shards), "--target", "traces", *where]) == 2
+    assert "has no traces (--target traces)" in capsys.readouterr().err
+    assert main(["--data", str(tiny_shards), "--target", "valence", *where]) == 2
+    assert "has no 'valence'" in capsys.readouterr().err
+    assert main(["--data", str(tiny_shards), "--metric", "ccc", *where]) == 2
+    assert "metric ccc is of traces and numbers" in capsys.readouterr().err
+    assert main(["--data", shards.root, "--target", "emotion", *where]) == 2
+    assert "have no class. Take --target traces" in capsys.readouterr().err
+
+
+def test_the_bank_has_a_row_a_step(run: TraceRun, data: TrainingData) -> None:
+    table = run.bank.table
+    assert isinstance(table, TraceTable)
+    assert data.traces is not None
+    assert table.shape == (4 * 600, 2)
+    np.testing.assert_allclose(table.labels, data.traces.gold)
+    assert len(table.spans) == 4
+    entry = run.bank.find("early-0000", 100)
+    assert entry is not None
+    assert entry.logits.shape == table.shape
+
+
+def test_the_summary_and_the_page_say_it_by_dimension(run: TraceRun) -> None:
+    path = run.folder.path
+    summary = json.loads((path / "summary.json").read_text())
+    assert (summary["metric"], summary["classes"], summary["clips"]) == (
+        CCC,
+        ["arousal", "valence"],
+        4,
+    )
+    scores = summary["traces"]["dimensions"]["fused"]
+    assert set(scores) == {"arousal", "valence"}
+    assert summary["headline"]["fused"]["honest_score"] == pytest.approx(
+        np.mean([scores[name]["ccc_fold_mean"] for name in scores])
+    )
+    with (path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 600
+    assert rows[0]["seconds"] == "0.04"
+    gold = np.asarray([float(row["gold:arousal"]) for row in rows])
+    said = np.asarray([float(row["arousal"]) for row in rows])
+    assert ccc(gold, said) == pytest.approx(scores["arousal"]["ccc"], abs=1e-3)
+    page, wrong = write_page(path)
+    text = page.read_text()
+    assert not [line for line in wrong if "traces" in line]
+    assert "Predicted beside what raters said" in text
+    assert "traces_arousal-" in text, "its figure is there"
+    assert "Confusions" not in text
+    told = (path / "told.txt").read_text()
+    assert "post-processing of arousal" in told
+    assert "4 recordings" in told
+
+
+@pytest.fixture(scope="module")
+def exported(run: TraceRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "out"
+    export(read_run(run.folder.path), out)
+    return out
+
+
+def test_an_export_says_a_recording_as_its_networks_do(
+    exported: Path, media: Path, data: TrainingData
+) -> None:
+    """ONNX and torch agree, steps are the recording's, and gold is met as only a seen speaker's is."""
+    path = media / "RECOLA-Audio-recordings" / "P02.wav"
+    graphs = trace_of(Predictor(read_artifact(exported)), path)
+    torch_too = trace_of(Predictor(read_artifact(exported), "torch"), path)
+    np.testing.assert_allclose(graphs.values, torch_too.values, atol=2e-3)
+    assert graphs.values.shape == (600, 2)
+    assert (graphs.seconds[0], graphs.seconds[-1]) == (0.04, 24.0)
+    assert graphs.notes == ("no video: is a sound file",)
+    assert all(name.startswith("audio") for name in graphs.experts)
+
+
+def test_sound_and_pictures_in_one_file_take_the_whole_ensemble_and_its_post_processing(
+    exported: Path, media: Path, tmp_path: Path
+) -> None:
+    from tests.conftest import _join
+
+    both = _join(
+        media / "RECOLA-Audio-recordings" / "P03.wav",
+        media / "RECOLA-Video-recordings" / "P03.mp4",
+        tmp_path / "both.mkv",
+    )
+    artifact = read_artifact(exported)
+    found = trace_of(Predictor(artifact), both)
+    assert set(found.experts) == set(artifact.fused.experts)
+    bare = trace_of(Predictor(replace(artifact, processing=None)), both)
+    assert artifact.processing is not None
+    np.testing.assert_allclose(
+        found.values, artifact.processing.apply(bare.values, [(0, len(bare.values))])
+    )
+
+
+def test_the_command_prints_traces_and_refuses_what_is_of_clips(
+    exported: Path, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = media / "RECOLA-Audio-recordings" / "P01.wav"
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    assert predict([str(exported), str(sound), str(broken), "--csv"]) == 2
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(captured.out)))
+    assert len(rows) == 600
+    assert list(rows[0]) == ["file", "seconds", "arousal", "valence"]
+    assert "broken.wav" in captured.err
+    assert predict([str(exported), str(sound), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert len(said["arousal"]) == len(said["seconds"]) == 600
+    assert predict([str(exported), str(sound)]) == 0
+    assert "0:24.0" in capsys.readouterr().out
+    assert predict([str(exported), str(sound), "--window", "2"]) == 2
+    assert "leave out --window" in capsys.readouterr().err
+
+
+def test_the_card_says_what_it_says(exported: Path) -> None:
+    card = (exported / "model-card.md").read_text()
+    assert "how much arousal, valence is in a recording, every 40 ms" in card
+    assert "Post-processing, fitted on all speakers" in card
+    assert "% ccc" not in card
+    assert not (exported / "predict.py").exists(), "the folder's own program knows classes alone"
+
+
+def test_numbers_of_whole_clips_are_learned_and_exported(
+    tiny_index: ShardIndex, cache_folder: Path
+) -> None:
+    """Valence that follows the class: an MLP on features learns it, and says it on its scale."""
+    clips = tuple(
+        replace(e, attributes={"valence": str(2.0 + tiny_index.labels.index(e.label))})
+        for e in tiny_index.clips
+    )
+    from datasets.cache import open_cache
+    from datasets.splits import make_folds
+
+    index = replace(tiny_index, clips=clips)
+    data = TrainingData(
+        open_cache(index, cache_folder), make_folds(index, "speaker-kfold:2"), target="valence"
+    )
+    assert (data.shape.answers, data.shape.num_classes) == ("values", 1)
+    plan = TrialPlan.of(
+        "action_units", {}, {"epochs": 60, "batch_size": 6, "mixup": 0.0, "label_smoothing": 0.0}
+    )
+    said = list(LockstepTrial(plan, data, seed=0).run())[-1].logits
+    table = bank_table(data)
+    assert isinstance(table, TraceTable)
+    assert table.step_seconds == 0.0
+    scores = table.fold_scores(CCC, said)
+    assert np.mean(list(scores.values())) > 0.4
+    assert 2.0 < said.mean() < 7.0
+
+
+@pytest.mark.slow
+def test_a_whole_search_over_traces(
+    shards: ShardIndex, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--data", shards.root, "--trials", "3", "--epochs", "4", "--only",
+        "logmel_resnet,frame_cnn,concatenation", "--confirm-seeds", "1", "--name", "traced",
+        "--runs-dir", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache"),
+        "--dashboard", "false", "--address", "local",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    told = capfd.readouterr().out
+    assert "arousal: fused" in told
+    run = tmp_path / "runs" / "traced"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["target"] == "auto"
+    assert "1000" in summary["confirmed"]
+    assert (run / "report.html").exists()
+    assert (
+        main(["--resume", "traced", "--runs-dir", str(tmp_path / "runs"), "--address", "local"])
+        == 0
+    )
+    again = json.loads((run / "summary.json").read_text())
+    assert again["headline"]["fused"] == summary["headline"]["fused"]
+    export(read_run(run), tmp_path / "out")
