@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -23,12 +24,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
 from datasets.crema_d import TARGETS, load_crema_d
+from datasets.crop import CENTRE, MOST_MARGIN, Crop
+from datasets.crop import KINDS as CROPS
+from datasets.faces import crop_by, open_finder
 from datasets.features import with_features
 from datasets.iemocap import CLASSES as IEMOCAP_CLASSES
 from datasets.iemocap import load_iemocap
 from datasets.index import FILE_NAME, ClipEntry, ShardEntry, ShardIndex, read_index, write_index
 from datasets.manifest import load_manifest
-from datasets.media import MediaError, read_audio, read_frames
+from datasets.media import MediaError, read_audio, take_frames
+from datasets.preview import write_preview
 from datasets.ravdess import load_ravdess
 from datasets.stream import Sample, content_hashes, content_sizes, encode_clip
 from datasets.synthetic import load_synthetic
@@ -36,6 +41,7 @@ from datasets.synthetic import load_synthetic
 _PROGRESS_FOLDER = ".prepare"
 # Below this many clips the start of worker processes costs more than it saves.
 _PARALLEL_FROM_CLIPS = 400
+_MOST_FRAME_RATE = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +53,23 @@ class ShardSettings:
         frames: V, frames taken of every video.
         frame_size: (H, W) in pixels.
         clips_per_shard: Clips in a tar.
+        frame_rate: Frames taken of every second of a video instead; 0 for V of each.
+        crop: Which part of the pictures they show.
+        face_model: YuNet's ONNX file, where it finds the faces.
     """
 
     sample_rate_hz: int = 16_000
     frames: int = 20
     frame_size: tuple[int, int] = (60, 100)
     clips_per_shard: int = 64
+    frame_rate: float = 0.0
+    crop: Crop = CENTRE
+    face_model: Path | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What the shards depend on: of a face model its content, not where it lies."""
+        named = {name: value for name, value in asdict(self).items() if name != "face_model"}
+        return {**named, "crop": self.crop.to_json()}
 
 
 def prepare(
@@ -122,7 +139,9 @@ def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
         for r in corpus.clips
     ]
     features = b"".join(r.features.tobytes() for r in corpus.clips if r.features is not None)
-    identity = hashlib.sha256(json.dumps([asdict(settings), names]).encode() + features).hexdigest()
+    identity = hashlib.sha256(
+        json.dumps([settings.identity(), names]).encode() + features
+    ).hexdigest()
     claim = out / _PROGRESS_FOLDER / "corpus.txt"
     try:
         if (out / FILE_NAME).exists():
@@ -175,6 +194,7 @@ def _write_shard(
     partial = out / f"{name}.partial"
     entries: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
+    faceless: list[str] = []
     with partial.open("wb") as file:
         with wds.TarWriter(file, encoder=False, mtime=0.0) as writer:
             for position, record in enumerate(records):
@@ -183,6 +203,8 @@ def _write_shard(
                 except MediaError as error:
                     skipped.append({"clip": record.clip, "reason": str(error)})
                     continue
+                if sample.get("face") is False:
+                    faceless.append(record.clip)
                 key = f"{number:05d}{position:05d}"
                 writer.write(encode_clip(key, sample, settings.sample_rate_hz))
                 entries.append(asdict(_entry(record, sample, name)))
@@ -193,7 +215,7 @@ def _write_shard(
     size = partial.stat().st_size
     partial.replace(out / name)
     shard = asdict(ShardEntry(name, len(entries), size, sha256))
-    report = {"shard": shard, "clips": entries, "skipped": skipped}
+    report = {"shard": shard, "clips": entries, "skipped": skipped, "faceless": faceless}
     partial_report = report_path.with_suffix(".partial")
     partial_report.write_text(json.dumps(report))
     partial_report.replace(report_path)
@@ -201,7 +223,7 @@ def _write_shard(
 
 
 def decode_record(record: ClipRecord, settings: ShardSettings) -> Sample:
-    """Decodes what a record names.
+    """Decodes what a record names; `face` says whether one was found, where it was looked for.
 
     Raises:
         MediaError: Names the file that cannot be read.
@@ -212,13 +234,18 @@ def decode_record(record: ClipRecord, settings: ShardSettings) -> Sample:
             sample["audio"] = read_audio(record.audio, settings.sample_rate_hz, record.audio_part)
     if record.video is not None:
         with _naming(record.video):
-            sample["video"] = read_frames(
+            taken = take_frames(
                 record.video,
                 settings.frames,
                 settings.frame_size,
                 saliency=record.saliency,
                 part=record.video_part,
+                rate_hz=settings.frame_rate,
+                faces=open_finder(settings.crop, settings.face_model),
             )
+            sample["video"] = taken.frames
+            if taken.face is not None:
+                sample["face"] = taken.face
     if record.features is not None:
         sample["features"] = record.features
     if len(sample) == 1:
@@ -277,6 +304,9 @@ def _merge(
         frame_size=settings.frame_size,
         feature_names=corpus.feature_names,
         saliency_maps=corpus.saliency_maps,
+        frame_rate=settings.frame_rate,
+        crop=settings.crop,
+        faceless=tuple(sorted(clip for report in reports for clip in report["faceless"])),
     )
 
 
@@ -291,6 +321,26 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a positive number, got '{text}'")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= MOST_MARGIN:
+        raise argparse.ArgumentTypeError(f"expected 0 to {MOST_MARGIN:g}, got '{text}'")
+    return value
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= _MOST_FRAME_RATE:
+        raise argparse.ArgumentTypeError(f"expected up to {_MOST_FRAME_RATE:g}, got '{text}'")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -308,7 +358,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="the corpus as you have it: a folder (manifest: a folder with manifest.csv, or a CSV)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="where the shards go")
+    parser.add_argument("--out", type=Path, help="where the shards go")
     parser.add_argument(
         "--features",
         type=Path,
@@ -323,11 +373,28 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HZ",
         help="audio rate in the shards (default 16000)",
     )
+    _add_options_of_pictures(parser)
+    parser.add_argument("--clips-per-shard", type=_positive, default=64, help="(default 64)")
     parser.add_argument(
+        "--workers", type=_positive, help="processes (default: one a core for 400 clips or more)"
+    )
+    return parser
+
+
+def _add_options_of_pictures(parser: argparse.ArgumentParser) -> None:
+    taken = parser.add_mutually_exclusive_group()
+    taken.add_argument(
         "--frames",
         type=_positive,
         default=20,
         help="frames taken of a video, evenly spread (default 20)",
+    )
+    taken.add_argument(
+        "--frame-rate",
+        type=_rate,
+        default=0.0,
+        metavar="HZ",
+        help="frames taken of every second instead, so that longer videos have more",
     )
     parser.add_argument(
         "--frame-size",
@@ -336,11 +403,34 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HxW",
         help="frame size in pixels (default 60x100)",
     )
-    parser.add_argument("--clips-per-shard", type=_positive, default=64, help="(default 64)")
     parser.add_argument(
-        "--workers", type=_positive, help="processes (default: one a core for 400 clips or more)"
+        "--crop",
+        choices=CROPS,
+        default="centre",
+        help="what frames show: the picture's centre, or its face (default centre)",
     )
-    return parser
+    parser.add_argument(
+        "--face-margin",
+        type=_share,
+        default=0.3,
+        metavar="X",
+        help="added on every side of the face, as a share of its size (default 0.3)",
+    )
+    parser.add_argument(
+        "--face-model",
+        type=Path,
+        metavar="ONNX",
+        help="find faces with this YuNet instead of OpenCV's Haar cascade",
+    )
+    parser.add_argument(
+        "--preview",
+        type=Path,
+        metavar="PNG",
+        help="write a contact sheet of up to 24 clips first: the whole picture, and the crop",
+    )
+    parser.add_argument(
+        "--preview-only", action="store_true", help="write that sheet, and no shards"
+    )
 
 
 def _add_options_of_one_corpus(parser: argparse.ArgumentParser) -> None:
@@ -398,6 +488,8 @@ def _print_summary(index: ShardIndex, out: Path) -> None:
         + ", ".join(f"{kind} {count}" for kind, count in summary["with"].items())
         + ("; video with saliency maps" if index.saliency_maps else "")
     )
+    if line := index.faces_found():
+        print(line)
     for group in summary["exact_duplicates"]:
         print(f"same recording: {' = '.join(group)}")
     if index.skipped:
@@ -427,18 +519,47 @@ def _load(options: argparse.Namespace) -> Corpus:
     )
 
 
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.preview_only and not options.preview:
+        parser.error("--preview-only goes with --preview")
+    if not options.out and not options.preview_only:
+        parser.error("the following arguments are required: --out")
+    return options
+
+
+def _preview(corpus: Corpus, path: Path, settings: ShardSettings) -> str:
+    return write_preview(
+        corpus,
+        path,
+        count=settings.frames,
+        size=settings.frame_size,
+        rate_hz=settings.frame_rate,
+        faces=open_finder(settings.crop, settings.face_model),
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse → load → prepare → report."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     console = Console(stderr=True)
     try:
-        corpus = _load(options)
         settings = ShardSettings(
             sample_rate_hz=options.sample_rate,
             frames=options.frames,
             frame_size=options.frame_size,
             clips_per_shard=options.clips_per_shard,
+            frame_rate=options.frame_rate,
+            crop=crop_by(options.crop, options.face_margin, options.face_model),
+            face_model=options.face_model,
         )
+        corpus = _load(options)
+        if options.preview:
+            with console.status("drawing the preview"):
+                print(_preview(corpus, options.preview, settings))
+        if options.preview_only:
+            return 0
         with Progress(
             TextColumn("preparing"),
             BarColumn(),
