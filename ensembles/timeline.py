@@ -74,6 +74,8 @@ def timeline(
         sample_rate_hz=artifact.sample_rate_hz,
         frames=artifact.frames,
         frame_size=artifact.frame_size,
+        rate_hz=artifact.frame_rate,
+        faces=predictor.faces,
     )
     size = max(1, min(16, int(_BATCH_SECONDS / windows.seconds)))
     while some := list(islice(cut, size)):
