@@ -30,7 +30,7 @@ from datasets.media import (
 
 _LEAST_WINDOW_SECONDS = 0.25
 _LEAST_HOP_SECONDS = 0.05
-_MOST_FACE_SECONDS = 30.0
+MOST_FACE_SECONDS = 30.0
 """Of a window that is cropped to a face: whole pictures are held until it is found."""
 _REST_SECONDS = 0.1
 """What may be left behind the last window."""
@@ -240,9 +240,9 @@ def read_windows(
         MediaError: If nothing in it can be used, or it breaks off.
         DataError: If a window is too long to be cropped to a face.
     """
-    if frames and faces and windows.seconds > _MOST_FACE_SECONDS:
+    if frames and faces and windows.seconds > MOST_FACE_SECONDS:
         raise DataError(
-            f"A window whose pictures are cropped to a face lasts {_MOST_FACE_SECONDS:.0f} s at "
+            f"A window whose pictures are cropped to a face lasts {MOST_FACE_SECONDS:.0f} s at "
             f"most, not {windows.seconds:g} s (--window)."
         )
     lacking: dict[str, str] = {}

@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from datasets.windows import MOST_FACE_SECONDS
 from ensembles import EnsembleError
 from ensembles.artifact import read_artifact
 from ensembles.serving.limits import Limits
@@ -53,6 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
         if given.replicas < 1:
             raise EnsembleError(f"--replicas must be 1 or more, got {given.replicas}.")
         artifact = read_artifact(given.folder, verify=given.verify)
+        if artifact.face_finder() and limits.window_seconds > MOST_FACE_SECONDS:
+            raise EnsembleError(
+                f"Windows whose pictures are cropped to a face last {MOST_FACE_SECONDS:.0f} s at "
+                f"most, got --window {limits.window_seconds:g}."
+            )
         _check_address(given.host, given.port)
         over = Event()
         _end_by_signals(over)

@@ -358,10 +358,13 @@ class Faces:
             found = [] if found is None else found[np.isfinite(found).all(axis=1)][:, :4]
         else:
             grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-            least = max(20, min(grey.shape) // 10)
-            found = self.network.detectMultiScale(
-                grey, scaleFactor=1.2, minNeighbors=3, minSize=(least, least)
-            )
+            for share in (4, 10):
+                least = max(20, min(grey.shape) // share)
+                found = self.network.detectMultiScale(
+                    grey, scaleFactor=1.2, minNeighbors=3, minSize=(least, least)
+                )
+                if len(found):
+                    break
         boxes = [np.asarray(box, np.float64) for box in found if box[2] > 0 and box[3] > 0]
         boxes.sort(key=lambda box: (-box[2] * box[3], *box))
         across, down = picture.shape[1] / small.shape[1], picture.shape[0] / small.shape[0]

@@ -59,7 +59,7 @@ def timeline(
         fold: Predict as this cross-validation fold's networks and fusion did.
 
     Raises:
-        DataError: Windows that cannot be.
+        DataError: Windows that cannot be, or are too long to be cropped to a face.
         EnsembleError: No such fold.
         MediaError: If nothing in it can be used, or it breaks off.
     """

@@ -26,7 +26,7 @@ from datasets.index import ShardIndex, read_index
 from datasets.media import read_frames
 from datasets.prepare import ShardSettings, prepare
 from datasets.stream import stream_clips
-from ensembles import EnsembleError, standalone
+from ensembles import EnsembleError, serve, standalone
 from ensembles.artifact import Artifact, read_artifact
 from ensembles.export import export, read_run
 from ensembles.export import main as export_main
@@ -181,6 +181,15 @@ def test_windows_and_uploads_are_cropped_to_the_face_too(
         # A face of 96 pixels around a square of 32, and 0.3 of it on every side: the square is in its middle.
         bright = (clip.arrays["video"].min(axis=3) > 150).mean(axis=(1, 2))
         assert np.allclose(bright, (1 / 4.8) ** 2 * 60 / 100, atol=0.012)
+
+
+def test_the_server_refuses_long_windows_of_faces(
+    exported: Path, edit_manifest: Edit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "ensemble"))
+    edit_manifest(folder, lambda document: document.update(crop=Crop(kind="face").to_json()))
+    assert serve.main([str(folder), "--window", "31"]) == 2
+    assert "cropped to a face last 30 s at most, got --window 31" in capsys.readouterr().err
 
 
 def test_a_recording_without_a_face_says_nothing_wrong(
