@@ -42,7 +42,7 @@ def main() -> None:
                 _note(best, "decoding alone", started)
                 for kind in ("centre", "face"):
                     out = Path(folder) / f"{name}-{kind}-{number}"
-                    settings = ShardSettings(crop=Crop(kind=kind))  # type: ignore[arg-type]
+                    settings = ShardSettings(crop=Crop(kind=kind))
                     started = time.process_time()
                     prepare(_corpus(paths), out, settings, workers=1)
                     _note(best, f"prepared, {kind}", started)
