@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets.clips import DataError, Skipped
+from datasets.crop import CENTRE, Crop
 from datasets.remote import open_resuming
 
 FORMAT_VERSION = 1
 FILE_NAME = "index.json"
+_NAMED = 10
+"""Clips that a line names."""
 KINDS = ("audio", "video", "features", "feature_sequence")
 """What a clip can hold. Features that come frame by frame count twice: their means too."""
 
@@ -80,6 +83,9 @@ class ShardIndex:
         saliency_maps: Whether frames have a fourth channel, a saliency map.
         dimensions: (D,) names of what traces tell, empty without any.
         step_seconds: From one step of a trace to the next.
+        frame_rate: Frames taken of every second of a video; 0 where every video gave as many.
+        crop: Which part of the pictures the frames show.
+        faceless: Clips in whose pictures no face was found, if looked for: frames of the centre.
     """
 
     root: str
@@ -96,6 +102,9 @@ class ShardIndex:
     saliency_maps: bool = False
     dimensions: tuple[str, ...] = ()
     step_seconds: float = 0.0
+    frame_rate: float = 0.0
+    crop: Crop = CENTRE
+    faceless: tuple[str, ...] = ()
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -157,6 +166,17 @@ class ShardIndex:
             if len(group) > 1 and digest != _silence(group[0].samples)
         ]
 
+    def faces_found(self) -> str | None:
+        """One line on how many clips show a face, and which do not; None if none was looked for."""
+        if not self.crop.of_face:
+            return None
+        lost = set(self.faceless)
+        seen = [entry.clip for entry in self.clips if entry.frames]
+        without = [clip for clip in seen if clip in lost]
+        named = ", ".join(without[:_NAMED]) + ("…" if len(without) > _NAMED else "")
+        rest = f"; centre crop: {named}" if without else ""
+        return f"face found in {len(seen) - len(without)} of {len(seen)} clips with video{rest}"
+
     def summary(self) -> dict[str, Any]:
         """Counts for people; derived from the clips."""
         return {
@@ -190,6 +210,9 @@ def write_index(index: ShardIndex, folder: Path) -> None:
             if index.dimensions
             else {}
         ),
+        "frame_rate": index.frame_rate,
+        "crop": index.crop.to_json(),
+        "faceless": index.faceless,
         "summary": index.summary(),
         "skipped": [asdict(s) for s in index.skipped],
         "shards": [asdict(s) for s in index.shards],
@@ -274,6 +297,9 @@ def read_index(root: str | Path) -> ShardIndex:
             saliency_maps=bool(document.get("saliency_maps", False)),
             dimensions=tuple(document.get("dimensions", ())),
             step_seconds=float(document.get("step_seconds", 0.0)),
+            frame_rate=float(document.get("frame_rate", 0.0)),
+            crop=Crop.from_json(document.get("crop")),
+            faceless=tuple(document.get("faceless", ())),
             checksum=hashlib.sha256(content).hexdigest(),
         )
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, IndexError) as error:

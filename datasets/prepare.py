@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -25,12 +26,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
 from datasets.crema_d import TARGETS, load_crema_d
+from datasets.crop import CENTRE, MOST_MARGIN, Crop
+from datasets.crop import KINDS as CROPS
+from datasets.faces import crop_by, open_finder
 from datasets.features import MISSING_CHOICES, with_features
 from datasets.iemocap import CLASSES as IEMOCAP_CLASSES
 from datasets.iemocap import load_iemocap
 from datasets.index import FILE_NAME, ClipEntry, ShardEntry, ShardIndex, read_index, write_index
 from datasets.manifest import load_manifest
-from datasets.media import MediaError, decode_with_threads, read_audio, read_frames
+from datasets.media import MediaError, decode_with_threads, read_audio, take_frames
+from datasets.preview import write_preview
 from datasets.probe import measure_sources
 from datasets.ravdess import load_ravdess
 from datasets.recola import GOLDS, STEP_SECONDS, WINDOW_SECONDS, load_recola
@@ -43,6 +48,7 @@ _PROGRESS_FOLDER = ".prepare"
 _SECONDS_OF_SOUND, _SECONDS_OF_PICTURES, _PARALLEL_FROM_SECONDS = 0.003, 0.06, 2.5
 _MOST_DEATHS = 40
 """Of worker processes, in one call: then it is not the clips that are broken."""
+_MOST_FRAME_RATE = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +60,23 @@ class ShardSettings:
         frames: V, frames taken of every video.
         frame_size: (H, W) in pixels.
         clips_per_shard: Clips in a tar.
+        frame_rate: Frames taken of every second of a video instead; 0 for V of each.
+        crop: Which part of the pictures they show.
+        face_model: YuNet's ONNX file, where it finds the faces.
     """
 
     sample_rate_hz: int = 16_000
     frames: int = 20
     frame_size: tuple[int, int] = (60, 100)
     clips_per_shard: int = 64
+    frame_rate: float = 0.0
+    crop: Crop = CENTRE
+    face_model: Path | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What the shards depend on: of a face model its content, not where it lies."""
+        named = {name: value for name, value in asdict(self).items() if name != "face_model"}
+        return {**named, "crop": self.crop.to_json()}
 
 
 def prepare(
@@ -244,7 +261,7 @@ def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
         + [str(extra) for extra in (r.saliency, r.audio_part, r.video_part, r.votes) if extra]
         for r in corpus.clips
     ]
-    digest = hashlib.sha256(json.dumps([asdict(settings), names]).encode())
+    digest = hashlib.sha256(json.dumps([settings.identity(), names]).encode())
     for record in corpus.clips:
         for array in (record.features, record.trace):
             if array is not None:
@@ -285,6 +302,7 @@ def _write_shard(
     partial = out / _PROGRESS_FOLDER / f"{name}.partial-{os.getpid()}"
     entries: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
+    faceless: list[str] = []
     told = time.monotonic()
     decode_with_threads(1)  # shards are written side by side, and are the same on every machine
     try:
@@ -301,6 +319,8 @@ def _write_shard(
                 except MediaError as error:
                     skipped.append({"clip": record.clip, "reason": str(error)})
                     continue
+                if sample.get("face") is False:
+                    faceless.append(record.clip)
                 key = f"{number:05d}{position:05d}"
                 tar.write(encode_clip(key, sample, settings.sample_rate_hz))
                 entries.append(asdict(_entry(record, sample, name)))
@@ -312,7 +332,7 @@ def _write_shard(
         raise
     finally:
         decode_with_threads(0)
-    report = {"shard": shard, "clips": entries, "skipped": skipped}
+    report = {"shard": shard, "clips": entries, "skipped": skipped, "faceless": faceless}
     _write_whole(out / _PROGRESS_FOLDER / f"{name}.json", json.dumps(report))
 
 
@@ -350,7 +370,7 @@ class _Tar:
 
 
 def decode_record(record: ClipRecord, settings: ShardSettings) -> Sample:
-    """Decodes what a record names.
+    """Decodes what a record names; `face` says whether one was found, where it was looked for.
 
     Raises:
         MediaError: Names the file that cannot be read.
@@ -361,13 +381,18 @@ def decode_record(record: ClipRecord, settings: ShardSettings) -> Sample:
             sample["audio"] = read_audio(record.audio, settings.sample_rate_hz, record.audio_part)
     if record.video is not None:
         with _naming(record.video):
-            sample["video"] = read_frames(
+            taken = take_frames(
                 record.video,
                 settings.frames,
                 settings.frame_size,
                 saliency=record.saliency,
                 part=record.video_part,
+                rate_hz=settings.frame_rate,
+                faces=open_finder(settings.crop, settings.face_model),
             )
+            sample["video"] = taken.frames
+            if taken.face is not None:
+                sample["face"] = taken.face
     if record.features is not None:
         sample["features"] = record.features
     if len(sample) == 1:
@@ -414,6 +439,7 @@ def _merge(corpus: Corpus, settings: ShardSettings, out: Path) -> ShardIndex:
     clips: list[ClipEntry] = []
     shards: list[ShardEntry] = []
     skipped = list(corpus.skipped)
+    faceless: list[str] = []
     for number in range(len(_deal(corpus, settings.clips_per_shard))):
         report = _report(out, number)
         if report is None:
@@ -422,6 +448,7 @@ def _merge(corpus: Corpus, settings: ShardSettings, out: Path) -> ShardIndex:
             )
         clips += (ClipEntry(**clip) for clip in report["clips"])
         skipped += (Skipped(**clip) for clip in report["skipped"])
+        faceless += report["faceless"]
         shards += [ShardEntry(**report["shard"])] if report["clips"] else []
     if not clips:
         # Nothing to take up: the same command tries again once the media are mended.
@@ -443,6 +470,9 @@ def _merge(corpus: Corpus, settings: ShardSettings, out: Path) -> ShardIndex:
         saliency_maps=corpus.saliency_maps,
         dimensions=corpus.dimensions,
         step_seconds=corpus.step_seconds,
+        frame_rate=settings.frame_rate,
+        crop=settings.crop,
+        faceless=tuple(sorted(faceless)),
     )
 
 
@@ -457,6 +487,26 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a positive number, got '{text}'")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= MOST_MARGIN:
+        raise argparse.ArgumentTypeError(f"expected 0 to {MOST_MARGIN:g}, got '{text}'")
+    return value
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= _MOST_FRAME_RATE:
+        raise argparse.ArgumentTypeError(f"expected up to {_MOST_FRAME_RATE:g}, got '{text}'")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -483,7 +533,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="the corpus as you have it: a folder (manifest: a folder with manifest.csv, or a CSV)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="where the shards go")
+    parser.add_argument("--out", type=Path, help="where the shards go")
     parser.add_argument(
         "--features",
         type=Path,
@@ -505,10 +555,27 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HZ",
         help="audio rate in the shards (default 16000)",
     )
+    _add_options_of_pictures(parser)
+    parser.add_argument("--clips-per-shard", type=_positive, default=64, help="(default 64)")
     parser.add_argument(
+        "--workers", type=_positive, help="processes (default: one a core for 400 clips or more)"
+    )
+    return parser
+
+
+def _add_options_of_pictures(parser: argparse.ArgumentParser) -> None:
+    taken = parser.add_mutually_exclusive_group()
+    taken.add_argument(
         "--frames",
         type=_positive,
         help="frames taken of a clip's video, evenly spread (default 20; recola: one a step)",
+    )
+    taken.add_argument(
+        "--frame-rate",
+        type=_rate,
+        default=0.0,
+        metavar="HZ",
+        help="frames taken of every second instead, so that longer videos have more",
     )
     parser.add_argument(
         "--frame-size",
@@ -516,11 +583,37 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HxW",
         help="frame size in pixels (default 60x100; recola: 96x96)",
     )
-    parser.add_argument("--clips-per-shard", type=_positive, default=64, help="(default 64)")
     parser.add_argument(
         "--workers", type=_positive, help="processes (default: one a core where it pays)"
     )
-    return parser
+    parser.add_argument(
+        "--crop",
+        choices=CROPS,
+        default="centre",
+        help="what frames show: the picture's centre, or its face (default centre)",
+    )
+    parser.add_argument(
+        "--face-margin",
+        type=_share,
+        default=0.3,
+        metavar="X",
+        help="added on every side of the face, as a share of its size (default 0.3)",
+    )
+    parser.add_argument(
+        "--face-model",
+        type=Path,
+        metavar="ONNX",
+        help="find faces with this YuNet instead of OpenCV's Haar cascade",
+    )
+    parser.add_argument(
+        "--preview",
+        type=Path,
+        metavar="PNG",
+        help="write a contact sheet of up to 24 clips first: the whole picture, and the crop",
+    )
+    parser.add_argument(
+        "--preview-only", action="store_true", help="write that sheet, and no shards"
+    )
 
 
 def _add_options_of_one_corpus(parser: argparse.ArgumentParser) -> None:
@@ -666,6 +759,8 @@ def _print_summary(index: ShardIndex, out: Path) -> None:
         + ", ".join(f"{kind} {count}" for kind, count in summary["with"].items())
         + ("; video with saliency maps" if index.saliency_maps else "")
     )
+    if line := index.faces_found():
+        print(line)
     for group in summary["exact_duplicates"]:
         print(f"same recording: {' = '.join(group)}")
     if index.skipped:
@@ -710,11 +805,33 @@ def _load(options: argparse.Namespace) -> Corpus:
     )
 
 
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.preview_only and not options.preview:
+        parser.error("--preview-only goes with --preview")
+    if not options.out and not options.preview_only:
+        parser.error("the following arguments are required: --out")
+    return options
+
+
+def _preview(corpus: Corpus, path: Path, settings: ShardSettings) -> str:
+    return write_preview(
+        corpus,
+        path,
+        count=settings.frames,
+        size=settings.frame_size,
+        rate_hz=settings.frame_rate,
+        faces=open_finder(settings.crop, settings.face_model),
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse → load → prepare → report."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     console = Console(stderr=True)
     try:
+        crop = crop_by(options.crop, options.face_margin, options.face_model)
         try:
             corpus = _load(options)
         except OSError as error:
@@ -726,7 +843,15 @@ def main(arguments: list[str] | None = None) -> int:
             frames=options.frames or (steps if over_time else 20),
             frame_size=options.frame_size or ((96, 96) if over_time else (60, 100)),
             clips_per_shard=options.clips_per_shard,
+            frame_rate=options.frame_rate,
+            crop=crop,
+            face_model=options.face_model,
         )
+        if options.preview:
+            with console.status("drawing the preview"):
+                print(_preview(corpus, options.preview, settings))
+        if options.preview_only:
+            return 0
         with _Bar(console, len(corpus.clips)) as bar:
             index = prepare(
                 corpus, options.out, settings, workers=options.workers, on_progress=bar.show

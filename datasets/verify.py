@@ -73,6 +73,8 @@ def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
         findings.notes.append(
             f"{what} has {counts['found']} clips, published: {counts['published']}"
         )
+    if line := index.faces_found():
+        findings.notes.append(line)
     for group in index.duplicates():
         findings.notes.append("same recording: " + " = ".join(e.clip for e in group))
     for kind in ("audio", "video", "features"):

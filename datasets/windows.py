@@ -6,24 +6,32 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
 from datasets.clips import DataError
+from datasets.faces import LOOKS, Box, FaceFinder, centre
 from datasets.media import (
     AUDIO_SUFFIXES,
     MAX_CLIP_SECONDS,
     MediaError,
+    cut_face,
     duration,
     frames_at,
+    spread,
     stream_audio,
+    stream_frames_for_faces,
     stream_pictures,
     to_samples,
 )
 
 _LEAST_WINDOW_SECONDS = 0.25
 _LEAST_HOP_SECONDS = 0.05
+MOST_FACE_SECONDS = 30.0
+"""Of a window that is cropped to a face: whole pictures are held until it is found."""
 _REST_SECONDS = 0.1
 """What may be left behind the last window."""
 
@@ -118,9 +126,12 @@ class _Sound:
 class _Pictures:
     """The decoded pictures from some moment on, scaled and cropped."""
 
-    def __init__(self, path: Path, wanted: int, size: tuple[int, int]) -> None:
-        self.wanted = wanted
-        self._stream = stream_pictures(path, size)
+    def __init__(self, path: Path, wanted: int, size: tuple[int, int], rate_hz: float) -> None:
+        self.wanted, self.size, self.rate_hz = wanted, size, rate_hz
+        self._start(stream_pictures(path, size))
+
+    def _start(self, stream: Iterator[tuple[float, Any]]) -> None:
+        self._stream = stream
         first = next(self._stream, None)
         if first is None:
             raise MediaError("holds no pictures")
@@ -147,9 +158,59 @@ class _Pictures:
 
     def cut(self, start: float, end: float) -> NDArray[np.uint8]:
         """(V, H, W, 3) pictures, evenly spread over that part."""
-        moments = start + (np.arange(self.wanted) + 0.5) / self.wanted * (end - start)
+        moments = start + spread(self.wanted, end - start, self.rate_hz)
         stamps = np.asarray(self._stamps)
-        return np.stack([self._frames[i] for i in frames_at(stamps, moments - stamps[0])])
+        rows = frames_at(stamps, moments - stamps[0]).tolist()
+        made = {row: self._picture(self._frames[row]) for row in set(rows)}
+        return np.stack([made[row] for row in rows])
+
+    def _picture(self, frame: Any) -> NDArray[np.uint8]:
+        """(H, W, 3) of what was held."""
+        picture: NDArray[np.uint8] = frame
+        return picture
+
+
+class _Faces(_Pictures):
+    """The same, cropped to the face of each window."""
+
+    def __init__(
+        self,
+        path: Path,
+        wanted: int,
+        size: tuple[int, int],
+        rate_hz: float,
+        faces: FaceFinder,
+        look_every_s: float,
+    ) -> None:
+        self.wanted, self.size, self.rate_hz, self.faces = wanted, size, rate_hz, faces
+        self._seen: list[tuple[float, list[Box]]] = []  # where faces were, and when
+        self._shape = (0, 0)  # of the pictures they were looked for in
+        self._box = Box(0.0, 0.0, 1.0, 1.0)
+        self._start(self._looked(stream_frames_for_faces(path, size, look_every_s)))
+
+    def _looked(
+        self, stream: Iterator[tuple[float, av.VideoFrame, NDArray[np.uint8] | None]]
+    ) -> Iterator[tuple[float, av.VideoFrame]]:
+        origin = None
+        for time, frame, look in stream:
+            origin = time if origin is None else origin
+            if look is not None:
+                self._shape = look.shape[:2]
+                self._seen.append((time - origin, self.faces.look(look)))
+            yield time, frame
+
+    def forget(self, before: float) -> None:
+        super().forget(before)
+        self._seen = [(time, boxes) for time, boxes in self._seen if time >= before]
+
+    def cut(self, start: float, end: float) -> NDArray[np.uint8]:
+        seen = [boxes for time, boxes in self._seen if start <= time < end]
+        found = self.faces.choose(seen, self._shape, self.size) if seen else None
+        self._box = found or centre(self._shape, self.size)
+        return super().cut(start, end)
+
+    def _picture(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        return cut_face(frame, None, self._box, self.size)
 
 
 def read_windows(
@@ -159,6 +220,8 @@ def read_windows(
     sample_rate_hz: int = 0,
     frames: int = 0,
     frame_size: tuple[int, int] = (0, 0),
+    rate_hz: float = 0.0,
+    faces: FaceFinder | None = None,
 ) -> Iterator[Window]:
     """Decodes a recording of any length once, and yields its windows in order.
 
@@ -170,10 +233,18 @@ def read_windows(
         sample_rate_hz: Of the sound; 0 to leave it out.
         frames: V, pictures a window; 0 to leave them out.
         frame_size: (H, W) in pixels.
+        rate_hz: Pictures of every second instead.
+        faces: What finds the face that a window's pictures are cropped to, one box a window.
 
     Raises:
         MediaError: If nothing in it can be used, or it breaks off.
+        DataError: If a window is too long to be cropped to a face.
     """
+    if frames and faces and windows.seconds > MOST_FACE_SECONDS:
+        raise DataError(
+            f"A window whose pictures are cropped to a face lasts {MOST_FACE_SECONDS:.0f} s at "
+            f"most, not {windows.seconds:g} s (--window)."
+        )
     lacking: dict[str, str] = {}
     sound, pictures = None, None
     if sample_rate_hz:
@@ -185,7 +256,11 @@ def read_windows(
         lacking["video"] = "is a sound file"
     elif frames:
         try:
-            pictures = _Pictures(path, frames, frame_size)
+            pictures = (
+                _Faces(path, frames, frame_size, rate_hz, faces, windows.seconds / LOOKS)
+                if faces
+                else _Pictures(path, frames, frame_size, rate_hz)
+            )
         except MediaError as error:
             lacking["video"] = str(error)
     tracks = [track for track in (sound, pictures) if track]

@@ -3,8 +3,9 @@
 `ensemble.json` says all, and holds a checksum of itself, of every file of the experts and of the
 folder's own `predict.py`, so that its SHA-256 as a file stands for the whole folder;
 `experts/NAME.onnx` takes plain waveform, uint8 frames and features; `experts/NAME/` holds the
-same networks as `plan.json` and safetensors, which this project's code rebuilds. The model
-card is for people, who may add to it.
+same networks as `plan.json` and safetensors, which this project's code rebuilds;
+`face-model.onnx` is there where it found the faces that the frames show. The model card is for
+people, who may add to it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from datasets.clips import DataError
+from datasets.crop import CENTRE, Crop
+from datasets.faces import FaceFinder, open_finder
 from datasets.media import MAX_CLIP_SECONDS
 from ensembles import EnsembleError
 from ensembles.chosen import Fused
@@ -27,6 +31,8 @@ FORMAT_VERSION = 1
 MANIFEST = "ensemble.json"
 SCRIPT = "predict.py"
 """The folder's own program, for whoever has the folder alone; nothing here ever runs it."""
+FACE_MODEL = "face-model.onnx"
+"""YuNet, where the frames were cropped by it."""
 FORMATS = ("onnx", "torch")
 """What an export holds of every expert, unless it was asked for less."""
 
@@ -89,7 +95,7 @@ class Artifact:
         folder: Where it lies.
         labels: (K,) class names.
         sample_rate_hz: Of the waveform that the networks take; 0 if none takes any.
-        frames: V, frames taken evenly of a video; 0 if none is taken.
+        frames: V, frames taken evenly of a video, or usual for one; 0 if none is taken.
         frame_size: (H, W) in pixels.
         feature_names: (F,) columns of the features.
         members: Every expert, by name.
@@ -102,6 +108,8 @@ class Artifact:
         step_seconds: From one step of a trace to the next.
         window_seconds: Of the clips that networks of traces were trained on.
         processing: What is done to the whole ensemble's numbers in the end; None for classes.
+        frame_rate: Frames taken of every second of a video instead; 0 for V of each.
+        crop: Which part of the pictures the frames show.
     """
 
     folder: Path
@@ -120,6 +128,20 @@ class Artifact:
     step_seconds: float = 0.0
     window_seconds: float = 0.0
     processing: PostProcessing | None = None
+    frame_rate: float = 0.0
+    crop: Crop = CENTRE
+
+    def face_finder(self) -> FaceFinder | None:
+        """What finds the faces that its frames show; None where none is looked for.
+
+        Raises:
+            EnsembleError: If it cannot be run here.
+        """
+        try:
+            model = self.folder / FACE_MODEL if self.crop.detector == "yunet" else None
+            return open_finder(self.crop, model) if self.frames else None
+        except DataError as error:
+            raise EnsembleError(str(error)) from error
 
     @property
     def inputs(self) -> frozenset[str]:
@@ -183,6 +205,8 @@ class Artifact:
             "about": dict(self.about),
             **({"formats": list(self.formats)} if self.formats != FORMATS else {}),
             **self._of_numbers(),
+            **({"frame_rate": self.frame_rate} if self.frame_rate else {}),
+            **({"crop": self.crop.to_json()} if self.crop.of_face else {}),
         }
 
     def _of_numbers(self) -> dict[str, Any]:
@@ -199,7 +223,7 @@ class Artifact:
 def write_manifest(artifact: Artifact) -> None:
     """Writes `ensemble.json` with its own checksum and that of all files but the model card."""
     folder = artifact.folder
-    paths = [folder / SCRIPT, *(folder / "experts").rglob("*")]
+    paths = [folder / SCRIPT, folder / FACE_MODEL, *(folder / "experts").rglob("*")]
     files = {
         path.relative_to(folder).as_posix(): _sha256(path)
         for path in sorted(paths)
@@ -295,6 +319,8 @@ def _parse(folder: Path, document: Mapping[str, Any]) -> Artifact:
         about=dict(document["about"]),
         formats=_formats(document.get("formats", FORMATS)),
         **_of_numbers(document, classes),
+        frame_rate=float(document.get("frame_rate", 0.0)),
+        crop=Crop.from_json(document.get("crop")),
     )
 
 
@@ -323,7 +349,9 @@ def _formats(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_names(artifact: Artifact, files: Mapping[str, str]) -> None:
-    """Whoever fuses is an expert of the manifest, and every file of an expert is signed."""
+    """Whoever fuses is an expert of the manifest, and every file that it needs is signed."""
+    if artifact.frames and artifact.crop.detector == "yunet" and FACE_MODEL not in files:
+        raise ValueError(f"no checksum of {FACE_MODEL}")
     for fused in (artifact.fused, *artifact.by_fold, *artifact.substitutes.values()):
         strangers = [name for name in fused.experts if name not in artifact.members]
         if strangers or not fused.experts:

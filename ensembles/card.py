@@ -269,10 +269,12 @@ def _inputs(artifact: Artifact) -> list[str]:
             "zero behind each clip's end; `audio_lengths` (clips,) int64"
         )
     if artifact.frames:
-        height, width = artifact.frame_size
+        (height, width), rate = artifact.frame_size, artifact.frame_rate
+        count = "frames" if rate else artifact.frames
+        taken = f"{rate:g} frames of every second" if rate else "frames evenly spread"
         lines.append(
-            f"- `video` (clips, {artifact.frames}, {height}, {width}, 3) uint8 RGB, frames evenly "
-            "spread; `video_lengths` (clips,) int64"
+            f"- `video` (clips, {count}, {height}, {width}, 3) uint8 RGB, {taken}, of "
+            f"{artifact.crop}; `video_lengths` (clips,) int64"
         )
     if "saliency" in artifact.all_inputs:
         lines.append(

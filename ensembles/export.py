@@ -19,9 +19,13 @@ from typing import Any
 
 from rich.console import Console
 
+from datasets.clips import DataError
+from datasets.crop import Crop
+from datasets.faces import open_finder
 from datasets.storage import KeptFolder, default_cache_folder
 from ensembles import EnsembleError
 from ensembles.artifact import (
+    FACE_MODEL,
     FORMATS,
     MANIFEST,
     SCRIPT,
@@ -32,7 +36,7 @@ from ensembles.artifact import (
 )
 from ensembles.budget import Budget, Choice
 from ensembles.card import model_card
-from ensembles.finished import ABOUT, FinishedRun, inputs_of_expert, read_run
+from ensembles.finished import ABOUT, FinishedRun, inputs_by_expert, inputs_of_expert, read_run
 from ensembles.folded import load_folded, read_plan, shape_of
 from ensembles.formats import PROGRAM, PROGRAM_WARNING, parse_formats, write_expert
 from ensembles.front import budget_facts, budget_section, print_choice, write_front
@@ -48,6 +52,7 @@ def export(
     *,
     what: ToExport | None = None,
     formats: tuple[str, ...] = FORMATS,
+    face_model: Path | None = None,
     console: Console | None = None,
 ) -> Artifact:
     """Writes an ensemble of the run to a new folder.
@@ -57,20 +62,24 @@ def export(
         out: The folder.
         what: Which ensemble (default: the run's own choice).
         formats: In which formats every expert is written.
+        face_model: YuNet's ONNX file, where frames were cropped by it; it is copied.
         console: Told of each expert.
 
     Raises:
         EnsembleError: Weights that are missing or damaged, something written that differs from
             its network, a folder that outgrows its budget, or that is there already or cannot
-            be written.
+            be written; or a face model that is missing or another.
     """
     what = what or as_the_run_chose(run)
+    crop = _checked_crop(run, what.experts, face_model)
     out = free_folder(out)
     partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
     try:
         (partial / "experts").mkdir(parents=True)
         members = _write_members(run, what.experts, partial, formats, console)
         artifact = _artifact(run, partial, members, what, formats)
+        if face_model and artifact.frames and crop.detector == "yunet":
+            shutil.copyfile(face_model, partial / FACE_MODEL)
         card = model_card(artifact, what.summary)
         if what.choice:
             card += "\n".join(budget_section(what.choice, what.hardware))
@@ -90,6 +99,21 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return replace(artifact, folder=out)
+
+
+def _checked_crop(run: FinishedRun, experts: Iterable[str], face_model: Path | None) -> Crop:
+    """What the run's frames show; raises EnsembleError if experts need a face model not at hand."""
+    inputs = inputs_by_expert(run)
+    sees = any("video" in inputs.get(name, ()) for name in experts)
+    try:
+        crop = Crop.from_json(run.summary["inputs"].get("crop"))
+        if face_model and crop.detector != "yunet":
+            raise DataError(f"The run's frames show {crop}; leave out --face-model.")
+        if crop.detector == "yunet" and sees:
+            open_finder(crop, face_model)
+    except DataError as error:
+        raise EnsembleError(str(error)) from error
+    return crop
 
 
 def free_folder(out: Path) -> Path:
@@ -214,6 +238,8 @@ def _artifact(
         },
         formats=tuple(name for name in FORMATS if name in formats),
         **_of_numbers(run),
+        frame_rate=inputs.get("frame_rate", 0.0) if "video" in read else 0.0,
+        crop=Crop.from_json(inputs.get("crop") if "video" in read else None),
     )
 
 
@@ -266,6 +292,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="what is written of each expert: onnx, torch (safetensors), pt2 (torch.export), "
         "separated by commas (default: %(default)s)",
     )
+    parser.add_argument(
+        "--face-model",
+        type=Path,
+        metavar="ONNX",
+        help="the YuNet that found the faces when the corpus was prepared; it is copied into the folder",
+    )
     given = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
@@ -276,7 +308,14 @@ def main(arguments: list[str] | None = None) -> int:
         if str(budget) and run.summary.get("traces"):
             raise EnsembleError("A budget can be kept for classes alone: leave it out.")
         what = under_a_budget(run, budget, formats, console) if str(budget) else None
-        artifact = export(run, given.out, what=what, formats=formats, console=console)
+        artifact = export(
+            run,
+            given.out,
+            what=what,
+            formats=formats,
+            face_model=given.face_model,
+            console=console,
+        )
     except (EnsembleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -94,8 +94,12 @@ class Predictor:
         artifact: The exported folder, as read and checked.
         backend: `onnx`, or `torch`, which rebuilds the networks from safetensors and JSON.
 
+    Attributes:
+        faces: What finds the faces that the frames show; None where none is looked for.
+
     Raises:
-        EnsembleError: If the export was made without that backend's files.
+        EnsembleError: If the export was made without that backend's files, or faces cannot be
+            found here.
     """
 
     def __init__(self, artifact: Artifact, backend: Backend = "onnx") -> None:
@@ -105,6 +109,7 @@ class Predictor:
                 f"Predict with --backend {artifact.formats[0]}."
             )
         self.artifact, self.backend = artifact, backend
+        self.faces = artifact.face_finder()
         self._network = cache(self._open)
 
     def files(
@@ -172,7 +177,13 @@ class Predictor:
             lacking["video"] = _NO_PICTURES
         elif artifact.frames:
             try:
-                arrays["video"] = read_frames(path, artifact.frames, artifact.frame_size)
+                arrays["video"] = read_frames(
+                    path,
+                    artifact.frames,
+                    artifact.frame_size,
+                    rate_hz=artifact.frame_rate,
+                    faces=self.faces,
+                )
             except MediaError as error:
                 lacking["video"] = str(error)
         if "video" in arrays and "saliency" in artifact.all_inputs:

@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from datasets.windows import MOST_FACE_SECONDS
 from ensembles import EnsembleError
 from ensembles.artifact import read_artifact
 from ensembles.serving.limits import Limits
@@ -57,6 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise EnsembleError(
                 f"This ensemble says numbers ({', '.join(artifact.labels)}); serve answers with classes "
                 "alone. Take python -m ensembles.predict."
+            )
+        if artifact.face_finder() and limits.window_seconds > MOST_FACE_SECONDS:
+            raise EnsembleError(
+                f"Windows whose pictures are cropped to a face last {MOST_FACE_SECONDS:.0f} s at "
+                f"most, got --window {limits.window_seconds:g}."
             )
         _check_address(given.host, given.port)
         over = Event()

@@ -1,8 +1,9 @@
 """Predicts files with the exported ensemble in this folder: `python -I predict.py FILE…`.
 
-Needs onnxruntime, numpy, soundfile and av, and nothing else. Each FILE is one utterance, wav, flac,
-mp3, mp4, mkv …; features are not read. `ensemble.json` says what is computed; the files that it
-lists are checked against their checksums first, and nothing is unpickled.
+Needs onnxruntime, numpy, soundfile and av, and nothing else; where pictures are cropped to faces,
+opencv-python-headless 4.x too. Each FILE is one utterance, wav, flac, mp3, mp4, mkv …; features are
+not read. `ensemble.json` says what is computed; the files that it lists are checked against their
+checksums first, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ _MAX_SECONDS, _SILENCE = 600.0, 1e-3
 _MAX_FILTER_BANK = 10_000_000
 _ELSEWHERE = re.compile(rb"(\x0a|\x8a\x80*\x00)(\x08|\x88\x80*\x00)location")
 """A tensor that lies in another file."""
+_LOOKS, _LEAST_SHARE, _LEAST_OVERLAP, _LOOK_SIDE = 7, 0.25, 0.3, 320
+"""Pictures that are searched for a face, and the rules by which one is chosen, as in training."""
 
 
 class Failed(Exception):
@@ -75,6 +78,8 @@ class Ensemble:
             self._check(name, digest)
         self.inputs_of = {one["name"]: set(one["inputs"]) for one in self.said["experts"]}
         self._sessions: dict[str, Any] = {}
+        crop = self.said.get("crop", {})
+        self.faces = Faces(crop, folder) if crop.get("kind") == "face" else None
 
     def _check(self, name: str, digest: str) -> None:
         path = self.folder / name
@@ -106,7 +111,13 @@ class Ensemble:
         height, width = self.said["frame_size"]
         readers = {
             "audio": lambda: read_audio(path, self.said["sample_rate_hz"]),
-            "video": lambda: read_frames(path, self.said["frames"], (height, width)),
+            "video": lambda: read_frames(
+                path,
+                self.said["frames"],
+                (height, width),
+                self.said.get("frame_rate", 0.0),
+                self.faces,
+            ),
         }
         wanted = set().union(*self.inputs_of.values())
         for kind in sorted(wanted & set(readers)):
@@ -289,28 +300,197 @@ def _scipy_table() -> tuple[Array, Array]:
     return grid, table / (20 * table.mean())
 
 
-def read_frames(path: Path, count: int, size: tuple[int, int]) -> Array:
+class Faces:
+    """Finds the face of a clip, and cuts it out, as training did.
+
+    Args:
+        crop: What `ensemble.json` says of it.
+        folder: Where YuNet's ONNX lies, if it was used.
+    """
+
+    def __init__(self, crop: Mapping[str, Any], folder: Path) -> None:
+        self.cv2 = _opencv()
+        self.margin, self.yunet = crop["margin"], crop["detector"] == "yunet"
+        self.side = 320 if self.yunet else 200
+        if self.yunet:
+            model = str(folder / "face-model.onnx")
+            try:
+                self.network = self.cv2.FaceDetectorYN.create(model, "", (320, 320), 0.6, 0.3, 100)
+            except self.cv2.error as error:
+                raise Failed(f"'{model}' is no YuNet that this OpenCV can run.") from error
+        else:
+            name = f"{self.cv2.data.haarcascades}haarcascade_frontalface_alt2.xml"
+            self.network = self.cv2.CascadeClassifier(name)
+
+    def frames(self, path: Path, count: int, size: tuple[int, int], rate_hz: float) -> Array:
+        """(V, H, W, 3) uint8: the video is decoded twice, to find the face and to cut it out."""
+        stamps: list[float] = []
+        looks: list[Array] = []
+        every = 1
+        for number, (time, frame) in enumerate(_decode(path)):
+            stamps.append(time)
+            if len(looks) == 2 * _LOOKS and number % every == 0:
+                del looks[1::2]
+                every *= 2
+            if number % every == 0:
+                looks.append(_shrunk(frame, _LOOK_SIDE, "rgb24").to_ndarray(format="rgb24"))
+        shown = _shown_frames(stamps, count, rate_hz)
+        if len(looks) > _LOOKS:
+            looks = [looks[int((i + 0.5) / _LOOKS * len(looks))] for i in range(_LOOKS)]
+        box = self._box([self._look(picture) for picture in looks], looks[0].shape[:2], size)
+        cut = {}
+        for number, (_, frame) in enumerate(_decode(path)):
+            if number in shown:
+                name = frame.format.name if frame.format.name.startswith("yuv") else "rgb24"
+                working = _shrunk(frame, max(360, 4 * max(size)), name)
+                cut[number] = self._cut(working.to_ndarray(format="rgb24"), box, size)
+        return np.stack([cut[number] for number in shown])
+
+    def _look(self, picture: Array) -> list[Array]:
+        """Faces (left, top, width, height) in a picture's pixels, the largest first."""
+        cv2, scale = self.cv2, self.side / min(picture.shape[:2])
+        small = picture
+        if scale < 1:
+            small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        if self.yunet:
+            self.network.setInputSize((small.shape[1], small.shape[0]))
+            found = self.network.detect(np.ascontiguousarray(small[..., ::-1]))[1]
+            found = [] if found is None else found[np.isfinite(found).all(axis=1)][:, :4]
+        else:
+            grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+            for share in (4, 10):
+                least = max(20, min(grey.shape) // share)
+                found = self.network.detectMultiScale(
+                    grey, scaleFactor=1.2, minNeighbors=3, minSize=(least, least)
+                )
+                if len(found):
+                    break
+        boxes = [np.asarray(box, np.float64) for box in found if box[2] > 0 and box[3] > 0]
+        boxes.sort(key=lambda box: (-box[2] * box[3], *box))
+        across, down = picture.shape[1] / small.shape[1], picture.shape[0] / small.shape[0]
+        return [box * (across, down, across, down) for box in boxes]
+
+    def _box(self, seen: list[list[Array]], picture: Any, size: tuple[int, int]) -> Array:
+        """What is cut out, in shares of the picture: around the steadiest face, or the centre."""
+        (rows, columns), (height, width) = picture, size
+        x, y, side = columns / 2, rows / 2, float(rows + columns)
+        if (face := _steadiest(seen)) is not None:
+            x, y, side = face[0], face[1], max(face[2:]) * (1 + 2 * self.margin)
+        scale = min(side / min(height, width), rows / height, columns / width)
+        high, wide = height * scale, width * scale
+        left = min(max(0.0, x - wide / 2), columns - wide)
+        top = min(max(0.0, y - high / 2), rows - high)
+        return np.asarray([left / columns, top / rows, wide / columns, high / rows])
+
+    def _cut(self, picture: Array, box: Array, size: tuple[int, int]) -> Array:
+        rows, columns = picture.shape[:2]
+        width, height = max(1, round(box[2] * columns)), max(1, round(box[3] * rows))
+        left, top = (
+            min(round(box[0] * columns), columns - width),
+            min(round(box[1] * rows), rows - height),
+        )
+        part = np.ascontiguousarray(picture[top : top + height, left : left + width])
+        shrinks = height >= size[0] and width >= size[1]
+        how = self.cv2.INTER_AREA if shrinks else self.cv2.INTER_CUBIC
+        return np.asarray(self.cv2.resize(part, (size[1], size[0]), interpolation=how))
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+
+        if hasattr(cv2, "CascadeClassifier"):  # which 5.x has not
+            return cv2
+    except ImportError:
+        pass
+    raise Failed(
+        "The pictures that this ensemble reads are cropped to faces, for which "
+        "opencv-python-headless 4.x is needed. Install it."
+    )
+
+
+def _steadiest(seen: list[list[Array]]) -> Array | None:
+    """The face that most pictures show, weighed by its size: its medians of x, y, width, height."""
+    faces: list[list[Array]] = []
+    for boxes in seen:
+        grown: set[int] = set()
+        for box in boxes:
+            near = [(_overlap(face[-1], box), n) for n, face in enumerate(faces) if n not in grown]
+            overlap, nearest = max(near, default=(0.0, -1))
+            if overlap < _LEAST_OVERLAP:
+                nearest = len(faces)
+                faces.append([])
+            faces[nearest].append(box)
+            grown.add(nearest)
+    able = [np.asarray(face) for face in faces if len(face) >= math.ceil(_LEAST_SHARE * len(seen))]
+    if not able:
+        return None
+    face = max(able, key=lambda boxes: len(boxes) * float(np.median(boxes[:, 2])))
+    half = np.median(face[:, 2:], axis=0) / 2
+    corner = np.median(face[:, :2] + face[:, 2:] / 2, axis=0) - half
+    return np.concatenate([corner + half, 2 * half])
+
+
+def _overlap(one: Array, other: Array) -> float:
+    """Intersection over union."""
+    ends = np.minimum(one[:2] + one[2:], other[:2] + other[2:])
+    shared = np.prod(np.maximum(0.0, ends - np.maximum(one[:2], other[:2])))
+    return float(shared / (one[2] * one[3] + other[2] * other[3] - shared))
+
+
+def _shrunk(frame: av.VideoFrame, side: int, pixels: str) -> av.VideoFrame:
+    """The frame with a shorter side of `side` pixels or fewer."""
+    scale = min(1.0, side / min(frame.height, frame.width))
+    if scale == 1.0:
+        return frame if frame.format.name == pixels else frame.reformat(format=pixels)
+    width, height = (
+        max(2, 2 * round(length * scale / 2)) for length in (frame.width, frame.height)
+    )
+    return frame.reformat(width=width, height=height, format=pixels)
+
+
+def read_frames(
+    path: Path, count: int, size: tuple[int, int], rate_hz: float = 0.0, faces: Faces | None = None
+) -> Array:
     """(V, H, W, 3) uint8 pictures, evenly spread in time, scaled and cropped; raises Failed."""
     if path.suffix.lower() in _SOUND:
         raise Failed("is a sound file")
+    if faces:
+        return faces.frames(path, count, size, rate_hz)
     stamps: list[float] = []
     pictures: list[Array] = []
+    for time, frame in _decode(path):
+        stamps.append(time)
+        pictures.append(_scale_and_crop(frame, size))
+    return np.stack([pictures[i] for i in _shown_frames(stamps, count, rate_hz)])
+
+
+def _shown_frames(stamps: list[float], count: int, rate_hz: float) -> list[int]:
+    """Which frames are shown at moments evenly spread, or so many a second."""
+    if not stamps:
+        raise Failed("holds no pictures")
+    step = stamps[-1] - stamps[-2] if len(stamps) > 1 else 0.0  # the last lasts as long
+    seconds = stamps[-1] - stamps[0] + step
+    count = max(1, round(seconds * rate_hz)) if rate_hz else count
+    moments = (np.arange(count) + 0.5) / (rate_hz or count) * (1.0 if rate_hz else seconds)
+    shown = np.searchsorted(stamps, stamps[0] + moments, side="right") - 1
+    return [int(number) for number in np.clip(shown, 0, len(stamps) - 1)]
+
+
+def _decode(path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Frames and their time stamps."""
+    first: float | None = None
     try:
         with av.open(str(path), options={"format_whitelist": _DEMUXERS}) as container:
             if not container.streams.video:
                 raise Failed("has no pictures")
-            for frame in container.decode(container.streams.video[0]):
-                stamps.append(frame.time if frame.time is not None else float(len(stamps)))
-                _check_length(stamps[-1] - stamps[0])
-                pictures.append(_scale_and_crop(frame, size))
+            for number, frame in enumerate(container.decode(container.streams.video[0])):
+                time = frame.time if frame.time is not None else float(number)
+                first = time if first is None else first
+                _check_length(time - first)
+                yield time, frame
     except (av.FFmpegError, ValueError) as error:
         raise Failed(f"cannot be decoded: {error}") from error
-    if not pictures:
-        raise Failed("holds no pictures")
-    step = stamps[-1] - stamps[-2] if len(stamps) > 1 else 0.0  # the last lasts as long
-    moments = stamps[0] + (np.arange(count) + 0.5) / count * (stamps[-1] - stamps[0] + step)
-    shown = np.searchsorted(stamps, moments, side="right") - 1
-    return np.stack([pictures[i] for i in np.clip(shown, 0, len(stamps) - 1)])
 
 
 def _scale_and_crop(frame: av.VideoFrame, size: tuple[int, int]) -> Array:

@@ -59,7 +59,7 @@ def timeline(
         fold: Predict as this cross-validation fold's networks and fusion did.
 
     Raises:
-        DataError: Windows that cannot be.
+        DataError: Windows that cannot be, or are too long to be cropped to a face.
         EnsembleError: No such fold.
         MediaError: If nothing in it can be used, or it breaks off.
     """
@@ -74,6 +74,8 @@ def timeline(
         sample_rate_hz=artifact.sample_rate_hz,
         frames=artifact.frames,
         frame_size=artifact.frame_size,
+        rate_hz=artifact.frame_rate,
+        faces=predictor.faces,
     )
     size = max(1, min(16, int(_BATCH_SECONDS / windows.seconds)))
     while some := list(islice(cut, size)):

@@ -342,8 +342,11 @@ class Frames(FrontEnd):
         if self.scaling == "unit":
             return clips
         if self.scaling == "clip":
-            mean = clips.mean(dim=(1, 2, 3, 4), keepdim=True)
-            deviation = clips.std(dim=(1, 2, 3, 4), keepdim=True)
+            # onnxruntime adds 10⁵ floats one by one: of an even picture, which has no deviation,
+            # the mean would be off by as much as what is then divided by 1e-3 can show.
+            exact = clips.double() if torch.onnx.is_in_onnx_export() else clips
+            mean = exact.mean(dim=(1, 2, 3, 4), keepdim=True).to(clips.dtype)
+            deviation = exact.std(dim=(1, 2, 3, 4), keepdim=True).to(clips.dtype)
             return (clips - mean) / (deviation + 1e-3)
         known = torch.tensor(_STATISTICS[self.scaling], device=clips.device)[:, :, None, None]
         return (clips - known[0]) / known[1]

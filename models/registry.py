@@ -28,7 +28,7 @@ class ClipShape:
         num_classes: K; of values and traces, how many there are.
         sample_rate_hz: Of the waveform; 0 without audio.
         seconds: A typical clip's length, for cost estimates.
-        frames: V, video frames a clip; 0 without video.
+        frames: V, video frames of a typical clip; 0 without video.
         frame_size: (H, W) in pixels.
         num_features: F, features of a clip; 0 without any.
         feature_steps: S of a typical clip where features come frame by frame; 0 where there

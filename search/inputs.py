@@ -325,7 +325,7 @@ def clip_shape(index: ShardIndex) -> ClipShape:
         num_classes=len(index.labels),
         sample_rate_hz=index.sample_rate_hz if everywhere["audio"] else 0,
         seconds=float(np.mean([e.samples for e in index.clips])) / index.sample_rate_hz or 3.0,
-        frames=max(e.frames for e in index.clips) if everywhere["video"] else 0,
+        frames=round(np.mean([e.frames for e in index.clips])) if everywhere["video"] else 0,
         frame_size=index.frame_size,
         num_features=len(index.feature_names) if everywhere["features"] else 0,
         feature_steps=round(steps) if everywhere["feature_sequence"] else 0,

@@ -145,6 +145,8 @@ def _find_out(
             "sample_rate_hz": data.shape.sample_rate_hz,
             "frames": data.shape.frames,
             "frame_size": list(data.shape.frame_size),
+            "frame_rate": index.frame_rate,
+            "crop": index.crop.to_json(),
             "feature_names": list(index.feature_names),
             **({"trace_steps": data.shape.trace_steps} if data.shape.trace_steps else {}),
         },

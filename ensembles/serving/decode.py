@@ -21,7 +21,7 @@ import numpy as np
 
 from datasets.media import AUDIO_SUFFIXES, MediaError
 from datasets.windows import Window, Windows, read_windows
-from ensembles.artifact import Artifact, read_artifact
+from ensembles.artifact import read_artifact
 from ensembles.predictor import Predictor
 from ensembles.serving.limits import Limits, Refused
 from ensembles.timeline import clip_of
@@ -88,7 +88,7 @@ def _decode(predictor: Predictor, request: dict[str, Any]) -> dict[str, Any]:
             seconds = len(arrays["audio"]) / predictor.artifact.sample_rate_hz
         limits.check_seconds(seconds)
         windows = []
-        for number, window in enumerate(_windows(path, seconds, predictor.artifact, limits)):
+        for number, window in enumerate(_windows(path, seconds, predictor, limits)):
             part = clip_of(window, path.name, predictor.artifact.all_inputs)
             arrays |= {f"{number} {kind}": array for kind, array in part.arrays.items()}
             windows.append((window.start, window.end, _without(path, part.lacking)))
@@ -98,8 +98,9 @@ def _decode(predictor: Predictor, request: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds, "lacking": _without(path, clip.lacking), "windows": windows}
 
 
-def _windows(path: Path, seconds: float, artifact: Artifact, limits: Limits) -> Iterable[Window]:
+def _windows(path: Path, seconds: float, predictor: Predictor, limits: Limits) -> Iterable[Window]:
     """As `ensembles.predict --window` cuts; none of a clip that is no longer than one."""
+    artifact = predictor.artifact
     if seconds <= limits.window_seconds:
         return ()
     spread = (seconds - limits.window_seconds) / (_MOST_WINDOWS - 1)
@@ -110,6 +111,8 @@ def _windows(path: Path, seconds: float, artifact: Artifact, limits: Limits) -> 
         sample_rate_hz=artifact.sample_rate_hz,
         frames=artifact.frames,
         frame_size=artifact.frame_size,
+        rate_hz=artifact.frame_rate,
+        faces=predictor.faces,
     )
 
 

@@ -61,6 +61,8 @@ def trace_of(predictor: Predictor, path: Path) -> Trace:
         sample_rate_hz=artifact.sample_rate_hz,
         frames=artifact.frames,
         frame_size=artifact.frame_size,
+        rate_hz=artifact.frame_rate,
+        faces=predictor.faces,
     )
     joined: dict[str, _Joined] = {}
     taken: tuple[str, ...] = ()
@@ -72,7 +74,7 @@ def trace_of(predictor: Predictor, path: Path) -> Trace:
             fused = artifact.ensemble_for(clips[0].inputs)
             taken, notes = fused.experts, dict(clips[0].lacking)
             joined = {name: _Joined(artifact.members[name].label_delay) for name in taken}
-        if any(clip.inputs < artifact.inputs_of(fused) for clip in clips):
+        if not all(artifact.inputs_of(fused) <= clip.inputs for clip in clips):
             raise MediaError("has sound and pictures of different length")
         batch = collate(clips)
         counts = [max(1, round((window.end - window.start) / step)) for window in some]

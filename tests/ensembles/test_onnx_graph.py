@@ -233,3 +233,22 @@ def test_a_graph_of_other_inputs_is_one_clear_error() -> None:
         run_session(session, {"audio": torch.zeros(1, 10)})
     with pytest.raises(EnsembleError, match="does not take these clips"):
         run_session(session, {"features": torch.zeros(1, 4)})
+
+
+def test_an_even_picture_gives_the_same_in_a_graph() -> None:
+    # Nothing is left of it but the error of its mean, a thousandfold.
+    torch.manual_seed(0)
+    expert = FoldedExpert([build_expert("frame_cnn", {}, SHAPE)])
+    network = expert.network(0).eval()
+    with torch.no_grad():
+        for parameter in network.encoder("video").parameters():
+            parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
+    session = open_session(to_onnx(expert, SHAPE))
+    for grey in (37, 100, 128, 200):
+        batch = {
+            "video": torch.full((1, 8, 60, 100, 3), grey, dtype=torch.uint8),
+            "video_lengths": torch.tensor([8]),
+        }
+        with torch.inference_mode():
+            wanted = expert(batch).exp()
+        assert float((run_session(session, batch).exp() - wanted).abs().max()) < TOLERANCE
