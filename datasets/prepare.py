@@ -558,7 +558,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_options_of_pictures(parser)
     parser.add_argument("--clips-per-shard", type=_positive, default=64, help="(default 64)")
     parser.add_argument(
-        "--workers", type=_positive, help="processes (default: one a core for 400 clips or more)"
+        "--workers", type=_positive, help="processes (default: one a core where it pays)"
     )
     return parser
 
@@ -582,9 +582,6 @@ def _add_options_of_pictures(parser: argparse.ArgumentParser) -> None:
         type=_frame_size,
         metavar="HxW",
         help="frame size in pixels (default 60x100; recola: 96x96)",
-    )
-    parser.add_argument(
-        "--workers", type=_positive, help="processes (default: one a core where it pays)"
     )
     parser.add_argument(
         "--crop",

@@ -491,7 +491,7 @@ def test_only_frames_that_are_taken_are_converted(
         return real(frame, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(media, "_scale_and_crop", count)
-    monkeypatch.setattr(media, "_HELD_BYTES", held)
+    monkeypatch.setattr(media, "_HELD_PACKET_BYTES", held)
     frames = read_frames(path, 4, (16, 24))
     assert brightness(frames) == [1, 4, 7, 10]
     assert len(converted) == (4 if held else 12)
