@@ -401,10 +401,20 @@ def _check_reproduce(config: SearchConfig) -> None:
     if config.reproduce is None:
         return
     _known("paper", config.reproduce, tuple(PAPERS))
-    if missing := PAPERS[config.reproduce].missing:
-        raise ConfigError(f"reproduce {config.reproduce}: {missing}.")
-    settled = ("preset", "trials", "only", "metric", "objective", "outer", "extend", "enrolment")
+    settled = (
+        "preset",
+        "trials",
+        "only",
+        "target",
+        "metric",
+        "objective",
+        "outer",
+        "extend",
+        "enrolment",
+    )
     usual = {f.name: f.default for f in fields(SearchConfig)}
+    if config.metric == PAPERS[config.reproduce].metric:
+        usual["metric"] = config.metric
     if changed := [name for name in settled if getattr(config, name) != usual[name]]:
         raise ConfigError(f"reproduce trains what the paper trained: leave out {changed[0]}.")
 
@@ -427,6 +437,8 @@ def for_numbers(config: SearchConfig, given: set[str]) -> SearchConfig:
         "reproduce",
     )
     usual = {f.name: f.default for f in fields(SearchConfig)}
+    if config.reproduce and PAPERS[config.reproduce].metric == CCC:
+        usual["reproduce"] = config.reproduce
     if changed := [name for name in of_classes if getattr(config, name) != usual[name]]:
         raise ConfigError(f"{changed[0]} is not to be had for traces and numbers: leave it out.")
     if config.workers_per_trial > 1:

@@ -15,13 +15,14 @@ from datasets.index import ShardIndex
 from ensembles.bank import Experts
 from ensembles.honesty import Scored, scored
 from ensembles.logistic import LogisticFusion
-from ensembles.metrics import Array
+from ensembles.metrics import CCC, Array
+from ensembles.traces.table import TraceTable
 from models import get_architecture
 from search.config import ConfigError, SearchConfig
 from search.inputs import TrainingData
 from search.machine import refuse_known_speakers
 from search.offer import SIDES, Offer, offer_for
-from search.papers import PAPERS, PosteriorFusion, Setting
+from search.papers import PAPERS, Paper, PosteriorFusion, Setting
 from search.plan import TrialPlan
 
 OWN_CORPUS = "manifest"
@@ -34,8 +35,9 @@ class Reproduced:
 
     Attributes:
         what: The network or fusion.
-        published: Accuracy, a share of 1; None where the paper has none for so many classes.
-        here: Ours, mean of the folds' accuracies as the papers count; None where it was not trained.
+        published: Accuracy, a share of 1, or concordance; None where the paper has none for so many
+            classes, or for that dimension.
+        here: Ours, mean of the folds' as the papers count; None where it was not trained.
         interval: 95 %, over speakers.
         note: How ours differs from the paper's, or why it was not trained.
     """
@@ -166,6 +168,8 @@ def reproduced(
     """
     assert config.reproduce
     paper, classes = PAPERS[config.reproduce], len(experts.table.classes)
+    if paper.metric == CCC:
+        return _by_dimension(paper, config, offer, experts, labels)
     row_of = {labels[name]: row for row, name in enumerate(experts.names) if name in labels}
     ours = {label: experts.log_posteriors[row] for label, row in row_of.items()}
     found = []
@@ -178,6 +182,33 @@ def reproduced(
         fused = None if lacking else _cross_fitted(fusion, np.stack(members), experts)
         why = f"needs {', '.join(lacking)}"
         found.append(_row(label, fusion, classes, experts, fused, fusion.differs, why))
+    return found
+
+
+def _by_dimension(
+    paper: Paper,
+    config: SearchConfig,
+    offer: Offer,
+    experts: Experts,
+    labels: Mapping[str, str],
+) -> list[Reproduced]:
+    """Of traces: a row a network and dimension."""
+    row_of = {labels[name]: row for row, name in enumerate(experts.names) if name in labels}
+    table, found = experts.table, []
+    assert isinstance(table, TraceTable)
+    for label, one in paper.settings.items():
+        for d, dimension in enumerate(table.classes):
+            what, published = f"{label}, {dimension}", one.published.get(dimension)
+            if label not in row_of:
+                why = offer.why_not.get(label, "not finished")
+                found.append(Reproduced(what, published, None, None, why))
+                continue
+            of_one = replace(table, classes=(dimension,), labels=table.labels[:, d : d + 1])
+            said = experts.log_posteriors[row_of[label]][:, d : d + 1]
+            score = scored("", of_one, CCC, said, None, (), ())
+            interval = (score.interval.low, score.interval.high)
+            note = _note(one, config)
+            found.append(Reproduced(what, published, score.honest_score, interval, note))
     return found
 
 
@@ -228,6 +259,7 @@ def to_json(name: str, rows: list[Reproduced]) -> dict[str, Any]:
         "authors": paper.authors,
         "held_out": paper.held_out,
         "flaw": paper.flaw,
+        "metric": paper.metric,
         "rows": [asdict(row) for row in rows],
     }
 
@@ -237,13 +269,16 @@ def print_reproduced(console: Console, document: Mapping[str, Any], protocol: st
     flaw = flaw_of(document["paper"])
     console.print(flaw, highlight=False, markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.title = f"accuracy, %: published ({document['held_out']}) and here ({protocol})"
+    metric = document.get("metric", "accuracy")
+    title = "CCC" if metric == CCC else "accuracy, %"
+    table.title = f"{title}: published ({document['held_out']}) and here ({protocol})"
     table.add_column("")
     for heading in ("published", "here", "95 %"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in document["rows"]:
-        interval = " – ".join(_told(bound, 1) for bound in row["interval"] or ())
-        table.add_row(row["what"], _told(row["published"], 2), _told(row["here"], 1), interval)
+        interval = " – ".join(_told(metric, bound, 1) for bound in row["interval"] or ())
+        figures = _told(metric, row["published"], 2), _told(metric, row["here"], 1)
+        table.add_row(row["what"], *figures, interval)
     console.print(table)
     for row in document["rows"]:
         if row["note"]:
@@ -251,5 +286,7 @@ def print_reproduced(console: Console, document: Mapping[str, Any], protocol: st
             console.print(told, style="dim", highlight=False, markup=False)
 
 
-def _told(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}"
+def _told(metric: str, value: float | None, digits: int) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if metric == CCC else f"{100 * value:.{digits}f}"

@@ -113,6 +113,10 @@ def _traces(evidence: Evidence) -> Iterable[Section]:
         traces.about(evidence),
         after=traces.dimension_table(evidence),
     )
+    if evidence.summary.get("reproduced"):
+        yield Section(
+            "published", "Beside published figures", "", after=sections.published_table(evidence)
+        )
     yield Section(
         "traces",
         "Predicted beside what raters said",

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from ensembles.build import LEGEND
+from ensembles.metrics import CCC
 from search.pages.evidence import MODALITIES, Evidence
 from search.pages.html import Cell, code, definitions, paragraph, table
 from search.pages.tables import ScoreLine, counted, score_lines, title, told_interval
@@ -128,11 +129,13 @@ def _reproduced(evidence: Evidence) -> str:
         return ""
 
     def told(value: float | None, digits: int) -> Cell:
-        return Cell("–") if value is None else Cell(f"{100 * value:.{digits}f}", value)
+        if value is None:
+            return Cell("–")
+        return Cell(f"{value:.3f}" if of_traces else f"{100 * value:.{digits}f}", value)
 
-    rows = []
+    rows, of_traces = [], found.get("metric") == CCC
     for row in found["rows"]:
-        found_in = [f"{100 * bound:.1f}" for bound in row["interval"] or ()]
+        found_in = [told(bound, 1).text for bound in row["interval"] or ()]
         interval = Cell("\u00a0–\u2060\u00a0".join(found_in))  # is not broken
         ours = (told(row["published"], 2), told(row["here"], 1), interval)
         rows.append((row["what"], *ours, row["note"]))

@@ -39,7 +39,7 @@ def own_shards(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) ->
     ("arguments", "message"),
     [
         (["--reproduce", "smith1999"], "Unknown paper 'smith1999'. Known: singh2020, tzirakis2017, luna2021"),
-        (["--reproduce", "tzirakis2017"], "tzirakis2017: arousal and valence over time"),
+        (["--reproduce", "tzirakis2017"], "tzirakis2017 needs shards of recola, these are of tiny"),
         (["--reproduce", "luna2022", "--only", "cnn14"], "trains what the paper trained: leave out only"),
         (["--reproduce", "luna2022"], "needs shards of ravdess, these are of tiny"),
         (["--reproduce", "luna2021", "--metric", "uar"], "leave out metric"),

@@ -19,7 +19,7 @@ from datasets.prepare import ShardSettings, prepare
 from datasets.recola import load_recola
 from datasets.synthetic_traces import make_synthetic_traces
 from ensembles.artifact import read_artifact
-from ensembles.bank import PosteriorBank
+from ensembles.bank import Experts, PosteriorBank
 from ensembles.export import export, read_run
 from ensembles.metrics import CCC, ccc
 from ensembles.predict import main as predict
@@ -28,7 +28,7 @@ from ensembles.traces.along import trace_of
 from ensembles.traces.assess import assess_traces
 from ensembles.traces.table import TraceTable
 from models import ClipShape
-from search import weights
+from search import reproduce, weights
 from search.config import ConfigError, SearchConfig, for_numbers
 from search.corpus import bank_table, load_corpus
 from search.folder import RunFolder, new_run, provenance
@@ -392,6 +392,41 @@ def test_numbers_of_whole_clips_are_learned_and_exported(
     scores = table.fold_scores(CCC, said)
     assert np.mean(list(scores.values())) > 0.4
     assert 2.0 < said.mean() < 7.0
+
+
+def test_tzirakis_networks_are_trained_as_the_paper_says_and_told_by_dimension(
+    data: TrainingData, shards: ShardIndex, tmp_path: Path
+) -> None:
+    config = reproduce.completed(SearchConfig(data=shards.root, reproduce="tzirakis2017"))
+    assert config.protocol == "recola-open-kfold"
+    assert for_numbers(config, set()).metric == CCC
+    offer = reproduce.offer_of(config, data)
+    assert offer.modalities == ["audio", "video", "early"]
+    plans = {label: TrialPlan.from_json(p) for m in offer.given.values() for label, p in m.items()}
+    audio, video = plans["audio: waveform CNN and LSTM"], plans["video: ResNet-50 and LSTM"]
+    assert (audio.training.learning_rate, audio.training.label_delay) == (1e-4, 2.0)
+    assert audio.settings["recurrent_units"] == 256
+    assert (video.settings["depth"], video.settings["frames"]) == (50, 150)
+    table = bank_table(data)
+    said = np.stack([table.labels, 0.5 * table.labels])
+    names = ("audio-0000", "video-0000")
+    experts = Experts(table, names, ("audio", "video"), said)
+    labels = dict(
+        zip(names, ("audio: waveform CNN and LSTM", "video: ResNet-50 and LSTM"), strict=True)
+    )
+    rows = {row.what: row for row in reproduce.reproduced(config, offer, experts, labels)}
+    arousal = rows["audio: waveform CNN and LSTM, arousal"]
+    assert (arousal.published, arousal.here) == (0.715, pytest.approx(1.0))
+    valence = rows["video: ResNet-50 and LSTM, valence"]
+    assert valence.published == 0.62
+    assert valence.here is not None
+    assert valence.here < 0.9
+    assert rows["both: joint LSTM, arousal"].note == "not finished"
+    out = io.StringIO()
+    document = reproduce.to_json("tzirakis2017", list(rows.values()))
+    reproduce.print_reproduced(Console(file=out, width=120), document, "recola-open-kfold")
+    assert "CCC: published" in out.getvalue()
+    assert "0.715" in out.getvalue()
 
 
 @pytest.mark.slow
