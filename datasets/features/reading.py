@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.clips import Corpus, DataError
+from datasets.clips import ClipRecord, Corpus, DataError
 from datasets.features.arff import arff_layout
 from datasets.features.arrays import read_array, read_npz
 from datasets.features.openface import is_openface, read_openface
@@ -31,13 +31,37 @@ _OF_ONE_CLIP = (".csv", ".tsv", ".parquet", ".npz", ".npy", ".arff")
 
 
 def with_features(corpus: Corpus, path: Path, *, missing: str = "error") -> Corpus:
-    """A corpus with features from a table, joined by clip; see `read_features`."""
+    """A corpus with features from a table, joined by clip; see `read_features`.
+
+    Clips that are windows of a recording may have theirs under the recording's name, frame by frame:
+    then each has its share of the rows.
+    """
     table = read_features(path, missing=missing)
-    clips = tuple(replace(record, features=table.rows.get(record.clip)) for record in corpus.clips)
-    skipped = table.without_partner({record.clip: record.clip for record in clips})
+    lasts: dict[str, int] = {}
+    for record in corpus.clips:
+        end = record.first_step + (0 if record.trace is None else len(record.trace))
+        lasts[record.recording] = max(lasts.get(record.recording, 0), end)
+    clips = tuple(
+        replace(record, features=_rows_of(record, table, lasts[record.recording]))
+        for record in corpus.clips
+    )
+    skipped = table.without_partner({_key_of(record, table): record.clip for record in clips})
     return replace(
         corpus, clips=clips, feature_names=table.names, skipped=(*corpus.skipped, *skipped)
     )
+
+
+def _key_of(record: ClipRecord, table: FeatureTable) -> str:
+    return record.recording if record.recording in table.rows else record.clip
+
+
+def _rows_of(record: ClipRecord, table: FeatureTable, last: int) -> NDArray[np.float32] | None:
+    """A clip's own row or rows; of a recording of `last` steps, those of its part."""
+    rows = table.rows.get(_key_of(record, table))
+    if rows is None or rows.ndim == 1 or record.trace is None or record.clip in table.rows:
+        return rows
+    first, end = record.first_step, record.first_step + len(record.trace)
+    return rows[round(first / last * len(rows)) : max(round(end / last * len(rows)), 1)]
 
 
 def read_features(

@@ -11,6 +11,7 @@ import soundfile
 
 from datasets.cache import open_cache
 from datasets.clips import DataError
+from datasets.features import with_features
 from datasets.index import ShardIndex
 from datasets.prepare import ShardSettings, main, prepare
 from datasets.recola import gold_standard, load_recola
@@ -219,6 +220,19 @@ def test_silent_windows_of_two_speakers_are_not_the_same_recording(
     index = prepare(load_recola(challenge, window_seconds=3.0), tmp_path / "out")
     assert index.duplicates() == []
     assert make_folds(index).count == 3
+
+
+def test_features_of_a_recording_are_dealt_to_its_windows(original: Path, tmp_path: Path) -> None:
+    """A row every 20 ms of P01, so that a window of 4 s has 200 of 450; other recordings have none."""
+    np.savez(tmp_path / "lld.npz", P01=np.arange(450, dtype=np.float32)[:, None])
+    corpus = with_features(load_recola(original, window_seconds=4.0), tmp_path / "lld.npz")
+    mine = {c.first_step: c.features for c in corpus.clips if c.recording == "P01"}
+    for first, features in mine.items():
+        assert features is not None
+        assert features[:, 0].tolist() == list(range(2 * first, 2 * first + 200))
+    named = {s.clip for s in corpus.skipped}
+    assert "P02-00000" in named
+    assert not any(name.startswith("P01") or "features row" in name for name in named)
 
 
 def test_another_synthetic_corpus_is_not_mixed_with_the_one_that_is_there(tmp_path: Path) -> None:
