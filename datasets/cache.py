@@ -31,6 +31,7 @@ from torch import Tensor
 
 from datasets.clips import DataError
 from datasets.features import clip_means
+from datasets.fingerprint import fingerprint, near_duplicates
 from datasets.index import ShardIndex, read_index
 from datasets.storage import default_cache_folder
 from datasets.stream import Sample, content_hashes, raise_on_corruption, stream_clips
@@ -204,6 +205,7 @@ class ClipCache:
     def __init__(self, folder: Path, index: ShardIndex, full: ShardIndex, max_bytes: int) -> None:
         self.folder, self.index, self.max_bytes = folder, index, max_bytes
         row_of = {entry.clip: row for row, entry in enumerate(full.clips)}
+        self._names = tuple(row_of)
         self._rows = np.asarray([row_of[entry.clip] for entry in index.clips], np.int64)
         self._files = {
             kind: RaggedFile(folder / f"{kind}.bin") for kind in _KINDS if full.has(kind)
@@ -239,6 +241,44 @@ class ClipCache:
         file, position = self._files["trace"], self._rows[row]
         start = file.offsets[position]
         return np.asarray(file.data[start : start + file.lengths[position]])
+
+    def near_duplicates(
+        self, on_progress: Callable[[int, int], None] | None = None
+    ) -> list[tuple[str, str]]:
+        """Pairs of clips whose sound is nearly the same; looked for once a node, then kept.
+
+        Args:
+            on_progress: Called with clips heard and clips in all while looking.
+
+        Raises:
+            DataError: If the cache cannot be written.
+        """
+        if "audio" not in self._files:
+            return []
+        path = self.folder / "near-duplicates.json"
+        with FileLock(str(path.with_suffix(".lock"))):
+            if not path.exists():
+                pairs = self._look_for_near_duplicates(on_progress)
+                with _writing(self.folder):
+                    path.with_suffix(".partial").write_text(json.dumps(pairs))
+                    path.with_suffix(".partial").replace(path)
+        here = {entry.clip for entry in self.index.clips}
+        found = [(str(one), str(other)) for one, other in json.loads(path.read_text())]
+        return [pair for pair in found if here.issuperset(pair)]
+
+    def _look_for_near_duplicates(
+        self, on_progress: Callable[[int, int], None] | None
+    ) -> list[tuple[str, str]]:
+        file, heard = self._files["audio"], {}
+        for row, clip in enumerate(self._names):
+            start = file.offsets[row]
+            words = fingerprint(
+                file.data[start : start + file.lengths[row]], self.index.sample_rate_hz
+            )
+            heard[clip] = np.fromiter(words, np.uint32)
+            if on_progress and row % 16 == 0:
+                on_progress(row, len(self._names))
+        return near_duplicates(heard)
 
     def derive(
         self,

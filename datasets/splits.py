@@ -242,6 +242,25 @@ def guard_against_leaks(index: ShardIndex, fold_of_clip: NDArray[np.int64]) -> N
             )
 
 
+def near_leaks(folds: Folds, index: ShardIndex, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Of pairs of clips whose sound is nearly the same those that are on two sides, a sentence each."""
+    if folds.leak:
+        return []
+    of_clip = {
+        entry.clip: (entry.speaker, int(fold))
+        for entry, fold in zip(index.clips, folds.fold_of_clip, strict=True)
+    }
+    found = []
+    for one, other in pairs:
+        (mine, first), (its, second) = of_clip[one], of_clip[other]
+        if first != second:
+            found.append(
+                f"Leak: '{one}' ({mine}) and '{other}' ({its}) are nearly the same recording, on several "
+                f"sides (folds {first} and {second})"
+            )
+    return found
+
+
 def _parse_count(name: str) -> int:
     text = name.partition(":")[2]
     if not text.isdecimal() or int(text) < 2:

@@ -88,6 +88,7 @@ class SearchConfig:
             corpus has them, else emotion).
         soft_labels: Train on the shares of the raters who named each class, where clips have votes, instead
             of on the label alone; scores are by the label all the same.
+        near_duplicates: Recordings of two sides of the split that are nearly the same: refuse, or warn.
         metric: accuracy, uar, macro_f1 or log_loss: what is searched for and reported; of traces and
             numbers ccc, the concordance.
         objective: What the search takes a finished trial to be worth: solo (its own score), or
@@ -143,6 +144,7 @@ class SearchConfig:
     test_speakers: str | None = None
     target: str = "auto"
     soft_labels: bool = False
+    near_duplicates: str = "refuse"
     metric: str = "accuracy"
     objective: str = "solo"
     outer: bool = False
@@ -175,6 +177,7 @@ class SearchConfig:
         """Every setting is checked once, here."""
         _known("preset", self.preset, tuple(PRESETS))
         _known("metric", self.metric, (*METRICS, CCC))
+        _known("near_duplicates", self.near_duplicates, ("refuse", "warn"))
         _known("objective", self.objective, OBJECTIVES)
         _known("device", self.device, ("auto", "cpu", "cuda"))
         _known("runner", self.runner, ("auto", "actor", "train"))

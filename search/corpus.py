@@ -15,7 +15,7 @@ from datasets.cache import ClipCache, open_cache
 from datasets.clips import DataError
 from datasets.index import FILE_NAME, KINDS, ShardIndex, read_index
 from datasets.prepare import prepare
-from datasets.splits import make_folds
+from datasets.splits import Folds, make_folds, near_leaks
 from datasets.storage import default_cache_folder, local_folder
 from datasets.synthetic import VERSION, load_synthetic
 from ensembles.bank import ClipTable, Table
@@ -51,6 +51,8 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
             skip_corrupt=config.skip_corrupt,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    if folds.leak is None:
+        _guard_near_duplicates(config, cache, folds, console)
     for kind in KINDS:
         if 0 < index.has(kind) < len(index.clips):
             console.print(
@@ -71,6 +73,27 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
     data = TrainingData(cache, folds, weights=find, target=target, soft_labels=config.soft_labels)
     _ = data.traces  # raises where clips lack a number
     return data
+
+
+def _guard_near_duplicates(
+    config: SearchConfig, cache: ClipCache, folds: Folds, console: Console
+) -> None:
+    """Refuses recordings that are nearly the same on two sides, or says so, as asked."""
+    with _bar("comparing recordings", console) as bar:
+        task = bar.add_task("", total=None)
+        pairs = cache.near_duplicates(
+            lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    leaks = near_leaks(folds, cache.index, pairs)
+    if not leaks:
+        return
+    more = f" {len(leaks) - 1} more such pairs." if len(leaks) > 1 else ""
+    if config.near_duplicates == "refuse":
+        raise DataError(
+            f"{leaks[0]}.{more} Remove one, give them the same speaker, or, where they are not the same, take "
+            "--near-duplicates warn."
+        )
+    console.print(f"warning: {leaks[0]}.{more}", markup=False, highlight=False, soft_wrap=True)
 
 
 def target_of(config: SearchConfig, index: ShardIndex) -> str:
