@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from datasets.index import read_index
 from datasets.prepare import ShardSettings, prepare
 from datasets.prepare import main as prepare_main
 from datasets.splits import make_folds
+from tests.datasets.test_iemocap import search_it
 
 WriteSound = Callable[..., Path]
 CODES = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
@@ -160,3 +162,12 @@ def test_counts_that_are_none_are_told(tree: Path) -> None:
     path.write_text('"","A","fileName"\n"100001",1,"1001_DFA_SAD_XX"\n')
     with pytest.raises(DataError, match=r"row 2, has no column 'D'"):
         load_crema_d(tree, target="voice")
+
+
+@pytest.mark.slow
+def test_a_tree_is_searched_and_reported_under_its_protocol(tree: Path, tmp_path: Path) -> None:
+    assert prepare_main(["crema_d", "--root", str(tree), "--out", str(tmp_path / "shards")]) == 0
+    run = search_it(tmp_path / "shards", tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["protocol"], summary["clips"]) == ("crema-d-speakers5", 35)
+    assert (run / "report.html").exists()
