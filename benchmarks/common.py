@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from datasets.index import ShardIndex, read_index
-from datasets.prepare import prepare
+from datasets.shards import prepare
 from datasets.synthetic import load_synthetic
 
 

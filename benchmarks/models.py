@@ -28,7 +28,7 @@ import torch
 from benchmarks.common import machine, scratch
 from datasets.cache import open_cache
 from datasets.index import read_index
-from datasets.prepare import ShardSettings, prepare
+from datasets.shards import ShardSettings, prepare
 from datasets.splits import make_folds
 from datasets.synthetic import load_synthetic
 from models import get_architecture

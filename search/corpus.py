@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from datasets.cache import ClipCache, open_cache
 from datasets.clips import DataError
 from datasets.index import FILE_NAME, KINDS, ShardIndex, read_index
-from datasets.prepare import prepare
+from datasets.shards import prepare
 from datasets.splits import Folds, make_folds, near_leaks
 from datasets.storage import default_cache_folder, local_folder
 from datasets.synthetic import VERSION, load_synthetic

@@ -21,7 +21,7 @@ from rich.console import Console
 from datasets.cache import open_cache
 from datasets.clips import ClipRecord, Corpus
 from datasets.index import ShardIndex, read_index
-from datasets.prepare import ShardSettings, prepare
+from datasets.shards import ShardSettings, prepare
 from datasets.splits import make_folds
 from datasets.synthetic import load_synthetic
 from ensembles.bank import Experts, PosteriorBank

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from datasets.clips import ClipRecord, Corpus
 from datasets.index import ClipEntry, ShardIndex, read_index
-from datasets.prepare import ShardSettings, prepare
+from datasets.shards import ShardSettings, prepare
 
 WriteSound = Callable[..., Path]
 WriteVideo = Callable[..., Path]

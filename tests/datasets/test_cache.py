@@ -22,7 +22,7 @@ from datasets import cache as cache_module
 from datasets.cache import Batch, open_cache
 from datasets.clips import Corpus, DataError
 from datasets.index import ShardIndex, read_index
-from datasets.prepare import ShardSettings, prepare
+from datasets.shards import ShardSettings, prepare
 from datasets.storage import default_cache_folder
 from datasets.stream import stream_clips
 

@@ -13,8 +13,8 @@ from datasets.clips import DataError
 from datasets.crema_d import load_crema_d
 from datasets.features import with_features
 from datasets.index import read_index
-from datasets.prepare import ShardSettings, prepare
 from datasets.prepare import main as prepare_main
+from datasets.shards import ShardSettings, prepare
 from datasets.splits import make_folds
 from tests.datasets.test_iemocap import search_it
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from datasets.cache import Batch, ClipCache, RaggedFile, RaggedWriter, open_cache
 from datasets.clips import Corpus, DataError
 from datasets.index import ShardIndex
-from datasets.prepare import prepare
+from datasets.shards import prepare
 
 ROOT = Path(__file__).parents[2]
 Compute = Callable[[Batch], tuple[Tensor, Tensor]]

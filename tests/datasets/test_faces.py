@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from datasets import media, verify
-from datasets import prepare as module
+from datasets import shards as module
 from datasets.clips import ClipRecord, Corpus, DataError, Part
 from datasets.crop import Crop
 from datasets.faces import (
@@ -34,8 +34,9 @@ from datasets.faces import (
 )
 from datasets.index import read_index
 from datasets.media import read_frames, take_frames
-from datasets.prepare import ShardSettings, main, prepare
+from datasets.prepare import main
 from datasets.preview import _some, write_preview
+from datasets.shards import ShardSettings, prepare
 from datasets.stream import stream_clips
 from datasets.windows import Windows, read_windows
 from tests.faces import FACE, square, write_yunet

@@ -15,8 +15,9 @@ from datasets.clips import Corpus, DataError
 from datasets.features import clip_means, read_features
 from datasets.index import ShardIndex, read_index
 from datasets.manifest import load_manifest
-from datasets.prepare import ShardSettings, main, prepare
+from datasets.prepare import main
 from datasets.ravdess import load_ravdess
+from datasets.shards import ShardSettings, prepare
 from datasets.stream import stream_clips
 from datasets.verify import main as verify_main
 from datasets.verify import verify

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from datasets import fingerprint as module
 from datasets.clips import ClipRecord, Corpus
 from datasets.fingerprint import fingerprint, near_duplicates
-from datasets.prepare import prepare
+from datasets.shards import prepare
 from datasets.verify import verify
 
 RATE = 16_000

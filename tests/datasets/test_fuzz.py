@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from datasets.clips import ClipRecord, Corpus
 from datasets.index import read_index
-from datasets.prepare import ShardSettings, main, prepare
+from datasets.prepare import main
+from datasets.shards import ShardSettings, prepare
 
 WriteVideo = Callable[..., Path]
 Generator = np.random.Generator

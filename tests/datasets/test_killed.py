@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from datasets import prepare as module
+from datasets import shards as module
 from datasets.clips import ClipRecord, Corpus, DataError
 from datasets.manifest import load_manifest
-from datasets.prepare import ShardSettings, prepare
+from datasets.shards import ShardSettings, prepare
 from datasets.workforce import Job, Marker, run_jobs
 from tests.faults.storage import small_disk
 

@@ -9,7 +9,7 @@ import pytest
 from datasets.clips import Corpus, DataError
 from datasets.manifest import load_manifest
 from datasets.media import MediaError
-from datasets.prepare import ShardSettings, decode_record
+from datasets.shards import ShardSettings, decode_record
 
 
 @pytest.fixture()

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from datasets.clips import Corpus, DataError
 from datasets.index import read_index
-from datasets.prepare import ShardSettings, prepare
 from datasets.ravdess import LABELS, load_ravdess
+from datasets.shards import ShardSettings, prepare
 
 CLIP = "01-03-02-01-02-07"  # speech, happy, strong, sentence 1, repetition 2, actor 7
 

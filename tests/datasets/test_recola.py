@@ -13,8 +13,9 @@ from datasets.cache import open_cache
 from datasets.clips import DataError
 from datasets.features import with_features
 from datasets.index import ShardIndex
-from datasets.prepare import ShardSettings, main, prepare
+from datasets.prepare import main
 from datasets.recola import gold_standard, load_recola
+from datasets.shards import ShardSettings, prepare
 from datasets.splits import make_folds
 from datasets.synthetic_traces import make_synthetic_traces
 from datasets.traces import traces_of

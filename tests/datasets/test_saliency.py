@@ -15,7 +15,7 @@ from datasets.clips import ClipRecord, Corpus, DataError
 from datasets.index import read_index
 from datasets.manifest import load_manifest
 from datasets.media import MediaError, read_frames
-from datasets.prepare import ShardSettings, prepare
+from datasets.shards import ShardSettings, prepare
 from datasets.stream import stream_clips
 from datasets.verify import main as verify_main
 from datasets.verify import verify

@@ -14,7 +14,7 @@ from rich.console import Console
 from datasets.clips import ClipRecord, Corpus
 from datasets.counts import describe_speakers, print_table
 from datasets.index import ShardIndex, read_index, write_index
-from datasets.prepare import prepare
+from datasets.shards import prepare
 from datasets.stream import stream_clips
 from datasets.verify import main, verify
 

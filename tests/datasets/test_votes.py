@@ -11,7 +11,7 @@ import pytest
 from datasets.cache import open_cache
 from datasets.clips import Corpus
 from datasets.index import read_index
-from datasets.prepare import prepare
+from datasets.shards import prepare
 from datasets.votes import parse_votes, soft_targets, winners
 
 

@@ -24,7 +24,7 @@ from datasets.crop import CENTRE, Crop
 from datasets.faces import open_finder
 from datasets.index import ShardIndex, read_index
 from datasets.media import read_frames
-from datasets.prepare import ShardSettings, prepare
+from datasets.shards import ShardSettings, prepare
 from datasets.stream import stream_clips
 from ensembles import EnsembleError, serve, standalone
 from ensembles.artifact import Artifact, read_artifact

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from datasets.cache import ClipCache
 from datasets.clips import Corpus, DataError
-from datasets.prepare import prepare
+from datasets.shards import prepare
 from search.config import SearchConfig
 from search.corpus import load_corpus
 

@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from datasets.index import ShardIndex
-from datasets.prepare import ShardSettings, prepare
 from datasets.recola import load_recola
+from datasets.shards import ShardSettings, prepare
 from datasets.synthetic_traces import make_synthetic_traces
 from ensembles.artifact import read_artifact
 from ensembles.bank import Experts, PosteriorBank
