@@ -29,7 +29,7 @@ from ensembles.honesty import Assessment, Detail, Scored, detail
 from ensembles.metrics import Array, told
 from ensembles.traces.table import TraceTable
 from search.pages import PAGE
-from search.trace_report import print_traces, write_traces
+from search.trace_report import print_traces, trace_legend, write_traces
 
 SUMMARY_VERSION = 1
 _FUSIONS_SHOWN = 8
@@ -138,7 +138,8 @@ def _print_leaderboard(console: Console, assessment: Assessment, facts: dict[str
             style="dim",
             highlight=False,
         )
-    console.print(LEGEND, style="dim", highlight=False)
+    legend = LEGEND if isinstance(table, ClipTable) else trace_legend(LEGEND)
+    console.print(legend, style="dim", highlight=False)
 
 
 def _print_further(

@@ -25,6 +25,11 @@ each     mean over recordings of each one's own
 RMSE     of all steps together"""
 
 
+def trace_legend(legend: str) -> str:
+    """The leaderboard's legend, with what is called otherwise of traces."""
+    return legend.replace("logistic: regression on posteriors", "ridge: regression on traces")
+
+
 def trace_facts(assessment: Assessment, processed: Processed) -> dict[str, Any]:
     """For `summary.json`: the headline by dimension and recording, and its post-processing."""
     table = assessment.table
@@ -96,7 +101,7 @@ def told_steps(postprocessing: dict[str, Any], names: list[str]) -> str:
     folds = postprocessing["by_fold"]
     for d, name in enumerate(names):
         counts = [
-            f"{step} {sum(step in fold['gains'][d] for fold in folds)}"
+            f"{step} in {sum(step in fold['gains'][d] for fold in folds)}"
             for step in STEPS
             if any(step in fold["gains"][d] for fold in folds)
         ]
@@ -104,7 +109,7 @@ def told_steps(postprocessing: dict[str, Any], names: list[str]) -> str:
         whole = ", ".join(f"{step} {gain:+.3f}" for step, gain in gains.items()) or "nothing"
         lines.append(
             f"post-processing of {name}, fitted without each fold's speakers: "
-            f"kept for {', '.join(counts) + f' of {len(folds)} folds' if counts else 'no fold: no step helped'}; "
+            f"kept: {', '.join(counts) + f' of {len(folds)} folds' if counts else 'nothing, no step helped'}; "
             f"for export: {whole}"
         )
     return "\n".join(lines)

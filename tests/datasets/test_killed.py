@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from datasets import shards as module
 from datasets.clips import ClipRecord, Corpus, DataError
 from datasets.manifest import load_manifest
+from datasets.prepare import pace
 from datasets.shards import ShardSettings, prepare
 from datasets.workforce import Job, Marker, run_jobs
 from tests.faults.storage import small_disk
@@ -250,7 +250,7 @@ def test_progress_never_goes_back_and_counts_what_was_done_before(
 def test_the_pace_is_told_with_what_is_left(
     done: int, left: int, seconds: float, said: str
 ) -> None:
-    assert module.pace(done, left, seconds) == said
+    assert pace(done, left, seconds) == said
 
 
 def square(number: int) -> int:
