@@ -128,6 +128,7 @@ class SearchConfig:
         cache_dir: Where decoded clips are cached on this machine (default: EMOTION_CACHE or the user's cache folder).
         cache_gb: Bound on the cache folder, in GiB.
         dashboard: Start the Ray dashboard (on this machine only).
+        page: Draw report.html at the end; python -m search.report RUN draws it later too.
         log_to: mlflow, wandb or both, separated by commas: also tell them of every trial
             (TensorBoard's event files are always written).
     """
@@ -171,6 +172,7 @@ class SearchConfig:
     cache_dir: str | None = None
     cache_gb: float = 16.0
     dashboard: bool = True
+    page: bool = True
     log_to: str | None = None
 
     def __post_init__(self) -> None:
@@ -300,6 +302,7 @@ RESUME_KEYS = (
     "wait",
     "keep_weights",
     "weights",
+    "page",
     "log_to",
     "runs_dir",
     "dry_run",

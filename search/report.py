@@ -176,6 +176,8 @@ def _print_end(console: Console, run: Path, facts: dict[str, Any]) -> None:
     )
     if (page := run / PAGE).exists():
         console.print(f"To read and to show: {page}", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"To read and to show: python -m search.report {run}", highlight=False)
 
 
 def _headline(assessment: Assessment, found: Detail) -> str:

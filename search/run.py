@@ -320,7 +320,8 @@ def _search_and_report(
             console.print(f"warning: test speakers were not scored: {error}", highlight=False)
         weights.prune(run, found.assessment)
     report = save(found, unseen)
-    draw_report(run.path, console)
+    if run.config.page:
+        draw_report(run.path, console)
     print_report(Console(), run.path, found.assessment, found.confirmed, report)
     if found.reproduced:
         reproduce.print_reproduced(Console(), found.reproduced, facts["protocol"])

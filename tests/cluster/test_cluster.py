@@ -174,7 +174,15 @@ def test_a_host_that_goes_down_and_comes_back_costs_no_trial(
     hosts: Hosts, cluster: str, cluster_file: Path, store: Cloud, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "night"
-    arguments = ["--address", cluster, "--data", "s3://corpora/tiny", "--trials", "15"]
+    arguments = [
+        "--address",
+        cluster,
+        "--data",
+        "s3://corpora/tiny",
+        "--trials",
+        "15",
+        "--page=false",
+    ]
     arguments += ["--protocol", "speaker-kfold:2", "--runs-dir", str(tmp_path / "runs")]
     arguments += ["--only", "functionals,action_units,frame_cnn,logmel_resnet,concatenation"]
     arguments += ["--cache-dir", str(tmp_path / "cache"), "--name", "night", "--seed", "3"]
@@ -236,7 +244,15 @@ def test_a_search_is_submitted_from_outside_and_kept_in_the_bucket(
     hosts: Hosts, tunnel: str, store: Cloud
 ) -> None:
     arguments = ["--address", tunnel, "--data", "s3://corpora/tiny", "--name", "submitted"]
-    arguments += ["--protocol", "speaker-kfold:2", "--only", "functionals", "--trials", "2"]
+    arguments += [
+        "--protocol",
+        "speaker-kfold:2",
+        "--only",
+        "functionals",
+        "--trials",
+        "2",
+        "--page=false",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "search.run", *arguments],
         cwd=FILE.parent,

@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 TRIALS = 7
 SEARCH = [
     "--protocol", "speaker-kfold:2", "--only", "functionals,action_units,concatenation",
-    "--trials", str(TRIALS), "--workers", "1", "--seed", "3", "--dashboard=false",
+    "--trials", str(TRIALS), "--workers", "1", "--seed", "3", "--dashboard=false", "--page=false",
 ]  # fmt: skip
 ENTRIES = 4 * TRIALS
 """Of the bank, when no trial is stopped early."""

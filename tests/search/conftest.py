@@ -42,5 +42,5 @@ def small_search(tiny_shards: Path, tmp_path: Path) -> list[object]:
     return [
         "--data", tiny_shards, "--protocol", "speaker-kfold:2", "--runs-dir", tmp_path / "runs",
         "--only", "functionals,action_units,concatenation", "--trials", 9, "--workers", 1,
-        "--seed", 3, "--dashboard=false",
+        "--seed", 3, "--dashboard=false", "--page=false",
     ]  # fmt: skip

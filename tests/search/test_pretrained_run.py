@@ -45,7 +45,7 @@ def test_a_backbone_is_searched_frozen_and_fine_tuned_recorded_and_exported(
     arguments = [
         "--data", tiny_shards, "--protocol", "speaker-kfold:2", "--runs-dir", tmp_path / "runs",
         "--only", "spatial_transformer", "--trials", 4, "--epochs", 2, "--workers", 1,
-        "--dashboard=false", "--name", "transfer", "--seed", 2, "--weights", weights,
+        "--dashboard=false", "--page=false", "--name", "transfer", "--seed", 2, "--weights", weights,
     ]  # fmt: skip
     out = finish(launch(*arguments))
     assert "spatial_transformer frozen: about" in out
@@ -82,7 +82,7 @@ def test_a_run_whose_weights_have_changed_says_so(
         launch(
             "--data", tiny_shards, "--protocol", "speaker-kfold:2", "--runs-dir", runs,
             "--only", "spatial_transformer", "--trials", 1, "--epochs", 1, "--workers", 1,
-            "--dashboard=false", "--name", "changed", "--weights", home,
+            "--dashboard=false", "--page=false", "--name", "changed", "--weights", home,
         )
     )  # fmt: skip
     state = load_file(home / FILE)

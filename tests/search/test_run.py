@@ -83,7 +83,9 @@ def test_a_whole_search_writes_what_it_says_and_refuses_what_it_must(
 ) -> None:
     config = tmp_path / "search.yaml"
     config.write_text("metric: uar\nconfirm_seeds: 1\n")
-    process = launch(*small_search, "--config", config, "--name", "whole", "--trials", 6)
+    process = launch(
+        *small_search, "--config", config, "--name", "whole", "--trials", 6, "--page=true"
+    )
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     run = tmp_path / "runs" / "whole"
