@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from datasets.clips import ClipRecord, Corpus, DataError
 from datasets.faces import Box, FaceFinder, centre
-from datasets.media import MediaError, Taken, middle_picture, take_frames
+from datasets.media import MediaError
+from datasets.pictures import Taken, middle_picture, take_frames
 
 Picture = NDArray[np.uint8]
 

@@ -23,8 +23,10 @@ from datasets.clips import ClipRecord, Corpus, DataError, Skipped
 from datasets.crop import CENTRE, Crop
 from datasets.faces import open_finder
 from datasets.index import FILE_NAME, ClipEntry, ShardEntry, ShardIndex, read_index, write_index
-from datasets.media import MediaError, decode_with_threads, read_audio, take_frames
+from datasets.media import MediaError, decode_with_threads
+from datasets.pictures import take_frames
 from datasets.probe import measure_sources
+from datasets.sound import read_audio
 from datasets.stream import Sample, content_hashes, content_sizes, encode_clip
 from datasets.workforce import Job, Marker, run_jobs
 

@@ -14,19 +14,16 @@ from numpy.typing import NDArray
 
 from datasets.clips import DataError
 from datasets.faces import LOOKS, Box, FaceFinder, centre
-from datasets.media import (
-    AUDIO_SUFFIXES,
-    MAX_CLIP_SECONDS,
-    MediaError,
+from datasets.media import AUDIO_SUFFIXES, MAX_CLIP_SECONDS, MediaError
+from datasets.pictures import (
     cut_face,
     duration,
     frames_at,
     spread,
-    stream_audio,
     stream_frames_for_faces,
     stream_pictures,
-    to_samples,
 )
+from datasets.sound import stream_audio, to_samples
 
 _LEAST_WINDOW_SECONDS = 0.25
 _LEAST_HOP_SECONDS = 0.05

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.features import FeatureTable, clip_means
-from datasets.media import AUDIO_SUFFIXES, MediaError, read_audio, read_frames
+from datasets.media import AUDIO_SUFFIXES, MediaError
+from datasets.pictures import read_frames
+from datasets.sound import read_audio
 from ensembles import EnsembleError
 from ensembles.artifact import Artifact
 from ensembles.chosen import Fused

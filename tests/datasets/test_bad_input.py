@@ -14,9 +14,10 @@ import soundfile
 from datasets.crema_d import load_crema_d
 from datasets.iemocap import load_iemocap
 from datasets.index import read_index
-from datasets.media import MediaError, read_audio
+from datasets.media import MediaError
 from datasets.prepare import main
 from datasets.ravdess import load_ravdess
+from datasets.sound import read_audio
 from datasets.verify import main as verify_main
 
 Tree = Callable[[Path], None]

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from datasets import media, verify
+from datasets import pictures, verify
 from datasets import shards as module
 from datasets.clips import ClipRecord, Corpus, DataError, Part
 from datasets.crop import Crop
@@ -33,7 +33,7 @@ from datasets.faces import (
     steadiest,
 )
 from datasets.index import read_index
-from datasets.media import read_frames, take_frames
+from datasets.pictures import read_frames, take_frames
 from datasets.prepare import main
 from datasets.preview import _some, write_preview
 from datasets.shards import ShardSettings, prepare
@@ -195,7 +195,7 @@ def test_a_long_clip_is_decoded_twice_to_the_same_frames(
         given = {"part": part, "faces": faces}
         held = take_frames(path, 9, (48, 48), **given)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
-            patch.setattr(media, "_HELD_BYTES", 1_000_000)
+            patch.setattr(pictures, "_HELD_BYTES", 1_000_000)
             again = take_frames(path, 9, (48, 48), **given)  # type: ignore[arg-type]
         np.testing.assert_array_equal(held.frames, again.frames)
         assert held.box == again.box

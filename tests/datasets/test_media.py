@@ -13,9 +13,11 @@ import soundfile
 import torchaudio
 from numpy.typing import NDArray
 
-from datasets import media
+from datasets import pictures, sound
 from datasets.clips import Part
-from datasets.media import MediaError, read_audio, read_frames
+from datasets.media import MediaError
+from datasets.pictures import read_frames
+from datasets.sound import read_audio
 
 GreyFrames = Callable[[int], NDArray[np.uint8]]
 
@@ -441,7 +443,7 @@ def test_a_part_of_a_sound_file_is_the_same_to_the_sample_as_with_all_before_it(
     soundfile.write(path, noise, 44_100, subtype=subtype)
     parts = [(0.0, 1.0), (1.23456, 2.5), (3.9, 5.0), (4.5, 5.1), (4.99, 5.0)]
     found = [read_audio(path, 16_000, Part(start_s=start, end_s=end)) for start, end in parts]
-    monkeypatch.setattr(media, "_seek_sound", lambda *_: None)
+    monkeypatch.setattr(sound, "_seek_sound", lambda *_: None)
     for (start, end), heard in zip(parts, found, strict=True):
         expected = read_audio(path, 16_000, Part(start_s=start, end_s=end))
         np.testing.assert_array_equal(heard, expected)
@@ -484,14 +486,14 @@ def test_only_frames_that_are_taken_are_converted(
 ) -> None:
     path = write_video(f"clip{suffix}", grey_frames(12))
     converted: list[float] = []
-    real = media._scale_and_crop
+    real = pictures._scale_and_crop
 
     def count(frame: av.VideoFrame, *arguments: object) -> NDArray[np.uint8]:
         converted.append(frame.time)
         return real(frame, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(media, "_scale_and_crop", count)
-    monkeypatch.setattr(media, "_HELD_PACKET_BYTES", held)
+    monkeypatch.setattr(pictures, "_scale_and_crop", count)
+    monkeypatch.setattr(pictures, "_HELD_PACKET_BYTES", held)
     frames = read_frames(path, 4, (16, 24))
     assert brightness(frames) == [1, 4, 7, 10]
     assert len(converted) == (4 if held else 12)
@@ -505,13 +507,13 @@ def test_packets_that_announce_other_moments_change_nothing(
     monkeypatch: pytest.MonkeyPatch, write_video: Callable[..., Path], grey_frames: GreyFrames
 ) -> None:
     path = write_video("clip.mp4", grey_frames(12))
-    right = media._look_ahead
+    right = pictures._look_ahead
 
     def wrong(*arguments: object) -> object:
         packets, stamps = right(*arguments)  # type: ignore[arg-type]
         return packets, stamps * 1.7 + 0.01
 
-    monkeypatch.setattr(media, "_look_ahead", wrong)
+    monkeypatch.setattr(pictures, "_look_ahead", wrong)
     assert brightness(read_frames(path, 4, (16, 24))) == [1, 4, 7, 10]
 
 

@@ -14,7 +14,8 @@ from datasets.cache import open_cache
 from datasets.clips import ClipRecord, Corpus, DataError
 from datasets.index import read_index
 from datasets.manifest import load_manifest
-from datasets.media import MediaError, read_frames
+from datasets.media import MediaError
+from datasets.pictures import read_frames
 from datasets.shards import ShardSettings, prepare
 from datasets.stream import stream_clips
 from datasets.verify import main as verify_main

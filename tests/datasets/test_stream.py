@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from datasets.clips import Corpus, DataError
 from datasets.index import ShardIndex, read_index, write_index
-from datasets.media import read_audio
+from datasets.sound import read_audio
 from datasets.stream import content_hashes, decode_clip, encode_clip, stream_clips
 
 ChangeMember = Callable[[Path, str, Callable[[bytes], bytes]], None]

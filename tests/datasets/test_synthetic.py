@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from datasets import synthetic
 from datasets.clips import ClipRecord, Corpus, DataError
 from datasets.features import clip_means
-from datasets.media import read_audio, read_frames
+from datasets.pictures import read_frames
+from datasets.sound import read_audio
 from datasets.synthetic import ACTION_UNITS, FRAME_RATE_HZ, LABELS, load_synthetic
 
 

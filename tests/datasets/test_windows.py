@@ -11,7 +11,8 @@ import pytest
 import soundfile
 
 from datasets.clips import DataError
-from datasets.media import MediaError, read_audio
+from datasets.media import MediaError
+from datasets.sound import read_audio
 from datasets.windows import Windows, read_windows
 
 

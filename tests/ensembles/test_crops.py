@@ -23,7 +23,7 @@ from datasets.clips import ClipRecord, Corpus
 from datasets.crop import CENTRE, Crop
 from datasets.faces import open_finder
 from datasets.index import ShardIndex, read_index
-from datasets.media import read_frames
+from datasets.pictures import read_frames
 from datasets.shards import ShardSettings, prepare
 from datasets.stream import stream_clips
 from ensembles import EnsembleError, serve, standalone

@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 import torch
 
-from datasets.media import read_audio, read_frames
+from datasets.pictures import read_frames
+from datasets.sound import read_audio
 from ensembles.artifact import manifest_sha256, read_artifact
 from ensembles.bank import PosteriorBank
 from ensembles.card import model_card

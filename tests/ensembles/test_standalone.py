@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from datasets import media
+from datasets import sound as sounds
 from ensembles import standalone
 from ensembles.artifact import manifest_sha256, read_artifact
 from ensembles.metrics import log_softmax
@@ -39,7 +39,7 @@ def test_it_answers_as_the_project_does(
 ) -> None:
     film = Path(shutil.copy(small_run.media["s01-sad-00"], tmp_path / "film.mkv"))
     sound, other = tmp_path / "sound.flac", tmp_path / "at 44 kHz.wav"
-    soundfile.write(sound, media.read_audio(film, 16_000), 16_000)
+    soundfile.write(sound, sounds.read_audio(film, 16_000), 16_000)
     stereo = np.random.default_rng(0).normal(0, 0.1, (60_000, 2))
     soundfile.write(other, stereo, 44_100)
     mute = tiny_corpus.clips[7].video
@@ -123,7 +123,7 @@ def test_bad_files_are_one_line_and_the_good_ones_go_on(
 def test_sound_is_resampled_as_in_training(source_hz: int) -> None:
     sound = np.random.default_rng(0).normal(0, 0.2, 9_001).astype(np.float32)
     found = standalone.resample(sound, source_hz, 16_000)
-    np.testing.assert_allclose(found, media._resample(sound, source_hz, 16_000), atol=3e-6)
+    np.testing.assert_allclose(found, sounds._resample(sound, source_hz, 16_000), atol=3e-6)
 
 
 def rules() -> dict[str, Rule]:
