@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,29 +75,53 @@ class Traces:
     ) -> NDArray[np.float32]:
         """What networks said of clips → (S, D) along the recordings, NaN where they said nothing.
 
-        Where windows overlap it is their mean. With a delay everything is said so much later, and
-        a recording's first steps are what was said first.
+        See `join_windows`; NaN along a recording of which nothing was said.
 
         Args:
             rows: (n,) clips.
             predicted: (s, D) of each.
             delay: As in `targets`.
         """
-        total = np.zeros(self.gold.shape, np.float64)
-        times = np.zeros(len(self.gold), np.int64)
-        for row, values in zip(rows.tolist(), predicted, strict=True):
-            end = self.offsets[self.recording_of[row] + 1]
-            start = self.first[row] + delay
-            kept = values[: max(0, end - start)]
-            total[start : start + len(kept)] += kept
-            times[start : start + len(kept)] += 1
         joined = np.full(self.gold.shape, np.nan, np.float32)
-        joined[times > 0] = total[times > 0] / times[times > 0, None]
-        for start, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
-            said = np.flatnonzero(times[start : min(start + delay + 1, end)])
-            if delay and len(said):
-                joined[start : start + said[0]] = joined[start + said[0]]
+        of = self.recording_of[rows]
+        for recording in np.unique(of).tolist():
+            begin, end = self.offsets[recording], self.offsets[recording + 1]
+            mine = np.flatnonzero(of == recording)
+            starts = (self.first[rows[mine]] - begin).tolist()
+            each = [predicted[place] for place in mine.tolist()]
+            joined[begin:end] = join_windows(starts, each, int(end - begin), delay)
         return joined
+
+
+def join_windows(
+    starts: Sequence[int], said: Sequence[NDArray[Any]], length: int, delay: int = 0
+) -> NDArray[np.float64]:
+    """What was said of a recording's windows, along it: in training and in prediction.
+
+    Where windows overlap it is their mean; where none is, a straight line between their ends. With a delay
+    all is told so much later, and a recording's first steps are what was said first.
+
+    Args:
+        starts: First step of each window.
+        said: (s, D) of each.
+        length: Steps of the recording.
+        delay: In steps.
+
+    Returns:
+        (length, D).
+    """
+    total = np.zeros((length, said[0].shape[1]))
+    times = np.zeros(length, np.int64)
+    for start, values in zip(starts, said, strict=True):
+        kept = values[: max(0, length - start - delay)]
+        total[start + delay : start + delay + len(kept)] += kept
+        times[start + delay : start + delay + len(kept)] += 1
+    there = np.flatnonzero(times)
+    if not len(there):  # later than the recording lasts: what was said first
+        return np.repeat(np.asarray(said[0][:1], np.float64), length, axis=0)
+    known = total[there] / times[there, None]
+    steps = np.arange(length)
+    return np.stack([np.interp(steps, there, column) for column in known.T], axis=1)
 
 
 def traces_of(cache: ClipCache) -> Traces:

@@ -219,6 +219,7 @@ def read_windows(
     frame_size: tuple[int, int] = (0, 0),
     rate_hz: float = 0.0,
     faces: FaceFinder | None = None,
+    hold: bool = False,
 ) -> Iterator[Window]:
     """Decodes a recording of any length once, and yields its windows in order.
 
@@ -232,6 +233,8 @@ def read_windows(
         frame_size: (H, W) in pixels.
         rate_hz: Pictures of every second instead.
         faces: What finds the face that a window's pictures are cropped to, one box a window.
+        hold: Where one stream ends before the other, it goes on with silence or its last picture,
+            so that what is said of a window is of all of it.
 
     Raises:
         MediaError: If nothing in it can be used, or it breaks off.
@@ -264,7 +267,8 @@ def read_windows(
     if not tracks:
         raise MediaError("; ".join(dict.fromkeys(lacking.values())))
     for start, end in _spans(tracks, windows):
-        yield _window(start, end, sound, pictures, lacking)
+        make = _held_window if hold else _window
+        yield make(start, end, sound, pictures, lacking)
 
 
 def _spans(tracks: list[_Sound | _Pictures], windows: Windows) -> Iterator[tuple[float, float]]:
@@ -282,6 +286,24 @@ def _spans(tracks: list[_Sound | _Pictures], windows: Windows) -> Iterator[tuple
             track.forget(start)
     if end == 0.0 or length - end > _REST_SECONDS:
         yield max(0.0, length - windows.seconds), length
+
+
+def _held_window(
+    start: float,
+    end: float,
+    sound: _Sound | None,
+    pictures: _Pictures | None,
+    lacking: Mapping[str, str],
+) -> Window:
+    """All of a window of every stream that there is."""
+    audio = None
+    if sound:
+        heard = min(end, sound.seconds)
+        audio = np.zeros(round((end - start) * sound.sample_rate_hz), np.int16)
+        if heard > start:
+            part = sound.cut(start, heard)[: len(audio)]
+            audio[: len(part)] = part
+    return Window(start, end, audio, pictures.cut(start, end) if pictures else None, lacking)
 
 
 def _window(

@@ -107,7 +107,13 @@ def _dimensions(artifact: Artifact, summary: Mapping[str, Any]) -> list[str]:
         *lines,
         "",
         f"Post-processing, fitted on all speakers of the corpus: {'; '.join(steps)}. The scores above are "
-        "of chains that were fitted without the scored speakers.",
+        "of chains that were fitted without the scored speakers."
+        + (
+            " Here two overlapping windows say each step, and their mean is taken; the scores are of windows "
+            "as the corpus was cut."
+            if artifact.answers == "traces"
+            else ""
+        ),
         "",
     ]
 

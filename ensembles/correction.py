@@ -130,6 +130,11 @@ class Candidates:
                 weights[np.arange(draws), own[column]] += 1
         return self._scores(np.stack(self._sums[:1]), weights)[:, 0]
 
+    def left_out(self) -> Array:
+        """(groups,) scores of the first candidate, each without one group."""
+        weights = 1 - np.eye(len(self.names), dtype=np.int64)
+        return self._scores(np.stack(self._sums[:1]), weights)[:, 0]
+
     def _sum_up(self, log_posteriors: Array) -> Array:
         """(groups, folds, D): of each group's clips in each fold what the metric is made of."""
         labels, classes = self.table.labels, log_posteriors.shape[1]

@@ -275,6 +275,8 @@ def speaker_interval(table: Table, metric: str, log_posteriors: Array) -> Interv
     rows_of = {name: np.flatnonzero(speakers == name) for name in names}
     groups = [np.unique(speakers[table.folds == k]) for k in np.unique(table.folds)]
     if len(names) < MIN_GROUPS or min(map(len, groups)) < _MIN_SPEAKERS_A_FOLD:
+        if metric == CCC and len(names) > 1:
+            return _jackknife(table, log_posteriors)
         values = [score(metric, table.labels[r], log_posteriors[r]) for r in rows_of.values()]
         middle = fold_mean(metric, table.labels, log_posteriors, table.folds)
         if len(values) < 2:
@@ -283,8 +285,7 @@ def speaker_interval(table: Table, metric: str, log_posteriors: Array) -> Interv
             stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
         )
         largest = np.inf if metric == "log_loss" else 1.0
-        least = -1.0 if metric == CCC else 0.0
-        low, high = max(middle - half, least), min(middle + half, largest)
+        low, high = max(middle - half, 0.0), min(middle + half, largest)
         return Interval(low, float(high), f"t over {len(values)} speakers")
     generator = np.random.default_rng(0)
     if metric == CCC:
@@ -297,6 +298,19 @@ def speaker_interval(table: Table, metric: str, log_posteriors: Array) -> Interv
         resampled = bootstrap(table, metric, log_posteriors, groups, rows_of, generator)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Interval(float(low), float(high), f"bootstrap over {len(names)} speakers")
+
+
+def _jackknife(table: Table, traces: Array) -> Interval:
+    """Of concordance, which is no mean over speakers: from the scores without each of them."""
+    candidates = Candidates(CCC, table)
+    candidates.add([traces])
+    without, count = candidates.left_out(), len(candidates.names)
+    error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
+    half = float(stats.t.ppf(0.975, count - 1) * error)
+    middle = fold_mean(CCC, table.labels, traces, table.folds)
+    return Interval(
+        max(middle - half, -1.0), min(middle + half, 1.0), f"jackknife over {count} speakers"
+    )
 
 
 def _bootstrap_means(

@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         form: Form = given.form or "table"
         if artifact.answers == "traces":
             failed = _traces(predictor, paths, given, form)
+        elif given.window and artifact.answers == "values":
+            raise EnsembleError("This ensemble says numbers of whole clips: leave out --window.")
         elif given.window:
             failed = _along(predictor, paths, given, form)
         else:

@@ -177,6 +177,17 @@ def _bar(what: str, console: Console) -> Progress:
     )
 
 
+def refuse_for_numbers(folds: Folds) -> None:
+    """Raises ConfigError for a protocol that is of classes alone."""
+    if folds.leak:
+        raise ConfigError("--protocol random is to be had for classes alone.")
+    if folds.test_speakers:
+        raise ConfigError(
+            f"Protocol {folds.protocol} has test speakers, which are scored of classes alone. "
+            "Take --protocol speaker-kfold:5."
+        )
+
+
 def bank_table(data: TrainingData) -> Table:
     """The rows of a posterior bank over this corpus, split and target."""
     traces = data.traces
@@ -184,6 +195,9 @@ def bank_table(data: TrainingData) -> Table:
         return clip_table(data)
     fold_of = np.full(len(traces.recordings), -1, np.int64)
     fold_of[traces.recording_of] = data.folds.fold_of_clip
+    assert (fold_of[traces.recording_of] == data.folds.fold_of_clip).all(), (
+        "a recording on two sides"
+    )
     lengths = np.diff(traces.offsets)
     recording_of = np.repeat(np.arange(len(lengths)), lengths)
     return TraceTable(
@@ -195,7 +209,15 @@ def bank_table(data: TrainingData) -> Table:
         recording_of=recording_of,
         steps=np.arange(len(recording_of)) - traces.offsets[recording_of],
         labels=traces.gold.astype(np.float64),
+        names=() if traces.over_time else _names_by_step(data),
     )
+
+
+def _names_by_step(data: TrainingData) -> tuple[str, ...]:
+    """Of values: whose each step is."""
+    assert data.traces is not None
+    clips = data.cache.index.clips
+    return tuple(clips[row].clip for row in np.argsort(data.traces.first))
 
 
 def clip_table(data: TrainingData) -> ClipTable:

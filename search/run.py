@@ -31,7 +31,7 @@ from search.config import (
     parse_arguments,
     parse_duration,
 )
-from search.corpus import bank_table, load_corpus, people
+from search.corpus import bank_table, load_corpus, people, refuse_for_numbers
 from search.cost import drop_expensive, key_of, slow_changes
 from search.doctor import quick_findings
 from search.folder import RunFolder, new_run, provenance, resumed_run
@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         data = load_corpus(config, console)
         if data.traces is not None:
             config = for_numbers(config, given)
+            refuse_for_numbers(data.folds)
         elif config.metric == CCC:
             raise ConfigError("metric ccc is of traces and numbers, not of classes (--target).")
         if data.folds.leak:

@@ -55,12 +55,13 @@ def write_traces(path: Path, table: TraceTable, traces: Array) -> None:
             "recording",
             "speaker",
             "fold",
-            "seconds",
+            "clip" if table.names else "seconds",
             *(f"gold:{n}" for n in table.classes),
             *table.classes,
         ]
     )
-    seconds = (table.steps + 1) * table.step_seconds if table.step_seconds else table.steps
+    ends = (table.steps + 1) * table.step_seconds
+    where = table.names or tuple(f"{seconds:g}" for seconds in ends)
     for row, recording in enumerate(table.recording_of.tolist()):
         numbers = [*table.labels[row], *traces[row]]
         writer.writerow(
@@ -68,7 +69,7 @@ def write_traces(path: Path, table: TraceTable, traces: Array) -> None:
                 table.recordings[recording],
                 table.recording_speakers[recording],
                 table.recording_folds[recording],
-                f"{seconds[row]:g}",
+                where[row],
                 *(f"{value:.5f}" for value in numbers),
             ]
         )

@@ -364,10 +364,11 @@ class FoldTrainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             answers = self.network(inputs, self.alone_now)
         if self.data.traces is not None:
-            count, values, known = wanted.shape[1], wanted[..., :-1], wanted[..., -1] > 0
             told = [said.unflatten(0, (-1, 1)) if said.ndim == 2 else said for said in answers]
-            each = [concordance_loss(said[:, :count], values, known) for said in told]
-            return torch.stack(each).mean()
+            # Of a part of a batch, the longest clip may be shorter than the batch's.
+            wanted = wanted[:, : told[0].shape[1]]
+            values, known = wanted[..., :-1], wanted[..., -1] > 0
+            return torch.stack([concordance_loss(said, values, known) for said in told]).mean()
         losses = [
             cross_entropy(
                 logits,

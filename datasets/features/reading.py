@@ -60,6 +60,12 @@ def _rows_of(record: ClipRecord, table: FeatureTable, last: int) -> NDArray[np.f
     rows = table.rows.get(_key_of(record, table))
     if rows is None or rows.ndim == 1 or record.trace is None or record.clip in table.rows:
         return rows
+    each = max(1, round(len(rows) / last))
+    if abs(len(rows) - each * last) > 0.01 * len(rows) + each:
+        raise DataError(
+            f"'{record.recording}' has {len(rows)} rows of features for {last} steps of its trace; as many, or a "
+            "whole multiple, are wanted (--features)."
+        )
     first, end = record.first_step, record.first_step + len(record.trace)
     return rows[round(first / last * len(rows)) : max(round(end / last * len(rows)), 1)]
 

@@ -32,6 +32,7 @@ class TraceTable:
         recording_of: (S,) of each step.
         steps: (S,) which step of its recording it is.
         labels: (S, D) what raters said.
+        names: (S,) clips, where each has one value; empty of traces.
     """
 
     classes: tuple[str, ...]
@@ -42,6 +43,7 @@ class TraceTable:
     recording_of: Labels
     steps: Labels
     labels: NDArray[Any]
+    names: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -50,7 +52,9 @@ class TraceTable:
 
     @cached_property
     def clips(self) -> tuple[str, ...]:
-        """(S,) names of the rows: recording and step."""
+        """(S,) names of the rows: recording and step, or the clip."""
+        if self.names:
+            return self.names
         pairs = zip(self.recording_of.tolist(), self.steps.tolist(), strict=True)
         return tuple(f"{self.recordings[recording]}@{step}" for recording, step in pairs)
 
@@ -82,6 +86,7 @@ class TraceTable:
             recording_of=self.recording_of[rows],
             steps=self.steps[rows],
             labels=self.labels[rows],
+            names=tuple(self.names[row] for row in rows) if self.names else (),
         )
 
     def as_scores(self, values: NDArray[Any]) -> Array:
@@ -110,6 +115,7 @@ class TraceTable:
             "recordings": self.recordings,
             "recording_speakers": self.recording_speakers,
             "recording_folds": self.recording_folds.tolist(),
+            "names": self.names,
         }
 
     def to_bytes(self) -> bytes:
@@ -139,4 +145,5 @@ class TraceTable:
                 recording_of=file["recording_of"],
                 steps=file["steps"],
                 labels=file["labels"],
+                names=tuple(said["names"]),
             )

@@ -95,9 +95,10 @@ def _read(
         with (evidence.run / "predictions.csv").open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 if row["recording"] in recordings:
-                    keys = ("seconds", f"gold:{dimension}", dimension)
-                    for values, key in zip(found[row["recording"]], keys, strict=True):
-                        values.append(float(row[key]))
+                    seconds, gold, said = found[row["recording"]]
+                    seconds.append(float(row.get("seconds") or len(seconds)))
+                    gold.append(float(row[f"gold:{dimension}"]))
+                    said.append(float(row[dimension]))
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise LeftOut(f"predictions.csv cannot be read: {error!r}.") from error
     if recordings - set(found):

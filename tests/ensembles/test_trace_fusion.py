@@ -256,7 +256,16 @@ def test_the_correction_counts_the_same_concordance_from_sums() -> None:
 def test_the_interval_is_over_speakers() -> None:
     few = make_table()
     said = make_experts(few).log_posteriors[0]
-    assert speaker_interval(few, CCC, said).method == "t over 6 speakers"
+    found = speaker_interval(few, CCC, said)
+    assert found.method == "jackknife over 6 speakers"
+    middle = fold_mean(CCC, few.labels, said, few.folds)
+    assert found.low < middle < found.high
+    without = []
+    for speaker in few.recordings:
+        rows = np.asarray(few.speakers) != speaker
+        without.append(fold_mean(CCC, few.labels[rows], said[rows], few.folds[rows]))
+    error = np.sqrt(5 / 6 * np.sum((np.asarray(without) - np.mean(without)) ** 2))
+    assert (found.high - found.low) / 2 == pytest.approx(2.5706 * error, rel=1e-3)
     many = make_table(recordings=12)
     found = speaker_interval(many, CCC, make_experts(many).log_posteriors[0])
     assert found.method == "bootstrap over 12 speakers"
