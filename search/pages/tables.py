@@ -43,6 +43,7 @@ def score_lines(evidence: Evidence) -> list[ScoreLine]:
         for row in _headline_rows(evidence)
         for line in _lines_of(evidence, row, evidence.summary["headline"][row])
     ]
+    lines += _corpora(evidence)
     lines += _test_speakers(evidence)
     lines += _guessing(evidence)
     for one in published_on(
@@ -87,6 +88,15 @@ def _lines_of(evidence: Evidence, key: str, row: dict[str, Any]) -> Iterator[Sco
         yield ScoreLine(name, "search score", saw, row["search_score"])
 
 
+def _corpora(evidence: Evidence) -> Iterator[ScoreLine]:
+    """Where each fold is a corpus, the headline's score on each."""
+    names = evidence.summary.get("fold_names") or []
+    fused = evidence.summary["headline"]["fused"]
+    for name, value in zip(names, fused["fold_scores"], strict=False):
+        saw = "the fold that this corpus is: trained, chosen and fitted on the other corpora"
+        yield ScoreLine(str(fused["name"]), f"on {name}", saw, value)
+
+
 def _test_speakers(evidence: Evidence) -> Iterator[ScoreLine]:
     found = evidence.summary.get("test_speakers")
     if found:
@@ -96,7 +106,9 @@ def _test_speakers(evidence: Evidence) -> Iterator[ScoreLine]:
             f"the averaged ensemble of an export on {found['clips']} clips of "
             f"{len(found['speakers'])} speakers in no fold; {before}"
         )
-        yield ScoreLine("exported ensemble", "test speakers", saw, found["score"])
+        corpus = evidence.summary.get("test_corpus")
+        number = f"test corpus {corpus}" if corpus else "test speakers"
+        yield ScoreLine("exported ensemble", number, saw, found["score"])
 
 
 def _guessing(evidence: Evidence) -> Iterator[ScoreLine]:
