@@ -270,7 +270,7 @@ def _mapped(
     for entry in part.index.clips:
         label = label_map.label(entry.label) if part.index.labels else entry.label
         if part.index.labels and not label:
-            why = f"{part.name}: '{entry.label}' is left out by the map '{label_map.text}'"
+            why = f"'{entry.label}' of {part.name} becomes nothing (map {label_map.text})"
             left_out.append(Skipped(entry.clip, why))
             continue
         joined = replace(
@@ -364,7 +364,7 @@ def _print_summary(parts: Sequence[Part], index: ShardIndex) -> None:
             f"{name}: {per_corpus.get(name, len(of_corpus))} clips" + (f": {told}" if told else "")
         )
     for reason, count in Counter(skipped.reason for skipped in index.left_out).items():
-        print(f"left out of {reason}: {count} clips")
+        print(f"{count} clips are left out: {reason}")
     for group in index.duplicates():
         print(f"same recording: {' = '.join(entry.clip for entry in group)}")
 

@@ -76,7 +76,7 @@ def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
     if line := index.faces_found():
         findings.notes.append(line)
     for reason, count in Counter(skipped.reason for skipped in index.left_out).items():
-        findings.notes.append(f"{count} clips are left out of {reason}")
+        findings.notes.append(f"{count} clips are left out: {reason}")
     for group in index.duplicates():
         findings.notes.append("same recording: " + " = ".join(e.clip for e in group))
     for kind in ("audio", "video", "features"):

@@ -33,6 +33,8 @@ from search.trace_report import print_traces, trace_legend, write_traces
 
 SUMMARY_VERSION = 1
 _FUSIONS_SHOWN = 8
+_UNKNOWN = "unknown"
+"""Of whom a corpus does not say what another says; in the files."""
 
 
 def write_reports(
@@ -216,7 +218,7 @@ def _headline(assessment: Assessment, found: Detail) -> str:
         f"weakest class {weakest} {100 * found.recall[weakest]:.0f}",
     ]
     for values in found.groups.values():
-        sides += [f"{name} {100 * value:.1f}" for name, value in values.items()]
+        sides += [f"{name} {100 * value:.1f}" for name, value in values.items() if name != _UNKNOWN]
     return "\n".join([*lines, f"fused, accuracy of: {', '.join(sides)}"])
 
 
@@ -270,8 +272,8 @@ def _test_speakers(metric: str, found: dict[str, Any], corpus: str | None = None
             f"{100 * also['accuracy']:.1f}, UAR {100 * also['uar']:.1f}, macro-F1 {100 * also['macro_f1']:.1f}"
         ]
     for values in found.get("groups", {}).values():
-        each = ", ".join(f"{name} {100 * value:.1f}" for name, value in values.items())
-        lines.append(f"  accuracy of: {each}")
+        known = [f"{name} {100 * value:.1f}" for name, value in values.items() if name != _UNKNOWN]
+        lines.append(f"  accuracy of: {', '.join(known)}")
     if found["scored_before"]:
         lines.append(
             f"  They were scored {found['scored_before']} times before (test-speakers.jsonl): "

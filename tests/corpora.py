@@ -19,11 +19,11 @@ _CREMA_D = {
 _IEMOCAP = {"ang": "angry", "hap": "happy", "neu": "neutral", "sad": "sad", "exc": "happy"}
 
 
-def write_tone(path: Path, emotion: str, seed: int) -> None:
-    """The emotion's tone under a noise of its own."""
+def write_tone(path: Path, emotion: str, seed: int, pitch: float = 1.0) -> None:
+    """The emotion's tone under a noise of its own; `pitch` raises it by a factor."""
     generator = np.random.default_rng(seed)
     time = np.arange(round(RATE_HZ * SECONDS)) / RATE_HZ
-    tone = np.sin(2 * np.pi * _TONES_HZ[emotion] * time + generator.uniform(0, 6))
+    tone = np.sin(2 * np.pi * pitch * _TONES_HZ[emotion] * time + generator.uniform(0, 6))
     noise = generator.normal(0, 0.3, len(time))
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, 0.3 * (tone + noise), RATE_HZ, subtype="PCM_16")
@@ -39,11 +39,11 @@ def write_ravdess(root: Path, actors: tuple[int, ...] = (2, 3, 10, 8, 1)) -> Pat
 
 
 def write_crema_d(root: Path, actors: tuple[int, ...] = (1001, 1002, 1003, 1004, 1005)) -> Path:
-    """Six emotions of each actor."""
+    """Six emotions of each actor, at a higher pitch than RAVDESS's: not all are told apart by who knows those."""
     for actor in actors:
         for number, (code, emotion) in enumerate(_CREMA_D.items()):
             path = root / "AudioWAV" / f"{actor}_DFA_{code}_XX.wav"
-            write_tone(path, emotion, 100 * actor + number)
+            write_tone(path, emotion, 100 * actor + number, pitch=1.25)
     return root
 
 

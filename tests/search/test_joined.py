@@ -153,7 +153,7 @@ def test_the_test_corpus_is_scored_once_at_the_end(tested: Searched) -> None:
     assert len(table.clips) == 20
     right = unseen.log_posteriors.argmax(axis=1) == table.labels
     assert unseen.score == pytest.approx(right.mean())
-    assert unseen.score > 0.5, "the tones are the same, guessing gives 0.25"
+    assert 0.25 < unseen.score < 1.0, "some tones are alike, guessing gives 0.25"
     summary = json.loads((tested.folder.path / "summary.json").read_text())
     assert summary["test_corpus"] == "crema_d"
     found = summary["test_speakers"]
@@ -194,6 +194,7 @@ def test_each_corpus_has_a_score_of_its_own(in_turn: Searched, tmp_path: Path) -
         recall[corpus].setdefault(row["label"], []).append(guess == row["label"])
         assert summary["fold_names"][int(row["fold"])] == corpus
     uar = {c: float(np.mean([np.mean(v) for v in of.values()])) for c, of in recall.items()}
+    assert uar["crema_d"] != pytest.approx(uar["ravdess"]), "else they might be exchanged"
     fused = summary["headline"]["fused"]
     assert fused["fold_scores"] == pytest.approx([uar["crema_d"], uar["ravdess"]])
     groups = summary["detail"]["fused"]["groups"]["corpus"]
