@@ -12,6 +12,8 @@ import numpy as np
 from search.pages.evidence import MODALITIES, Evidence
 from search.papers import published_on
 
+_EXPORTED = "exported ensemble"
+
 
 @dataclass(frozen=True)
 class ScoreLine:
@@ -25,6 +27,7 @@ class ScoreLine:
         low: Of the 95 % interval, where there is one.
         high: Of the 95 % interval.
         each: What it is the mean of.
+        of_corpus: Whether it is one of several corpora's, whose name is in `number`.
     """
 
     row: str
@@ -34,6 +37,14 @@ class ScoreLine:
     low: float | None = None
     high: float | None = None
     each: tuple[float, ...] = ()
+    of_corpus: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Its number, without a corpus's name."""
+        if not self.of_corpus:
+            return self.number
+        return "test speakers" if self.row == _EXPORTED else "one corpus"
 
 
 def score_lines(evidence: Evidence) -> list[ScoreLine]:
@@ -94,7 +105,7 @@ def _corpora(evidence: Evidence) -> Iterator[ScoreLine]:
     fused = evidence.summary["headline"]["fused"]
     for name, value in zip(names, fused["fold_scores"], strict=False):
         saw = "the fold that this corpus is: trained, chosen and fitted on the other corpora"
-        yield ScoreLine(str(fused["name"]), f"on {name}", saw, value)
+        yield ScoreLine(str(fused["name"]), f"on {name}", saw, value, of_corpus=True)
 
 
 def _test_speakers(evidence: Evidence) -> Iterator[ScoreLine]:
@@ -108,7 +119,7 @@ def _test_speakers(evidence: Evidence) -> Iterator[ScoreLine]:
         )
         corpus = evidence.summary.get("test_corpus")
         number = f"test corpus {corpus}" if corpus else "test speakers"
-        yield ScoreLine("exported ensemble", number, saw, found["score"])
+        yield ScoreLine(_EXPORTED, number, saw, found["score"], of_corpus=bool(corpus))
 
 
 def _guessing(evidence: Evidence) -> Iterator[ScoreLine]:

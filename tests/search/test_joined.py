@@ -169,6 +169,7 @@ def test_the_test_corpus_is_scored_once_at_the_end(tested: Searched) -> None:
     )
     page = (tested.folder.path / "report.html").read_text()
     assert "test corpus crema_d" in page
+    assert "could not be drawn" not in page
 
 
 def test_the_model_card_says_what_the_other_corpus_said(tested: Searched, tmp_path: Path) -> None:
@@ -205,6 +206,7 @@ def test_each_corpus_has_a_score_of_its_own(in_turn: Searched, tmp_path: Path) -
     assert f"| fused | on ravdess | {100 * uar['ravdess']:.1f} |" in table
     page = (run / "report.html").read_text()
     assert "on ravdess" in page
+    assert "could not be drawn" not in page
     export(read_run(run), tmp_path / "out")
     card = (tmp_path / "out" / "model-card.md").read_text()
     said = ", ".join(f"{name} {100 * share:.1f} %" for name, share in groups.items())
