@@ -71,6 +71,20 @@ class ShardEntry:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A corpus that was joined with others, or mapped to other labels: `datasets.join`.
+
+    Attributes:
+        checksum: Of its own index.
+        label_map: What its labels became; empty where they stayed.
+    """
+
+    corpus: str
+    checksum: str
+    label_map: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
     """A prepared corpus.
@@ -86,6 +100,10 @@ class ShardIndex:
         frame_rate: Frames taken of every second of a video; 0 where every video gave as many.
         crop: Which part of the pictures the frames show.
         faceless: Clips in whose pictures no face was found, if looked for: frames of the centre.
+        sources: What it was joined from; empty for a corpus as it was prepared. Then `corpus` is theirs with a
+            + between them, a speaker is `CORPUS:SPEAKER`, and clips have an attribute `corpus`.
+        left_out: Clips of what was joined that are not of this corpus, since their label maps to nothing;
+            the shards may hold them.
     """
 
     root: str
@@ -105,6 +123,8 @@ class ShardIndex:
     frame_rate: float = 0.0
     crop: Crop = CENTRE
     faceless: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+    left_out: tuple[Skipped, ...] = ()
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -179,15 +199,24 @@ class ShardIndex:
 
     def summary(self) -> dict[str, Any]:
         """Counts for people; derived from the clips."""
+        corpora = Counter(e.attributes["corpus"] for e in self.clips if "corpus" in e.attributes)
         return {
             "clips": len(self.clips),
             "seconds_of_audio": round(sum(e.samples for e in self.clips) / self.sample_rate_hz, 1),
             "per_class": dict(Counter(e.label for e in self.clips)),
+            **({"per_corpus": dict(sorted(corpora.items()))} if corpora else {}),
             "per_speaker": dict(sorted(Counter(e.speaker for e in self.clips).items())),
             "with": {kind: self.has(kind) for kind in KINDS},
             "saliency_maps": self.saliency_maps,
             "exact_duplicates": [[e.clip for e in group] for group in self.duplicates()],
         }
+
+
+def own_name(corpus: str, speaker: str) -> tuple[str, str]:
+    """A speaker's own corpus and name there, where `corpus` is joined (`ravdess+crema_d`): else both as they are."""
+    own, _, name = speaker.partition(":")
+    joined = corpus.split("+")
+    return (own, name) if len(joined) > 1 and own in joined else (corpus, speaker)
 
 
 def _silence(samples: int) -> str:
@@ -213,6 +242,8 @@ def write_index(index: ShardIndex, folder: Path) -> None:
         "frame_rate": index.frame_rate,
         "crop": index.crop.to_json(),
         "faceless": index.faceless,
+        **({"sources": [asdict(s) for s in index.sources]} if index.sources else {}),
+        **({"left_out": [asdict(s) for s in index.left_out]} if index.left_out else {}),
         "summary": index.summary(),
         "skipped": [asdict(s) for s in index.skipped],
         "shards": [asdict(s) for s in index.shards],
@@ -300,6 +331,8 @@ def read_index(root: str | Path) -> ShardIndex:
             frame_rate=float(document.get("frame_rate", 0.0)),
             crop=Crop.from_json(document.get("crop")),
             faceless=tuple(document.get("faceless", ())),
+            sources=tuple(Source(**s) for s in document.get("sources", ())),
+            left_out=tuple(Skipped(**s) for s in document.get("left_out", ())),
             checksum=hashlib.sha256(content).hexdigest(),
         )
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, IndexError) as error:

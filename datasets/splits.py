@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.clips import DataError
-from datasets.index import ShardIndex
+from datasets.index import ShardIndex, own_name
 
 # Test actors of each fold. Luna-Jiménez et al. 2021, and EmoBox (Ma et al. 2024).
 _RAVDESS_LUNA5 = (
@@ -47,6 +47,8 @@ _RANDOM_FOLDS = 5
 MANIFEST_SPLIT = "manifest-split"
 """The corpus's own split (an attribute `split`): who is in test is a test speaker, the others fill folds."""
 SPLITS = ("train", "dev", "test")
+CORPUS_OUT = "corpus-out"
+"""Of a joined corpus: each of its corpora is a fold."""
 _LEAK = (
     "LEAK, as asked (--protocol random): clips are split at random, the same speakers are trained on and "
     "scored, so every score is too good"
@@ -69,7 +71,8 @@ class Folds:
             fingerprint were scored on the same split.
         test_speakers: Held out of every fold, to be looked at once, at the end.
         partners: For each fold those whose clips its network does not train on either: who is in
-            them talks with who is tested. Empty where nobody does.
+            them talks with who is tested, or they are kept for validation. Empty where there are none.
+        names: What each fold is, where that is more than a number: the corpora of `corpus-out`.
     """
 
     protocol: str
@@ -78,6 +81,7 @@ class Folds:
     fingerprint: str
     test_speakers: tuple[str, ...] = ()
     partners: tuple[tuple[int, ...], ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def leak(self) -> str | None:
@@ -129,29 +133,44 @@ def make_folds(
     others = replace(index, clips=tuple(e for e in index.clips if e.speaker not in apart))
     name = protocol or default_protocol(others)
     partners: tuple[tuple[int, ...], ...] = ()
+    names = tuple(sorted(set(_corpora(others).values()))) if name == CORPUS_OUT else ()
     if name == RANDOM:
         fold_of_clip = _at_random(others)
         folds = np.asarray([fold_of_clip.get(entry.clip, -1) for entry in index.clips], np.int64)
     else:
-        fold_of_speaker = _assign(name)(others) | dict.fromkeys(apart, -1)
+        fold_of_speaker = _dealt(name, others)
+        partners = _not_trained_on(name, others.corpus, fold_of_speaker)
+        fold_of_speaker |= dict.fromkeys(apart, -1)
         folds = np.asarray([fold_of_speaker[entry.speaker] for entry in index.clips], np.int64)
         guard_against_leaks(index, folds)
-        partners = _partners(fold_of_speaker) if name == "iemocap-loso10" else ()
-    _require_every_class(index, folds, partners)
+    _require_every_class(index, folds, partners, names)
     pairs = sorted((entry.clip, int(fold)) for entry, fold in zip(index.clips, folds, strict=True))
     fingerprint = hashlib.sha256(json.dumps([name, pairs]).encode()).hexdigest()
     metric = "ccc" if index.dimensions else "accuracy"
-    return Folds(name, metric, folds, fingerprint, tuple(sorted(apart)), partners)
+    return Folds(name, metric, folds, fingerprint, tuple(sorted(apart)), partners, names)
+
+
+def _dealt(name: str, index: ShardIndex) -> dict[str, int]:
+    """Speaker → fold; what is left of a joined corpus, if it is one alone, is split as that one is."""
+    own = {entry.speaker: own_name(index.corpus, entry.speaker) for entry in index.clips}
+    corpora = {corpus for corpus, _ in own.values()}
+    if len(corpora) != 1 or corpora == {index.corpus}:
+        return dict(_assign(name)(index))
+    clips = tuple(replace(entry, speaker=own[entry.speaker][1]) for entry in index.clips)
+    folds = _assign(name)(replace(index, corpus=corpora.pop(), clips=clips))
+    return {speaker: folds[alone] for speaker, (_, alone) in own.items()}
 
 
 def _assign(name: str) -> Assign:
     if name in PROTOCOLS:
         return PROTOCOLS[name]
+    if name == CORPUS_OUT:
+        return _corpus_out
     if name == MANIFEST_SPLIT:
         return lambda others: _balanced(_most_folds(others))(others)
     if name.startswith("speaker-kfold:"):
         return _balanced(_parse_count(name))
-    known = ", ".join([*PROTOCOLS, "speaker-kfold:K", MANIFEST_SPLIT, RANDOM])
+    known = ", ".join([*PROTOCOLS, "speaker-kfold:K", CORPUS_OUT, MANIFEST_SPLIT, RANDOM])
     raise DataError(f"Unknown protocol '{name}'. Known: {known}.")
 
 
@@ -166,10 +185,15 @@ def _at_random(index: ShardIndex) -> dict[str, int]:
 
 
 def default_protocol(index: ShardIndex) -> str:
-    """The published protocol where the corpus has one, its own split, else speaker folds (at most five)."""
-    if own := _OF_CORPUS.get(index.corpus):
+    """The published protocol where the corpus has one, its own split, else speaker folds (at most five).
+
+    Of a joined corpus speaker folds; where one of its corpora is left alone, that one's published protocol.
+    """
+    corpora = {own_name(index.corpus, entry.speaker)[0] for entry in index.clips}
+    if len(corpora) == 1 and (own := _OF_CORPUS.get(corpora.pop())):
         return own
-    if any(entry.attributes.get("split") == "test" for entry in index.clips):
+    joined = index.corpus not in {own_name(index.corpus, e.speaker)[0] for e in index.clips}
+    if not joined and any(entry.attributes.get("split") == "test" for entry in index.clips):
         return MANIFEST_SPLIT
     return f"speaker-kfold:{_most_folds(index)}"
 
@@ -261,6 +285,50 @@ def near_leaks(folds: Folds, index: ShardIndex, pairs: Sequence[tuple[str, str]]
     return found
 
 
+def corpus_speakers(index: ShardIndex, corpus: str) -> tuple[str, ...]:
+    """Who speaks in one corpus of a joined one.
+
+    Raises:
+        DataError: There is none of that name, or no other.
+    """
+    corpus_of = _corpora(index)
+    known = sorted({name for name in corpus_of.values() if name})
+    if corpus not in known:
+        rest = f"Known: {', '.join(known)}." if known else f"This one is not joined. {_JOIN}"
+        raise DataError(f"Unknown corpus '{corpus}'. {rest}")
+    if len(known) == 1:
+        raise DataError(f"All clips are of the corpus '{corpus}': nothing is left to train on.")
+    return tuple(sorted(speaker for speaker, name in corpus_of.items() if name == corpus))
+
+
+_JOIN = "Join corpora with: python -m datasets.join OUT A B"
+
+
+def _corpora(index: ShardIndex) -> dict[str, str]:
+    """Speaker → their clips' attribute `corpus`, empty where there is none; raises DataError on two."""
+    corpus_of: dict[str, str] = {}
+    for entry in index.clips:
+        corpus = entry.attributes.get("corpus", "")
+        if corpus_of.setdefault(entry.speaker, corpus) != corpus:
+            raise DataError(
+                f"Leak: speaker '{entry.speaker}' is in two corpora, '{corpus_of[entry.speaker]}' and '{corpus}'."
+            )
+    return corpus_of
+
+
+def _corpus_out(index: ShardIndex) -> dict[str, int]:
+    """Each corpus is a fold, in the order of their names."""
+    corpus_of = _corpora(index)
+    names = sorted(set(corpus_of.values()))
+    if len(names) < 2 or "" in names:
+        found = ", ".join(repr(name) for name in names if name) or "none"
+        raise DataError(
+            f"Protocol {CORPUS_OUT} needs clips of two corpora or more, each with an attribute `corpus`; "
+            f"here: {found}. {_JOIN}"
+        )
+    return {speaker: names.index(corpus) for speaker, corpus in corpus_of.items()}
+
+
 def _parse_count(name: str) -> int:
     text = name.partition(":")[2]
     if not text.isdecimal() or int(text) < 2:
@@ -320,6 +388,19 @@ def _ravdess(name: str, groups: Sequence[Sequence[int]]) -> Assign:
     return _listed(name, [[f"Actor_{actor:02d}" for actor in group] for group in groups])
 
 
+def _not_trained_on(
+    name: str, corpus: str, fold_of_speaker: dict[str, int]
+) -> tuple[tuple[int, ...], ...]:
+    """Of each fold the other folds that its networks do not train on: partners, or a session for validation."""
+    if name == "iemocap-loso10":
+        own = {own_name(corpus, who)[1]: fold for who, fold in fold_of_speaker.items()}
+        return _partners(own)
+    if name == "iemocap-loso5-validation":
+        count = len(_SESSIONS)
+        return tuple(((fold + 1) % count,) for fold in range(count))
+    return ()
+
+
 def _partners(fold_of_speaker: dict[str, int]) -> tuple[tuple[int, ...], ...]:
     """IEMOCAP's one-speaker folds: for each, that of the other actor of the session."""
     sessions: dict[str, list[int]] = defaultdict(list)
@@ -336,6 +417,9 @@ PROTOCOLS: dict[str, Assign] = {
     "ravdess-luna5": _ravdess("ravdess-luna5", _RAVDESS_LUNA5),
     "ravdess-emobox6": _ravdess("ravdess-emobox6", _RAVDESS_EMOBOX6),
     "iemocap-loso5": _listed("iemocap-loso5", [[f"{s}F", f"{s}M"] for s in _SESSIONS]),
+    "iemocap-loso5-validation": _listed(
+        "iemocap-loso5-validation", [[f"{s}F", f"{s}M"] for s in _SESSIONS]
+    ),
     "iemocap-loso10": _listed("iemocap-loso10", [[f"{s}{x}"] for s in _SESSIONS for x in "FM"]),
     "recola-avec": _partition("recola-avec", _RECOLA_AVEC),
     "recola-tzirakis": _partition(
@@ -355,41 +439,55 @@ _OF_CORPUS = {
 
 
 def _balanced(count: int) -> Assign:
-    """Largest speaker first into the smallest fold; ties by a hash of the name."""
+    """Largest speaker first into the smallest fold; ties by a hash of the name.
+
+    Of a joined corpus one corpus after the other, each into the fold that has fewest clips of it, so that
+    every fold has of every corpus, and with it of every class that only one of them has.
+    """
 
     def assign(index: ShardIndex) -> dict[str, int]:
         sizes = Counter(entry.speaker for entry in index.clips)
+        corpus_of = _corpora(index)
         if len(sizes) < count:
             raise DataError(
                 f"Protocol speaker-kfold:{count} needs {count} speakers or more, "
                 f"the corpus has {len(sizes)}. Take fewer folds (--protocol speaker-kfold:K)."
             )
-        order = sorted(sizes, key=lambda s: (-sizes[s], hashlib.sha256(s.encode()).hexdigest()))
-        filled = [0] * count
+        order = sorted(
+            sizes,
+            key=lambda s: (corpus_of[s], -sizes[s], hashlib.sha256(s.encode()).hexdigest()),
+        )
+        filled, of_corpus = [0] * count, Counter[tuple[str, int]]()
         fold_of_speaker = {}
         for speaker in order:
-            fold = min(range(count), key=lambda k: (filled[k], k))
+            corpus = corpus_of[speaker]
+            fold = min(range(count), key=lambda k: (of_corpus[corpus, k], filled[k], k))
             fold_of_speaker[speaker] = fold
             filled[fold] += sizes[speaker]
+            of_corpus[corpus, fold] += sizes[speaker]
         return fold_of_speaker
 
     return assign
 
 
 def _require_every_class(
-    index: ShardIndex, folds: NDArray[np.int64], partners: tuple[tuple[int, ...], ...]
+    index: ShardIndex,
+    folds: NDArray[np.int64],
+    partners: tuple[tuple[int, ...], ...],
+    names: tuple[str, ...],
 ) -> None:
     """A class that a fold never tests, or never trains on, makes its score meaningless."""
     labels = np.asarray([entry.label for entry in index.clips])
     for fold in range(int(folds.max()) + 1):
+        named = f"{fold} ({names[fold]})" if names else str(fold)
         for label in index.labels:
             if not (labels[folds == fold] == label).any():
                 raise DataError(
-                    f"Fold {fold} has no clip of class '{label}'. Take fewer folds "
+                    f"Fold {named} has no clip of class '{label}'. Take fewer folds "
                     "(--protocol speaker-kfold:K) or other classes (--classes)."
                 )
             apart = (-1, fold, *(partners[fold] if partners else ()))
             if not (labels[~np.isin(folds, apart)] == label).any():
                 raise DataError(
-                    f"Outside fold {fold} no clip of class '{label}' is left to train on."
+                    f"Outside fold {named} no clip of class '{label}' is left to train on."
                 )

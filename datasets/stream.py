@@ -77,7 +77,11 @@ def stream_clips(
         stages = [wds.SimpleShardList(urls)]
         stages += [wds.split_by_node, wds.split_by_worker] if split else []
     # Partials, not closures: DataLoader workers that are spawned pickle the pipeline.
-    stages += [partial(_read_tars, handler=handler), partial(_decode, handler=handler)]
+    stages.append(partial(_read_tars, handler=handler))
+    if index.left_out:
+        left_out = frozenset(skipped.clip for skipped in index.left_out)
+        stages.append(partial(_without, left_out=left_out))
+    stages.append(partial(_decode, handler=handler))
     if training:
         stages.append(wds.shuffle(shuffle, seed=seed))
     return wds.DataPipeline(*stages)
@@ -123,6 +127,17 @@ def _read_tars(shards: Iterable[Sample], *, handler: Handler) -> Iterator[Sample
                 yield from group_by_keys(members)
         except (OSError, tarfile.TarError, ValueError, EOFError, AttributeError) as error:
             handler(f"shard '{url}'", error)
+
+
+def _without(members: Iterable[Sample], *, left_out: frozenset[str]) -> Iterator[Sample]:
+    """Passes over clips that are in the shards, but not of the corpus; what cannot be read stays, to be told."""
+    for member in members:
+        try:
+            clip = json.loads(member["json"])["clip"]
+        except (ValueError, KeyError, TypeError):
+            clip = None
+        if clip not in left_out:
+            yield member
 
 
 def _decode(members: Iterable[Sample], *, handler: Handler) -> Iterator[Sample]:

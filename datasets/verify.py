@@ -75,6 +75,8 @@ def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
         )
     if line := index.faces_found():
         findings.notes.append(line)
+    for reason, count in Counter(skipped.reason for skipped in index.left_out).items():
+        findings.notes.append(f"{count} clips are left out: {reason}")
     for group in index.duplicates():
         findings.notes.append("same recording: " + " = ".join(e.clip for e in group))
     for kind in ("audio", "video", "features"):
@@ -93,7 +95,10 @@ def verify(index: ShardIndex, protocol: str | None = None) -> Findings:
 
 
 def _describe(folds: Folds) -> str:
-    sizes = "/".join(str(len(folds.test_rows(k))) for k in range(folds.count))
+    sizes = "/".join(
+        f"{len(folds.test_rows(k))}{f' ({folds.names[k]})' if folds.names else ''}"
+        for k in range(folds.count)
+    )
     apart = (
         f"; {len(folds.unseen_rows)} clips of {len(folds.test_speakers)} test speakers are in none"
         if folds.test_speakers
@@ -200,6 +205,7 @@ def document(index: ShardIndex, findings: Findings) -> dict[str, Any]:
         **asdict(findings.suspects),
         "drifting": drifting(index),
         "near_duplicates": findings.near_duplicates,
+        "left_out": [asdict(skipped) for skipped in index.left_out],
         "skipped": len(index.skipped),
         "skipped_clips": [asdict(skipped) for skipped in index.skipped],
         "clips_in_shards": findings.clips,
@@ -239,6 +245,8 @@ def _print(index: ShardIndex, findings: Findings) -> None:
         f"{index.corpus}: {summary['clips']} clips, {len(summary['per_speaker'])} speakers, "
         f"{summary['seconds_of_audio'] / 3600:.2f} h at {index.sample_rate_hz} Hz"
     )
+    if corpora := summary.get("per_corpus"):
+        plain("clips of " + ", ".join(f"{name} {count}" for name, count in corpora.items()))
     print_table(
         console, class_rows(index, findings.folds), "clips of each class and fold", sums=True
     )

@@ -257,6 +257,14 @@ def _sentence(inputs: list[str]) -> str:
 
 def _test_speakers(summary: Mapping[str, Any]) -> str:
     found = summary.get("test_speakers")
+    corpus = summary.get("test_corpus")
+    if corpus and found:
+        return (
+            f"On another corpus, {corpus} ({len(found['speakers'])} speakers in no fold, {found['clips']} clips), "
+            f"it scores {_score(summary['metric'], found['score'])}."
+        )
+    if corpus:
+        return f"The corpus {corpus} was held out of all folds, but is not scored yet."
     if not found and summary.get("held_out"):
         return f"Held out of all folds, but not scored yet: {', '.join(summary['held_out'])}."
     if not found:

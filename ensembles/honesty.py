@@ -363,7 +363,7 @@ class Detail:
         recall: Of each class.
         speakers: Accuracy of each.
         metrics: Every metric and the calibration error, on all clips together.
-        groups: Accuracy of each value of what is known of speakers, such as their gender.
+        groups: Accuracy of each value of what is known of speakers, such as their gender, where they differ in it.
     """
 
     confusion: list[list[int]]
@@ -389,6 +389,10 @@ def detail(
     matrix = confusion_matrix(labels, predictions, len(table.classes))
     recall = np.diag(matrix) / np.maximum(matrix.sum(axis=1), 1)
     right = predictions == labels
+    kinds = {
+        attribute: [values.get(speaker, "unknown") for speaker in table.speakers]
+        for attribute, values in (people or {}).items()
+    }
     return Detail(
         matrix.tolist(),
         {name: float(value) for name, value in zip(table.classes, recall, strict=True)},
@@ -397,10 +401,7 @@ def detail(
             **{metric: score(metric, labels, log_posteriors) for metric in METRICS},
             "calibration_error": calibration_error(labels, log_posteriors),
         },
-        {
-            attribute: _means(right, [values.get(s, "unknown") for s in table.speakers])
-            for attribute, values in (people or {}).items()
-        },
+        {attribute: _means(right, of) for attribute, of in kinds.items() if len(set(of)) > 1},
     )
 
 

@@ -79,10 +79,13 @@ class SearchConfig:
         epochs: Epochs of every trial (default: searched).
         classes: Classes to keep, separated by commas (default: all).
         protocol: How speakers are split: speaker-kfold:K, ravdess-luna5, ravdess-emobox6, iemocap-loso5,
-            iemocap-loso10, crema-d-speakers5, manifest-split (the manifest's own: speakers of its test rows
-            are test speakers), or random, which leaks and says so (default: the corpus's own).
+            iemocap-loso5-validation, iemocap-loso10, crema-d-speakers5, corpus-out (of joined corpora each
+            is a fold), manifest-split (the manifest's own: speakers of its test rows are test speakers), or
+            random, which leaks and says so (default: the corpus's own).
         test_speakers: Speakers to put in no fold, separated by commas; the averaged ensemble is
             scored on them once, at the end.
+        test_corpus: Of joined corpora (python -m datasets.join) the one to test on: all of its speakers
+            are test speakers, and the search is on the others.
         target: What is predicted: emotion (a class), traces (arousal and valence over time), or names of
             numbers that every clip has, such as valence,activation (default: traces where the
             corpus has them, else emotion).
@@ -143,6 +146,7 @@ class SearchConfig:
     classes: str | None = None
     protocol: str | None = None
     test_speakers: str | None = None
+    test_corpus: str | None = None
     target: str = "auto"
     soft_labels: bool = False
     near_duplicates: str = "refuse"
@@ -209,6 +213,10 @@ class SearchConfig:
         if self.workers_per_trial > 1 and self.runner == "actor":
             raise ConfigError(
                 f"workers_per_trial {self.workers_per_trial} needs Ray Train: --runner train."
+            )
+        if self.test_corpus and self.test_speakers:
+            raise ConfigError(
+                f"Give one of test_corpus ({self.test_corpus}) and test_speakers ({self.test_speakers})."
             )
         _check_outer(self)
         _check_reproduce(self)
@@ -390,9 +398,10 @@ def _known(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _check_outer(config: SearchConfig) -> None:
     if config.outer_folds and not config.outer:
         raise ConfigError(f"outer_folds {config.outer_folds} needs --outer.")
-    if config.outer and config.test_speakers:
+    if config.outer and (config.test_speakers or config.test_corpus):
+        name = "test_speakers" if config.test_speakers else "test_corpus"
         raise ConfigError(
-            "outer makes each fold's speakers test speakers of a search of their own: leave out test_speakers."
+            f"outer makes each fold's speakers test speakers of a search of their own: leave out {name}."
         )
     if config.outer and config.extend:
         raise ConfigError("outer cannot go with extend: extend first, then --resume NAME --outer.")
@@ -440,6 +449,7 @@ def for_numbers(config: SearchConfig, given: set[str]) -> SearchConfig:
         "outer",
         "enrolment",
         "test_speakers",
+        "test_corpus",
         "reproduce",
     )
     usual = {f.name: f.default for f in fields(SearchConfig)}

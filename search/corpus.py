@@ -15,7 +15,7 @@ from datasets.cache import ClipCache, open_cache
 from datasets.clips import DataError
 from datasets.index import FILE_NAME, KINDS, ShardIndex, read_index
 from datasets.shards import prepare
-from datasets.splits import Folds, make_folds, near_leaks
+from datasets.splits import Folds, corpus_speakers, make_folds, near_leaks
 from datasets.storage import default_cache_folder, local_folder
 from datasets.synthetic import VERSION, load_synthetic
 from ensembles.bank import ClipTable, Table
@@ -41,7 +41,10 @@ def load_corpus(config: SearchConfig, console: Console) -> TrainingData:
     if target == EMOTION and not index.labels:
         raise ConfigError("The clips of this corpus have no class. Take --target traces.")
     index.part_of(0, config.workers_per_trial)  # raises where a worker would have no shard
-    folds = make_folds(index, config.protocol, config.test_speaker_names)
+    test_speakers = config.test_speaker_names
+    if config.test_corpus:
+        test_speakers = corpus_speakers(index, config.test_corpus)
+    folds = make_folds(index, config.protocol, test_speakers)
     with _bar("reading shards", console) as bar:
         task = bar.add_task("", total=None)
         cache = open_cache(
@@ -232,7 +235,7 @@ def clip_table(data: TrainingData) -> ClipTable:
     )
 
 
-_KINDS = ("gender", "sex", "age", "language", "accent", "session")
+_KINDS = ("corpus", "gender", "sex", "age", "language", "accent", "session")
 """What a corpus may say of its speakers, by which scores are told apart."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from datasets.index import ShardIndex
+from datasets.index import ShardIndex, own_name
 from datasets.storage import is_url
 from models.pretrained import sha256, tensor_file
 from search.config import ConfigError, SearchConfig, parse_duration
@@ -105,13 +105,14 @@ def _longest_delay(data: TrainingData) -> float:
 
 def refuse_known_speakers(offer: Offer, index: ShardIndex) -> None:
     """A backbone that has been trained on who is scored would make every number a lie; raises ConfigError."""
-    speakers = {entry.speaker for entry in index.clips}
+    speakers = {own_name(index.corpus, entry.speaker): entry.speaker for entry in index.clips}
+    checksums = {index.checksum, *(source.checksum for source in index.sources)}
     for name, transfer in offer.transfers.items():
         for found in transfer.checkpoints:
             for known in found.trained_on:
-                same = known["corpus"] == index.corpus
-                met = sorted(speakers & set(known["speakers"])) if same else []
-                if met or known["checksum"] == index.checksum:
+                others = {own_name(known["corpus"], speaker) for speaker in known["speakers"]}
+                met = sorted(speakers[who] for who in others & set(speakers))
+                if met or known["checksum"] in checksums:
                     raise ConfigError(
                         f"The weights '{found.file}' ({name}) were trained on speakers of this "
                         f"corpus: {', '.join(met[:5]) or 'all'}. Take them away, or search other speakers."

@@ -33,6 +33,8 @@ from search.trace_report import print_traces, trace_legend, write_traces
 
 SUMMARY_VERSION = 1
 _FUSIONS_SHOWN = 8
+_UNKNOWN = "unknown"
+"""Of whom a corpus does not say what another says; in the files."""
 
 
 def write_reports(
@@ -147,13 +149,25 @@ def _print_further(
 ) -> None:
     """Few speakers one by one, enrolment, test speakers, failures, what guessing gives."""
     table, metric = assessment.table, assessment.metric
+    if names := facts.get("fold_names"):
+        scores = assessment.fused.fold_scores
+        each = ", ".join(
+            f"{name} {told(metric, value)}" for name, value in zip(names, scores, strict=True)
+        )
+        console.print(
+            f"fused, {metric} on each corpus, by networks trained on the others: {each}",
+            highlight=False,
+        )
     if found and len(set(table.speakers)) < MIN_GROUPS and metric == "accuracy":
         shown_speakers = ", ".join(f"{n} {100 * v:.0f}" for n, v in found.speakers.items())
         console.print(f"fused, by speaker: {shown_speakers}", style="dim", highlight=False)
     if facts["enrolment"]:
         console.print(_enrolment(metric, facts["enrolment"]), highlight=False)
     if facts["test_speakers"]:
-        console.print(_test_speakers(metric, facts["test_speakers"]), highlight=False)
+        console.print(
+            _test_speakers(metric, facts["test_speakers"], facts.get("test_corpus")),
+            highlight=False,
+        )
     for name, reason in facts["failures"].items():
         console.print(f"failed: {name}: {reason}", highlight=False)
     if metric == "accuracy":
@@ -206,7 +220,7 @@ def _headline(assessment: Assessment, found: Detail) -> str:
         f"weakest class {weakest} {100 * found.recall[weakest]:.0f}",
     ]
     for values in found.groups.values():
-        sides += [f"{name} {100 * value:.1f}" for name, value in values.items()]
+        sides += [f"{name} {100 * value:.1f}" for name, value in values.items() if name != _UNKNOWN]
     return "\n".join([*lines, f"fused, accuracy of: {', '.join(sides)}"])
 
 
@@ -249,12 +263,19 @@ def _enrolment(metric: str, rows: dict[str, Any]) -> str:
     )
 
 
-def _test_speakers(metric: str, found: dict[str, Any]) -> str:
+def _test_speakers(metric: str, found: dict[str, Any], corpus: str | None = None) -> str:
     value = f"{found['score']:.3f}" if metric == "log_loss" else f"{100 * found['score']:.1f}"
-    lines = [
-        f"Test speakers (in no fold): {value} by the averaged ensemble on {found['clips']} clips "
-        f"of {', '.join(found['speakers'])}"
-    ]
+    said = f"{value} by the averaged ensemble on {found['clips']} clips of "
+    lines = [f"Test speakers (in no fold): {said}{', '.join(found['speakers'])}"]
+    if corpus:
+        also = found["metrics"]
+        lines = [
+            f"Test corpus {corpus} (in no fold): {said}{len(found['speakers'])} speakers; accuracy "
+            f"{100 * also['accuracy']:.1f}, UAR {100 * also['uar']:.1f}, macro-F1 {100 * also['macro_f1']:.1f}"
+        ]
+    for values in found.get("groups", {}).values():
+        known = [f"{name} {100 * value:.1f}" for name, value in values.items() if name != _UNKNOWN]
+        lines.append(f"  accuracy of: {', '.join(known)}")
     if found["scored_before"]:
         lines.append(
             f"  They were scored {found['scored_before']} times before (test-speakers.jsonl): "

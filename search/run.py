@@ -138,6 +138,8 @@ def _find_out(
         "protocol": data.folds.protocol,
         "folds_fingerprint": data.folds.fingerprint,
         "held_out": list(data.folds.test_speakers),
+        "test_corpus": config.test_corpus,
+        "fold_names": list(data.folds.names),
         "leak": data.folds.leak,
         "seed": config.seed,
         "preset": config.preset,

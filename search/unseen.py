@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ensembles.chosen import Chooser, Fused
 from ensembles.folded import FoldedExpert, average_folds, load_folded
 from ensembles.honesty import Assessment, detail
 from ensembles.metrics import Array, score
-from search.corpus import clip_table
+from search.corpus import clip_table, people
 from search.folder import RunFolder
 from search.inputs import TrainingData
 
@@ -35,21 +36,25 @@ class UnseenScore:
         score: Over all their clips, by the run's metric.
         touches: How often any run was scored on speakers among these before, this corpus
             and protocol.
+        people: What is known of them: attribute → speaker → value.
     """
 
     table: ClipTable
     log_posteriors: Array
     score: float
     touches: int
+    people: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For `summary.json`."""
-        speakers = detail(self.table, self.log_posteriors).speakers
+        found = detail(self.table, self.log_posteriors, self.people)
         return {
-            "speakers": sorted(speakers),
+            "speakers": sorted(found.speakers),
             "clips": len(self.table.clips),
             "score": self.score,
-            "accuracy_by_speaker": speakers,
+            "metrics": found.metrics,
+            "accuracy_by_speaker": found.speakers,
+            "groups": found.groups,
             "scored_before": self.touches,
         }
 
@@ -75,7 +80,7 @@ def score_unseen(
     table = clip_table(data).take(rows)
     touches = _touch(run, data, fused, log_posteriors)
     value = score(assessment.metric, table.labels, log_posteriors)
-    return UnseenScore(table, log_posteriors, value, touches)
+    return UnseenScore(table, log_posteriors, value, touches, people(data.index))
 
 
 def _predict(expert: FoldedExpert, data: TrainingData, rows: np.ndarray[Any, Any]) -> Array:

@@ -21,6 +21,7 @@ _KINDS = {
     "corrected score": ("o", INK, "full"),
     "fresh seeds": ("s", INK, "full"),
     "test speakers": ("^", INK, "full"),
+    "one corpus": ("v", INK, "full"),
     "search score": ("D", INK, "none"),
     "guess": ("|", INK, "full"),
     "published": ("X", GREY, "none"),
@@ -63,7 +64,7 @@ def _named(line: ScoreLine) -> str:
 
 
 def _draw_line(evidence: Evidence, axes: Any, place: int, line: ScoreLine) -> None:
-    marker, colour, filling = _KINDS[line.number]
+    marker, colour, filling = _KINDS[line.kind]
     value = evidence.shown(line.value)
     end = value
     if line.low is not None and line.high is not None:

@@ -67,7 +67,7 @@ def score_table(evidence: Evidence) -> str:
     """Every number, and what it saw; a column for each that several rows have."""
     lines = [line for line in score_lines(evidence) if line.number != "published"]
     found = {(line.row, line.number): line for line in lines}
-    lone = [line for line in lines if line.number in ("test speakers", "guess")]
+    lone = [line for line in lines if line.kind in ("test speakers", "one corpus", "guess")]
     kinds = list(dict.fromkeys(line.number for line in lines if line not in lone))
     rows = []
     for row in dict.fromkeys(line.row for line in lines if line not in lone):

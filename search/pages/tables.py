@@ -12,6 +12,8 @@ import numpy as np
 from search.pages.evidence import MODALITIES, Evidence
 from search.papers import published_on
 
+_EXPORTED = "exported ensemble"
+
 
 @dataclass(frozen=True)
 class ScoreLine:
@@ -25,6 +27,7 @@ class ScoreLine:
         low: Of the 95 % interval, where there is one.
         high: Of the 95 % interval.
         each: What it is the mean of.
+        of_corpus: Whether it is one of several corpora's, whose name is in `number`.
     """
 
     row: str
@@ -34,6 +37,14 @@ class ScoreLine:
     low: float | None = None
     high: float | None = None
     each: tuple[float, ...] = ()
+    of_corpus: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Its number, without a corpus's name."""
+        if not self.of_corpus:
+            return self.number
+        return "test speakers" if self.row == _EXPORTED else "one corpus"
 
 
 def score_lines(evidence: Evidence) -> list[ScoreLine]:
@@ -43,6 +54,7 @@ def score_lines(evidence: Evidence) -> list[ScoreLine]:
         for row in _headline_rows(evidence)
         for line in _lines_of(evidence, row, evidence.summary["headline"][row])
     ]
+    lines += _corpora(evidence)
     lines += _test_speakers(evidence)
     lines += _guessing(evidence)
     for one in published_on(
@@ -87,6 +99,15 @@ def _lines_of(evidence: Evidence, key: str, row: dict[str, Any]) -> Iterator[Sco
         yield ScoreLine(name, "search score", saw, row["search_score"])
 
 
+def _corpora(evidence: Evidence) -> Iterator[ScoreLine]:
+    """Where each fold is a corpus, the headline's score on each."""
+    names = evidence.summary.get("fold_names") or []
+    fused = evidence.summary["headline"]["fused"]
+    for name, value in zip(names, fused["fold_scores"], strict=False):
+        saw = "the fold that this corpus is: trained, chosen and fitted on the other corpora"
+        yield ScoreLine(str(fused["name"]), f"on {name}", saw, value, of_corpus=True)
+
+
 def _test_speakers(evidence: Evidence) -> Iterator[ScoreLine]:
     found = evidence.summary.get("test_speakers")
     if found:
@@ -96,7 +117,9 @@ def _test_speakers(evidence: Evidence) -> Iterator[ScoreLine]:
             f"the averaged ensemble of an export on {found['clips']} clips of "
             f"{len(found['speakers'])} speakers in no fold; {before}"
         )
-        yield ScoreLine("exported ensemble", "test speakers", saw, found["score"])
+        corpus = evidence.summary.get("test_corpus")
+        number = f"test corpus {corpus}" if corpus else "test speakers"
+        yield ScoreLine(_EXPORTED, number, saw, found["score"], of_corpus=bool(corpus))
 
 
 def _guessing(evidence: Evidence) -> Iterator[ScoreLine]:

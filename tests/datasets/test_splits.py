@@ -412,3 +412,36 @@ def test_one_recording_in_train_and_test_is_a_leak(make_index: MakeIndex) -> Non
     )
     with pytest.raises(DataError, match=r"Leak: 'ann-sad-0' \(ann\) and 'eve-sad-0' \(eve\)"):
         make_folds(replace(index, clips=clips))
+
+
+def test_a_session_is_kept_for_validation(make_index: MakeIndex) -> None:
+    index = make_index(
+        rows({f"Ses{n:02d}{x}": 1 for n in range(1, 6) for x in "FM"}), corpus="iemocap"
+    )
+    folds = make_folds(index, "iemocap-loso5-validation")
+    for fold in range(5):
+        tested = {index.clips[row].speaker[:5] for row in folds.test_rows(fold)}
+        trained = {index.clips[row].speaker[:5] for row in folds.train_rows(fold)}
+        assert tested == {f"Ses{fold + 1:02d}"}
+        kept = {f"Ses{(fold + 1) % 5 + 1:02d}"}  # session 1 is kept for session 5
+        assert trained == {f"Ses{n:02d}" for n in range(1, 6)} - tested - kept
+    usual = make_folds(index, "iemocap-loso5")
+    assert usual.fold_of_clip.tolist() == folds.fold_of_clip.tolist()
+    assert usual.fingerprint != folds.fingerprint
+
+
+def test_speakers_of_every_corpus_are_spread_over_the_folds(make_index: MakeIndex) -> None:
+    # By size alone the three large ones of `b` would fill two folds and all of `a` the third.
+    sizes = {"a:1": 2, "a:2": 2, "a:3": 2, "b:1": 20, "b:2": 20, "b:3": 20}
+    index = make_index(rows(sizes), corpus="a+b")
+    clips = [replace(e, attributes={"corpus": e.speaker[0]}) for e in index.clips]
+    speakers = fold_of_speaker(replace(index, clips=tuple(clips)), "speaker-kfold:3")
+    for corpus in "ab":
+        assert sorted(f for who, f in speakers.items() if who[0] == corpus) == [0, 1, 2]
+
+
+def test_a_speaker_in_two_corpora_is_a_leak(make_index: MakeIndex) -> None:
+    index = make_index(rows({"ann": 1, "bob": 1}))
+    clips = [replace(e, attributes={"corpus": f"c{n % 2}"}) for n, e in enumerate(index.clips)]
+    with pytest.raises(DataError, match="Leak: speaker 'ann' is in two corpora, 'c0' and 'c1'"):
+        make_folds(replace(index, clips=tuple(clips)), "corpus-out")
