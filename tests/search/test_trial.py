@@ -207,7 +207,7 @@ def test_a_stopped_trial_ends_though_its_shell_ignores_interrupts(spec: dict[str
         input=json.dumps(spec),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         check=True,
         cwd=ROOT,
     )
