@@ -47,6 +47,7 @@ from search.machine import (
 )
 from search.objective import EnsembleObjective
 from search.offer import Offer, missing_weights
+from search.pages import PAGE
 from search.report import draw_report, print_report, write_predictions, write_reports
 from search.submit import is_dashboard, submit
 from search.trace_report import trace_facts
@@ -325,6 +326,8 @@ def _search_and_report(
     report = save(found, unseen)
     if run.config.page:
         draw_report(run.path, console)
+    else:
+        (run.path / PAGE).unlink(missing_ok=True)  # an earlier one is of earlier results
     print_report(Console(), run.path, found.assessment, found.confirmed, report)
     if found.reproduced:
         reproduce.print_reproduced(Console(), found.reproduced, facts["protocol"])
