@@ -2,18 +2,31 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# As many workers as there are cores for this process (tests/conftest.py), and the slowest tests at the end.
+PYTEST_ARGUMENTS := pytest -rs -n auto --durations=20
+PYTEST := $(BIN)/python -m $(PYTEST_ARGUMENTS)
+COVERED := COVERAGE_FILE=$(CURDIR)/.coverage PYTHONPATH=$(CURDIR)/tests/faults/injected $(BIN)/coverage run -m
 
-.PHONY: run test test-cluster test-faults lint bench clean-venv
+.PHONY: run test test-all test-rest coverage test-faults lint bench clean-venv
 
 run: $(VENV)/.ready  ## search the embedded synthetic corpus (no data, no GPU, no cluster)
 	$(BIN)/python -m search.run
 
-test: lint  ## everything that must hold; what uses few processes, side by side
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n auto --dist loadfile -m "not slow and not cluster"
-	$(BIN)/python -m pytest -rs -m "slow or cluster"
+test: lint  ## lint, types, every quick test, and the whole runs that prove the road (10 minutes)
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow and not cluster"
 
-test-cluster: $(VENV)/.ready  ## three hosts, made of network namespaces
-	$(BIN)/python -m pytest -m cluster -rs
+test-all: test test-rest  ## everything (25 minutes)
+
+test-rest: $(VENV)/.ready  ## what test-all adds: the other whole runs, several hosts, an imitation of AWS
+	$(PYTEST) --dist loadgroup -m "slow or cluster"
+
+coverage: $(VENV)/.ready  ## lines and branches of the four packages, in every process that test-all starts
+	$(BIN)/coverage erase
+	-$(COVERED) $(PYTEST_ARGUMENTS) --dist loadfile --no-loadscope-reorder -m "not slow and not cluster"
+	-$(COVERED) $(PYTEST_ARGUMENTS) --dist loadgroup -m "slow or cluster"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+	$(BIN)/coverage json --quiet -o coverage.json
 
 test-faults: $(VENV)/.ready  ## a campaign of faults, each followed by --resume (half an hour)
 	$(BIN)/python -m tests.faults.campaign --out docs/faults.md

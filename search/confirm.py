@@ -65,6 +65,7 @@ def fresh_name(trial: str, seed: int) -> str:
 
 
 def _announce(session: Session, names: list[str], trainings: int) -> None:
+    session.on_ray.start()
     trials = session.search.all_trials()
     took = sum(float(trials[name].user_attrs.get("seconds") or 0.0) for name in names)
     minutes = took * trainings / len(names) / int(session.context["workers"]) / 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,30 @@ from search.config import ConfigError, SearchConfig, parse_duration
 from search.cost import Cost, measure_cost
 from search.inputs import TrainingData
 from search.offer import Offer, offer_for
+
+
+def check_cores(config: SearchConfig, runner: str) -> None:
+    """Refuses more Ray Train workers than this machine has cores, before Ray is started.
+
+    Raises:
+        ConfigError: Says how many are missing.
+    """
+    if runner != "train":
+        return  # trials in processes of ours may share cores
+    trials, cores = config.workers or 1, len(os.sched_getaffinity(0))
+    must = trials * config.workers_per_trial
+    if must > cores:
+        where = f"this machine has {cores}"
+        raise ConfigError(too_few(trials, config.workers_per_trial, "CPU", must, cores, where))
+
+
+def too_few(trials: int, workers: int, kind: str, must: float, there: float, where: str) -> str:
+    """Why trials have no room: what they would take, what there is, and what to do."""
+    who = f"{trials} trials of" if trials > 1 else "A trial of"
+    return (
+        f"{who} {workers} workers would take {must:g} {kind}s, {where}: {must - there:g} are missing. "
+        "Take fewer --workers-per-trial or --workers, or join a larger cluster (--address)."
+    )
 
 
 def join_cluster(config: SearchConfig, console: Console) -> str | None:

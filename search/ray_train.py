@@ -12,7 +12,7 @@ import asyncio
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from queue import Queue
+from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
@@ -42,6 +42,9 @@ from search.trial_process import (
 _STALLED_SECONDS = 1800
 """After so long without its fellows a worker gives up; one may still be filling its cache."""
 
+_LOOK_UP_S = 0.5
+"""How long a trial that Tune has stopped may go on; without it, until its next rung."""
+
 
 def train_on_workers(spec: Spec) -> Iterator[dict[str, Any]]:
     """Trains one trial on Ray Train workers; yields the first one's reports, or a failure's."""
@@ -56,12 +59,19 @@ def train_on_workers(spec: Spec) -> Iterator[dict[str, Any]]:
     thread = Thread(target=fit, name="trainer", daemon=True)
     thread.start()
     try:
-        while (report := told.get()) is not None:
+        while (report := _next(told)) is not None:
             print(f"{title(spec)}: {report}", flush=True)
             yield report
     finally:
         trainer.abort()  # Tune needs no more of it, or it has ended
     thread.join(timeout=10)
+
+
+def _next(told: Queue[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Waits for the next report. Ray stops a task by a signal that wakes no lock, so it looks up now and then."""
+    while True:
+        with suppress(Empty):
+            return told.get(timeout=_LOOK_UP_S)
 
 
 def _fit(trainer: TrialTrainer) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ from search.config import (
     SearchConfig,
     for_numbers,
     parse_arguments,
-    parse_duration,
 )
 from search.corpus import bank_table, load_corpus, people, refuse_for_numbers
 from search.cost import drop_expensive, key_of, slow_changes
@@ -38,6 +36,7 @@ from search.folder import RunFolder, new_run, provenance, resumed_run
 from search.inputs import TrainingData
 from search.interrupt import Interrupt
 from search.machine import (
+    check_cores,
     check_weights,
     choose_device,
     data_context,
@@ -92,6 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
         _check_same_data(facts, data, run)
         if run:
             check_weights(Offer.from_json(facts["offer"]), data.weights)
+        if address is None:
+            check_cores(config, _runner(config, facts["device"] == "cuda"))
         if run and run.extended and config.architectures:
             facts = _with_more(facts, config, data, console, address)
         if config.dry_run:
@@ -381,63 +382,39 @@ def _search(
     interrupt: Interrupt,
     save: Callable[[Findings], object],
 ) -> Findings:
-    """On Ray: search, fuse, save, confirm. Imported here, so that mistakes are told at once."""
-    from search import tuning
-    from search.cluster import start_ray, stop_ray, watched
+    """Search, fuse, save, confirm. Imports Ray here, so that mistakes are reported at once."""
     from search.confirm import confirm
     from search.enrolment import score_enrolment
+    from search.on_ray import OnRay
     from search.sampler import DealtSearch, open_journal
     from search.session import Session, restore_weights
 
     config, plan = run.config, run.config.plan
-    runner = _runner(config, facts["device"] == "cuda")
-    # Trials in processes of ours may share cores if the user says so; Train's may not.
-    oversubscribed = config.workers if runner == "actor" else None
-    dashboard = start_ray(
-        address,
-        oversubscribed,
-        # Without it Ray leaks what a stopped Train run held.
-        dashboard=config.dashboard or runner == "train",
+    context = _context(run, data, facts, _runner(config, facts["device"] == "cuda"))
+    if config.runner == "auto":
+        screen.print(f"runner: {context['runner']} ({_RUNNERS[context['runner']]})")
+    search = DealtSearch(
+        Offer.from_json(facts["offer"]),
+        open_journal(run.journal),
+        seed=config.seed,
+        trials=_trials_in_all(run, facts),
+        deadline=time.monotonic() + plan.minutes * 60,
+        objective=_objective(run, bank),
     )
-    interrupt.watch_again()
-    try:
-        if dashboard:
-            screen.print(f"dashboard: {dashboard} (the token: ray get-auth-token)", soft_wrap=True)
-        context = _context(run, data, facts, runner)
-        context["workers"] = tuning.trials_at_once(
-            context,
-            config.workers,
-            wait_seconds=parse_duration(config.wait) if address else 0.0,
-            on_wait=lambda text: screen.print(text, highlight=False),
-        )
-        if config.runner == "auto":
-            screen.print(f"runner: {runner} ({_RUNNERS[runner]})")
-        search = DealtSearch(
-            Offer.from_json(facts["offer"]),
-            open_journal(run.journal),
-            seed=config.seed,
-            trials=_trials_in_all(run, facts),
-            deadline=time.monotonic() + plan.minutes * 60,
-            objective=_objective(run, bank),
-        )
-        if run.extended:
-            search.trials = search.asked() + plan.trials
-        facts["trials_in_all"] = search.trials
-        run.record(facts)
-        session = Session(run, data, bank, search, context, screen, interrupt, dashboard)
-        with watched(lambda why: _leave(run, screen, f"Ray has gone: {why}")):
-            found = _tune_and_fuse(session)
-            if not (run.path / "summary.json").exists():
-                # What follows may be interrupted; a resumed run keeps its fuller report.
-                save(found)
-            found.confirmed = confirm(
-                session, found.assessment, plan.confirm_seeds, found.processed
-            )
-            if counts := config.enrolment_counts:
-                found.enrolled = score_enrolment(session, found.assessment, counts)
-            restore_weights(session, found.assessment)
-    finally:
-        stop_ray()
+    if run.extended:
+        search.trials = search.asked() + plan.trials
+    facts["trials_in_all"] = search.trials
+    run.record(facts)
+    with OnRay(run, context, address, screen, interrupt) as on_ray:
+        session = Session(run, data, bank, search, context, screen, interrupt, on_ray)
+        found = _tune_and_fuse(session)
+        if not (run.path / "summary.json").exists():
+            # What follows may be interrupted; a resumed run keeps its fuller report.
+            save(found)
+        found.confirmed = confirm(session, found.assessment, plan.confirm_seeds, found.processed)
+        if counts := config.enrolment_counts:
+            found.enrolled = score_enrolment(session, found.assessment, counts)
+        restore_weights(session, found.assessment)
     return found
 
 
@@ -447,14 +424,6 @@ def _objective(run: RunFolder, bank: PosteriorBank) -> EnsembleObjective | None:
     return EnsembleObjective(
         bank, run.config.metric, lambda name: run.kept.fetch(f"bank/{name}@100.npz")
     )
-
-
-def _leave(run: RunFolder, screen: Console, why: str) -> None:
-    """Ends the process at once: what waits for Ray would wait for ever."""
-    screen.print(f"error: {run.interrupted_by(why)}", markup=False, highlight=False, soft_wrap=True)
-    with suppress(OSError, ConfigError):
-        run.mirror.finish()
-    os._exit(2)
 
 
 def _trials_in_all(run: RunFolder, facts: dict[str, Any]) -> int:
@@ -473,6 +442,9 @@ def _tune_and_fuse(session: Session) -> Findings:
     from search.progress import ProgressTable
 
     run, search, screen = session.run, session.search, session.screen
+    if search.left():
+        session.on_ray.start()  # may wait for hosts, which is not the search's time
+        search.deadline = time.monotonic() + run.config.plan.minutes * 60
     started = time.monotonic()
     metric, facts = run.config.metric, _for_header(session)
     table = ProgressTable(screen, search, run.path.name, metric=metric, facts=facts)
@@ -507,8 +479,10 @@ def _tune_and_fuse(session: Session) -> Findings:
 
 def _for_header(session: Session) -> tuple[str, ...]:
     """For the table's header: how many run at once, and where to see more."""
-    at_once = session.context["workers"]
-    return (f"{at_once} at a time", *([session.dashboard] if session.dashboard else []))
+    if "workers" not in session.context:  # nothing is left to train
+        return ()
+    dashboard = session.on_ray.dashboard
+    return (f"{session.context['workers']} at a time", *([dashboard] if dashboard else []))
 
 
 def _assess(session: Session, experts: Experts) -> tuple[Assessment, Processed | None]:

@@ -1,4 +1,4 @@
-"""A run while it is on Ray: what its stages share, and training again what the search found."""
+"""A run while it trains: what its stages share, and training again what the search found."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from search.config import ConfigError
 from search.folder import RunFolder
 from search.inputs import TrainingData
 from search.interrupt import Interrupt
+from search.on_ray import OnRay
 from search.sampler import DealtSearch
 from search.space import plan_of
 from search.trial_process import Spec
@@ -21,7 +22,7 @@ from search.trial_process import Spec
 
 @dataclass
 class Session:
-    """A run on Ray.
+    """A run while it trains.
 
     Attributes:
         run: Its folder.
@@ -31,7 +32,7 @@ class Session:
         context: What every trial is told.
         screen: Shows what goes on.
         interrupt: Whether it is to end.
-        dashboard: Ray's, as a URL.
+        on_ray: Starts Ray when something has to be trained.
     """
 
     run: RunFolder
@@ -41,7 +42,7 @@ class Session:
     context: dict[str, Any]
     screen: Console
     interrupt: Interrupt
-    dashboard: str | None = None
+    on_ray: OnRay
 
     def entries(self) -> dict[str, BankEntry]:
         """Name → bank entry of every training that came to its end."""
@@ -91,6 +92,7 @@ class Session:
 
     def train(self, specs: list[Spec]) -> None:
         """Trains configurations to their end; names those that fail, and why."""
+        self.on_ray.start()
 
         def done(name: str, why: str | None) -> None:
             if why:

@@ -12,6 +12,7 @@ from search.cluster import wait_for
 from search.config import ConfigError
 from search.folder import RunFolder
 from search.interrupt import Interrupt
+from search.machine import too_few
 from search.sampler import DealtSearch, HalvingScheduler
 from search.trial import ACTOR_CPUS, ATTEMPTS, run_trial, start
 from search.trial_process import Spec, failed, take_more
@@ -46,13 +47,10 @@ def trials_at_once(
         must = at_once * each
         found = wait_for(kind, must, wait_seconds, on_wait=on_wait)
         if found.there < must:
-            trials = f"{at_once} trials of" if at_once > 1 else "A trial of"
             waited = f", also after {wait_seconds / 60:g} min" if wait_seconds else ""
-            raise ConfigError(
-                f"{trials} {context['workers_per_trial']} workers would take {must:g} {kind}s, Ray has "
-                f"{found.there:g} on {_hosts()}{waited}: {must - found.there:g} are missing. Take fewer "
-                "--workers-per-trial or --workers, or join a larger cluster (--address)."
-            )
+            where = f"Ray has {found.there:g} on {_hosts()}{waited}"
+            workers = context["workers_per_trial"]
+            raise ConfigError(too_few(at_once, workers, kind, must, found.there, where))
         fitting.append(int(found.possible / each))
     return asked or max(1, min(fitting))
 

@@ -5,29 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from threadpoolctl import threadpool_limits
 
 from ensembles.artifact import checksum
 from ensembles.bank import ClipTable, Experts
-from ensembles.export import export, read_run
 from ensembles.metrics import log_softmax
 
 MakeExperts = Callable[..., Experts]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """The fits and the networks are too small for two."""
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -73,14 +62,6 @@ def make_experts(make_table: Callable[..., ClipTable]) -> MakeExperts:
         )
 
     return make
-
-
-@pytest.fixture(scope="session")
-def exported(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run's ensemble, as `ensembles.export` leaves it; to be read, not changed."""
-    out = tmp_path_factory.mktemp("exported") / "ensemble"
-    export(read_run(small_run.path), out)
-    return out
 
 
 @pytest.fixture()

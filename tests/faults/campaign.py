@@ -10,7 +10,6 @@ that of the undisturbed search. Writes the table to docs/faults.md.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -37,6 +36,7 @@ from datasets.storage import working_copy
 from datasets.synthetic import load_synthetic
 from ensembles.bank import PosteriorBank
 from search.sampler import open_journal
+from tests.faults.injection import injection
 from tests.faults.storage import Trouble, small_disk
 from tests.tiny import make_tiny_shards
 
@@ -333,11 +333,12 @@ def out_of_time(run: Run) -> None:
 
 def injected(run: Run, kind: str, **more: object) -> None:
     """A fault inside of a trial's process."""
-    fault = {"kind": kind, "step": run.draw.randint(3, 40), "once": str(run.path) + ".once", **more}
-    run.env = {"PYTHONPATH": str(Path(__file__).parent / "injected"), "FAULT": json.dumps(fault)}
+    file = Path(f"{run.path}.happened")
+    fault = {"kind": kind, "step": run.draw.randint(3, 40), "file": str(file), **more}
+    run.env = injection(fault)
     run.changes = kind != "crash"
     run.end(run.start())
-    assert Path(str(fault["once"])).exists(), "the fault did not happen"
+    assert file.exists(), "the fault did not happen"
     run.env = {}
 
 

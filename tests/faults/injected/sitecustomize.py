@@ -1,7 +1,15 @@
 """Faults inside of a trial's process: Python imports this by itself where PYTHONPATH names the folder.
 
-`$FAULT` is JSON: `kind` (nan, memory, crash), `step`, `clips`, and `once`, a file that is made
-when the fault has happened, so that it happens once. Nothing of the program knows of it.
+`$FAULTS` is a JSON list; nothing of the program knows of it. Each fault has
+
+* `kind`: `nan` (the loss is none), `memory` (batches of more than `clips` clips do not fit), `crash`
+  (the process dies), `hold` (the process waits, for the test to kill it or to make the file `FILE.release`),
+* `step`: at which step of a process's training of a trial, counted from 1,
+* `file`: gets a byte whenever the fault has happened,
+* `times`: how often it happens, in all processes together (default 1),
+* `trial`: to which trial (default: any), and `rank`: in which of several workers (default: any).
+
+Where coverage is measured, a thread saves it every second: Ray's workers end without Python's exit.
 """
 
 from __future__ import annotations
@@ -12,51 +20,99 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+_now: dict[str, Any] = {"trial": None, "step": 0}
+
 
 class _Patch(importlib.abc.MetaPathFinder):
-    """Changes `search.train` right after it was imported."""
+    """Changes modules right after they were imported."""
+
+    def __init__(self, changes: dict[str, Any]) -> None:
+        self.changes = changes
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != "search.train":
+        change = self.changes.pop(name, None)
+        if change is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         assert spec is not None and spec.loader is not None
         execute = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:
             execute(module)
-            _inject(module)
+            change(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
+def _follow_trials(module: Any) -> None:
+    """Notes which trial is trained now, in `search.trial_process`."""
+    train_part = module.train_part
+
+    def followed(spec: Any, *others: Any) -> Any:
+        _now.update(trial=spec["trial"], step=0)
+        return train_part(spec, *others)
+
+    module.train_part = followed
+
+
 def _inject(module: Any) -> None:
-    fault = json.loads(os.environ["FAULT"])
-    once, loss = Path(fault["once"]), module.FoldTrainer._loss
-    steps = 0
+    """Puts the faults into the steps of `search.train`."""
+    loss = module.FoldTrainer._loss
 
     def faulty(self: Any, inputs: Any, wanted: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if fault["kind"] == "memory":
-            if len(wanted) > fault["clips"]:
-                once.touch()
-                raise module.torch.OutOfMemoryError("CUDA out of memory.")
-            return loss(self, inputs, wanted)
-        if steps < fault["step"] or once.exists():
-            return loss(self, inputs, wanted)
-        once.touch()
-        if fault["kind"] == "crash":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return loss(self, inputs, wanted) * float("nan")
+        _now["step"] += 1
+        factor = 1.0
+        for fault in json.loads(os.environ["FAULTS"]):
+            if _is_due(fault, self.workers.rank, len(wanted)):
+                factor *= _happen(fault, module)
+        return loss(self, inputs, wanted) * factor
 
     module.FoldTrainer._loss = faulty
 
 
-if "FAULT" in os.environ:
-    sys.meta_path.insert(0, _Patch())
+def _is_due(fault: dict[str, Any], rank: int, clips: int) -> bool:
+    if fault.get("trial", _now["trial"]) != _now["trial"] or fault.get("rank", rank) != rank:
+        return False
+    if fault["kind"] == "memory":
+        return clips > fault["clips"]
+    file = Path(fault["file"])
+    happened = file.stat().st_size if file.exists() else 0
+    return _now["step"] >= fault["step"] and happened < fault.get("times", 1)
+
+
+def _happen(fault: dict[str, Any], module: Any) -> float:
+    """Returns what the loss is multiplied by."""
+    with Path(fault["file"]).open("ab") as file:
+        file.write(b".")
+    if fault["kind"] == "memory":
+        raise module.torch.OutOfMemoryError("CUDA out of memory.")
+    if fault["kind"] == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if fault["kind"] == "hold":
+        while not Path(f"{fault['file']}.release").exists():
+            time.sleep(0.05)
+        return 1.0
+    return float("nan")
+
+
+def _keep_saving_coverage() -> None:
+    while True:
+        time.sleep(1.0)
+        coverage = sys.modules.get("coverage")
+        current = coverage.Coverage.current() if coverage else None
+        if current is not None:
+            current.save()
+
+
+if "FAULTS" in os.environ:
+    sys.meta_path.insert(
+        0, _Patch({"search.train": _inject, "search.trial_process": _follow_trials})
+    )
+if "COVERAGE_PROCESS_CONFIG" in os.environ:
+    threading.Thread(target=_keep_saving_coverage, name="coverage", daemon=True).start()
