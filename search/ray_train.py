@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, Queue
 from threading import Thread
@@ -24,6 +24,10 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import AbortedState
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
+    PlacementGroupHandle,
+)
 
 from datasets.clips import DataError
 from datasets.storage import is_url
@@ -163,16 +167,37 @@ class TrialTrainer(TorchTrainer):
     aborted = False
     _controller: TrainController | None = None
 
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._places: list[PlacementGroupHandle] = []
+
     def abort(self) -> None:
-        """Ends the workers, if they have not ended."""
+        """Ends the workers, if they have not ended, and gives up the place that they have or wait for."""
         controller = self._controller
-        if controller is None or controller.get_state().is_terminal():
+        if controller is not None and controller.get_state().is_terminal():
             return
         self.aborted = True
-        controller._set_state(AbortedState())
-        with suppress(Exception):  # they are about to end by themselves
-            if group := controller.get_worker_group():
-                group.abort()
+        if controller is not None:
+            controller._set_state(AbortedState())
+            with suppress(Exception):  # they are about to end by themselves
+                if group := controller.get_worker_group():
+                    group.abort()
+        for place in self._places:
+            place.shutdown()
+
+    def reserve(self, make: Callable[[], PlacementGroupHandle]) -> PlacementGroupHandle:
+        """Makes a placement group, unless the trial was stopped.
+
+        Raises:
+            SystemExit: It was. The controller would try again after any other exception.
+        """
+        if not self.aborted:
+            self._places.append(make())
+        if self.aborted:
+            for place in self._places:
+                place.shutdown()
+            raise SystemExit
+        return self._places[-1]
 
     def _create_default_callbacks(self) -> list[Any]:
         # The cleaner frees what a controller leaves that dies; what this one leaves, Ray frees
@@ -187,8 +212,18 @@ class TrialTrainer(TorchTrainer):
         # reported to it. Here it is none, and has none: `search/checkpoint.py` keeps them.
         RuntimeContext.current_actor = property(lambda self: None)
         self._controller = TrainController(**parts)
+        self._controller.worker_group_cls = type("_OwnGroup", (_TrialGroup,), {"trainer": self})
         asyncio.run(self._controller.run())
         return self._controller.get_result()
+
+
+class _TrialGroup(WorkerGroup):
+    """Workers whose place their trainer knows: a group that waits for it would outlive the trial."""
+
+    trainer: TrialTrainer
+
+    def _create_placement_group(self, *given: Any) -> PlacementGroupHandle:
+        return self.trainer.reserve(lambda: WorkerGroup._create_placement_group(self, *given))
 
 
 class _PassOn(UserCallback):

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 SUBNET = "10.99.7"
+PATIENCE_S = 600.0
+"""How long anything may take: a busy machine is no fault of the program."""
 _FIRST = 4
 """The first host's number: EC2 keeps those below for itself."""
 
@@ -163,7 +165,7 @@ class Hosts:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=PATIENCE_S,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -183,7 +185,7 @@ class Hosts:
         """Kills everything on a host but its sshd: the host went down, and came back empty."""
         for pid in self.processes(host):
             _kill(pid)
-        wait_until(lambda: not self.processes(host), 20, "the host's processes are gone")
+        wait_until(lambda: not self.processes(host), "the host's processes are gone")
 
     def cut(self, host: int, *, off: bool) -> None:
         """Takes a host's network cable out, or puts it in again."""
@@ -206,11 +208,11 @@ class Hosts:
         subprocess.run(["ip", "link", "delete", self._bridge], capture_output=True, check=False)
 
 
-def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+def wait_until(condition: Callable[[], object], what: str) -> None:
     """Waits for it; fails with what was waited for."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
+        assert time.monotonic() < deadline, f"after {PATIENCE_S:g} s still not: {what}"
         time.sleep(0.3)
 
 

@@ -17,13 +17,12 @@ import pytest
 import yaml
 
 from tests.cluster.cloud import Cloud
-from tests.cluster.hosts import SUBNET, Hosts, wait_until, why_not
+from tests.cluster.hosts import PATIENCE_S, SUBNET, Hosts, wait_until, why_not
 from tests.cluster.variants import FILE, images
 
 reason = why_not()
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(900),
     pytest.mark.skipif(reason is not None, reason=str(reason)),
 ]
 
@@ -94,7 +93,7 @@ def where_a_gpu_task_runs(setting: Setting) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert process.returncode == 0, process.stderr
     return process.stdout.split()[-1]
@@ -108,7 +107,7 @@ def test_nothing_but_the_head_is_launched_at_first(setting: Setting) -> None:
 def test_a_task_for_a_gpu_brings_a_spot_node_that_goes_when_it_is_idle(setting: Setting) -> None:
     address = where_a_gpu_task_runs(setting)
     assert setting.workers() == [(address, "spot")]
-    wait_until(lambda: not setting.workers(), 120, "the idle node is terminated")
+    wait_until(lambda: not setting.workers(), "the idle node is terminated")
     setting.tidy()
 
 

@@ -22,13 +22,12 @@ import yaml
 from ensembles.bank import PosteriorBank
 from search.sampler import open_journal
 from tests.cluster.cloud import Cloud
-from tests.cluster.hosts import Hosts, wait_until, why_not
+from tests.cluster.hosts import PATIENCE_S, Hosts, wait_until, why_not
 from tests.cluster.variants import FILE, own_hosts
 
 reason = why_not()
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(900),
     pytest.mark.skipif(reason is not None, reason=str(reason)),
 ]
 
@@ -75,7 +74,7 @@ def cluster(hosts: Hosts, store: Cloud, cluster_file: Path) -> Iterator[str]:
     hosts.ray("get-auth-token", "--generate")
     hosts.ray("up", "-y", "--no-config-cache", cluster_file)
     address = f"{hosts.addresses[0]}:6379"
-    wait_until(lambda: len(alive(hosts, address)) == 3, 180, "three hosts have joined")
+    wait_until(lambda: len(alive(hosts, address)) == 3, "three hosts have joined")
     yield address
 
 
@@ -103,7 +102,7 @@ def on_head(
 def alive(hosts: Hosts, address: str) -> list[str]:
     """Addresses of the hosts that the head knows to be alive."""
     process = on_head(hosts, "-c", NODES, address)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     # Ray may print lines of its own, before and after.
     said = [line for line in out.splitlines() if line.startswith("alive: ")]
     return list(json.loads(said[0].removeprefix("alive: "))) if said else []
@@ -127,7 +126,7 @@ def test_the_doctor_finds_all_hosts_well(
     arguments = ["--address", cluster, "--data", "s3://corpora/tiny", "--no-steps"]
     arguments += ["--runs-dir", str(tmp_path / "runs")]
     process = on_head(hosts, "-m", "search.doctor", *arguments, env=store.settings)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, out + err
     assert "the same versions on 3 hosts" in out
     assert f"the runs' folder '{tmp_path / 'runs'}' is shared" in out
@@ -141,7 +140,7 @@ def test_a_shell_on_the_head_joins_the_cluster_by_itself(hosts: Hosts, cluster: 
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert process.returncode == 0, process.stderr
     assert "3.0 CPU" in process.stdout, process.stdout
@@ -165,7 +164,7 @@ def test_a_wrong_token_is_one_line(
     arguments += ["--protocol", "speaker-kfold:2", "--runs-dir", str(tmp_path / "runs")]
     env = {**store.settings, "RAY_AUTH_TOKEN": "0" * 64}
     process = on_head(hosts, "-m", "search.run", *arguments, env=env)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2, err
     assert f"error: Cannot join the Ray cluster at '{cluster}'" in err
 
@@ -192,14 +191,14 @@ def test_a_host_that_goes_down_and_comes_back_costs_no_trial(
         assert process.poll() is None, process.communicate()
         return len(list((run / "bank").glob("*@100.npz")))
 
-    wait_until(lambda: finished() >= 3, 240, "three trials have finished")
+    wait_until(lambda: finished() >= 3, "three trials have finished")
     hosts.lose(2)
-    wait_until(lambda: finished() >= 6, 240, "the others go on")
+    wait_until(lambda: finished() >= 6, "the others go on")
     document = yaml.safe_load(cluster_file.read_text())
     start = f". ~/.bashrc; export RAY_HEAD_IP={hosts.addresses[0]}; "
     start += document["worker_start_ray_commands"][-1]
     subprocess.run(hosts.command(2, "bash", "-c", start), env=hosts.environment(2), check=True)
-    out, err = process.communicate(timeout=500)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
 
     found = trials(run)
@@ -234,7 +233,7 @@ def tunnel(hosts: Hosts, cluster: str, cluster_file: Path) -> Iterator[str]:
             return True
         return False
 
-    wait_until(listens, 60, "the dashboard's port is here")
+    wait_until(listens, "the dashboard's port is here")
     yield f"http://localhost:{port}"
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(30)
@@ -260,7 +259,7 @@ def test_a_search_is_submitted_from_outside_and_kept_in_the_bucket(
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 trials finished" in done.stdout
@@ -295,7 +294,7 @@ def test_the_dashboard_lists_the_trials_by_name_and_asks_for_the_token(
     hosts: Hosts, cluster: str
 ) -> None:
     process = on_head(hosts, "-c", TASKS)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     names, code = out.splitlines()
     assert process.returncode == 0, err
     listed = set(json.loads(names))
@@ -307,7 +306,6 @@ def test_ray_down_leaves_nothing(hosts: Hosts, cluster: str, cluster_file: Path)
     hosts.ray("down", "-y", cluster_file)
     wait_until(
         lambda: not any(hosts.processes(host) for host in range(hosts.count)),
-        120,
         "nothing runs on the hosts",
     )
     assert [hosts.processes(host) for host in range(hosts.count)] == [[]] * hosts.count
