@@ -25,6 +25,9 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 600.0
 """How long anything may take before a test gives up: a busy machine is no fault of the program."""
 
+_ENV = {"COLUMNS": "120", "RAY_worker_niceness": "0"}
+"""Ray runs its workers at niceness 15: beside anything busy they would stand still."""
+
 Found = TypeVar("Found")
 
 
@@ -70,7 +73,7 @@ class Command:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=cwd,
-                env={**os.environ, "COLUMNS": "120", **env, "STARTED_BY_TEST": self._mark},
+                env={**os.environ, **_ENV, **env, "STARTED_BY_TEST": self._mark},
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=out,
                 stderr=err,
