@@ -18,6 +18,7 @@ from datasets.cache import open_cache
 from datasets.clips import DataError
 from datasets.index import ShardIndex, read_index
 from datasets.remote import open_resuming
+from datasets.storage import KeptFolder, OutsideError
 from datasets.stream import stream_clips
 
 
@@ -177,3 +178,15 @@ def test_a_file_that_is_not_there_is_not_asked_for_again(
     with pytest.raises(DataError, match=r"No index\.json in 'http://.*/nowhere'"):
         read_index(f"{web.url}/nowhere")
     assert short_waits == []
+
+
+def test_a_page_that_links_out_of_its_folder_is_refused(web: WebServer, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "evil").write_bytes(b"x")
+    (site / "weights").write_text('<a href="fine">fine</a> <a href="../../evil">evil</a>')
+    with pytest.raises(OutsideError, match=r"/weights' lists '\.\./\.\./evil', which lies outside"):
+        KeptFolder.at(f"{web.url}/weights", tmp_path / "cache").pull([""])
+    (site / "weights").write_text('<a href="fine">fine</a>')
+    with pytest.raises(OSError, match="lists no sizes"):
+        KeptFolder.at(f"{web.url}/weights", tmp_path / "cache").pull([""])
+    assert not list((tmp_path / "cache").rglob("*"))
