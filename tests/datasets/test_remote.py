@@ -27,6 +27,7 @@ class WebServer(ThreadingHTTPServer):
 
     Attributes:
         requests: Answered so far.
+        sent: Bytes of content so far.
         fails: Whether the request of that number is answered with 503.
         cuts: Whether the answer to it ends in the middle.
         ranges: Whether parts of files can be asked for.
@@ -34,7 +35,7 @@ class WebServer(ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.requests = folder, 0
+        self.folder, self.requests, self.sent = folder, 0, 0
         self.fails: Callable[[int], bool] = lambda number: False
         self.cuts: Callable[[int], bool] = lambda number: False
         self.ranges = True
@@ -84,9 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not body:
             return
         if self.server.cuts(number):
-            self.wfile.write(content[: len(content) // 2])
+            content = content[: len(content) // 2]
             self.close_connection = True
-            return
+        self.server.sent += len(content)
         self.wfile.write(content)
 
 
@@ -155,9 +156,19 @@ def test_what_was_read_is_not_read_again_where_the_server_can_go_on(
     content = np.random.default_rng(0).bytes(17 * 2**20)
     (tmp_path / "site" / "large").write_bytes(content)
     web.ranges = ranges
-    web.cuts = lambda number: number in {2, 4}
     with open_resuming(f"{web.url}/large") as file:
         assert file.read() == content
+    undisturbed, before = web.sent, web.requests
+    # Late in the file; the second time while it is going on.
+    cut = {before + 5, before + 6} if ranges else {before + 3, before + 5}
+    web.cuts = lambda number: number in cut
+    with open_resuming(f"{web.url}/large") as file:
+        assert file.read() == content
+    assert web.requests > max(cut)
+    again = web.sent - 2 * undisturbed
+    assert again > 2**20, "what was cut off"
+    if ranges:  # two blocks of 5 MiB, cut off half-way, and nothing that came before them
+        assert again < 2 * 5 * 2**20
 
 
 def test_a_server_that_stays_away_is_named_in_the_end(
