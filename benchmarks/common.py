@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from datasets.index import ShardIndex, read_index
 from datasets.shards import prepare
 from datasets.synthetic import load_synthetic
+from models import BackboneEncoder, build_expert
+from search.inputs import TrainingData
 
 
 def arguments(what: str) -> argparse.Namespace:
@@ -25,12 +28,29 @@ def arguments(what: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def corpus(data: str | None, folder: Path) -> ShardIndex:
+def corpus(
+    data: str | None, folder: Path, *, speakers: int = 10, repetitions: int = 4
+) -> ShardIndex:
     """The shards asked for, or synthetic ones in `folder`."""
     if data:
         return read_index(data)
-    made = load_synthetic(folder / "media", speakers=10, repetitions=4)
+    made = load_synthetic(folder / "media", speakers=speakers, repetitions=repetitions)
     return prepare(made, folder / "shards")
+
+
+def save_random_weights(name: str, data: TrainingData) -> None:
+    """Save an architecture's random weights under its own name, as a checkpoint of it.
+
+    Time does not depend on what they are.
+    """
+    expert = build_expert(name, {}, data.shape)
+    (kind,) = expert.kinds
+    encoder = expert.encoder(kind)
+    assert isinstance(encoder, BackboneEncoder)
+    assert data.weights is not None
+    data.weights.mkdir(exist_ok=True)
+    state = {key: x.contiguous() for key, x in encoder.backbone.state_dict().items()}
+    save_file(state, data.weights / f"{name}.safetensors")
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
@@ -51,5 +71,6 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
 
 def machine() -> str:
     """Hardware and versions, for the note."""
-    cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    cpu = known.get("cpu_name", platform.machine())
     return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"

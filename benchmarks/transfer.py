@@ -14,12 +14,11 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from benchmarks.common import corpus, machine, scratch
+from benchmarks.common import corpus, machine, save_random_weights, scratch
 from datasets.cache import open_cache
 from datasets.splits import make_folds
-from models import BackboneEncoder, build_expert, get_architecture
+from models import get_architecture
 from models.pretrained import find_checkpoints
 from search.inputs import TrainingData
 from search.plan import TrialPlan
@@ -42,7 +41,7 @@ def main() -> None:
         folds = make_folds(index, "speaker-kfold:2")
         for name in given.only.split(","):
             data = TrainingData(cache, folds, weights=lambda: home / "weights")
-            _save(name, data)
+            save_random_weights(name, data)
             first = _seconds(name, "frozen", data, given.epochs, given.device)
             later = _seconds(name, "frozen", data, given.epochs, given.device)
             plain = _seconds(name, "frozen", data, given.epochs, given.device, cached=False)
@@ -51,18 +50,6 @@ def main() -> None:
                 f"{name:18}{first:8.1f}{later:8.2f}{plain:10.1f}{tuned:12.1f}{plain / later:7.0f}x",
                 flush=True,
             )
-
-
-def _save(name: str, data: TrainingData) -> None:
-    """Random weights under the architecture's own name."""
-    expert = build_expert(name, {}, data.shape)
-    (kind,) = expert.kinds
-    encoder = expert.encoder(kind)
-    assert isinstance(encoder, BackboneEncoder)
-    assert data.weights is not None
-    data.weights.mkdir(exist_ok=True)
-    state = {key: x.contiguous() for key, x in encoder.backbone.state_dict().items()}
-    save_file(state, data.weights / f"{name}.safetensors")
 
 
 def _seconds(

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import corpus, scratch
+from datasets.index import ShardIndex
 
 TRIALS, PLAIN_TRIALS = 40, 4
 
 
-def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
+def ours(
+    folder: Path, runner: str, trials: int, device: str = "cpu", index: ShardIndex | None = None
+) -> tuple[float, float]:
     """Seconds a trial in all, and seconds of training in it, over minimal trials."""
     from datasets.cache import open_cache
     from datasets.splits import make_folds
@@ -30,24 +33,23 @@ def ours(folder: Path, runner: str, trials: int) -> tuple[float, float]:
     from search.corpus import clip_table
     from search.folder import RunFolder
     from search.inputs import TrainingData, clip_shape
+    from search.machine import data_context
     from search.offer import offer_for
     from search.sampler import DealtSearch, open_journal
 
-    index = corpus(None, folder)
+    index = index or corpus(None, folder)
     cache = open_cache(index, folder / "cache")
     data = TrainingData(cache, make_folds(index))
     run = folder / "run"
     for name in ("logs", "weights"):
         (run / name).mkdir(parents=True)
     PosteriorBank.create(run / "bank", clip_table(data))
-    folder_of_run = RunFolder(KeptFolder(run), SearchConfig(), resumed=False)
+    config = SearchConfig(cache_dir=str(folder / "cache"))
+    folder_of_run = RunFolder(KeptFolder(run), config, resumed=False)
     offer = offer_for(clip_shape(cache.index), ("functionals",), epochs_scale=0.01)
     context = {
-        "run": str(run), "data": index.root, "checksum": index.checksum, "classes": [],
-        "protocol": data.folds.protocol, "folds": data.folds.fingerprint, "metric": "accuracy", "seed": 0,
-        "device": "cpu", "precision": "auto", "cache_folder": str(folder / "cache"), "cache_gb": 16.0,
-        "skip_corrupt": False, "weights": None,
-        "test_speakers": [], "runner": runner, "workers_per_trial": 1, "workers": 1,
+        **data_context(config, data, device), "run": str(run), "metric": "accuracy", "seed": 0,
+        "precision": "auto", "runner": runner, "workers_per_trial": 1, "workers": 1,
         "cpus_per_trial": 1, "gpu_share": {},
     }  # fmt: skip
     cluster.start_ray(None, 1, dashboard=True)

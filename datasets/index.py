@@ -13,6 +13,7 @@ from typing import Any
 from datasets.clips import DataError, Skipped
 from datasets.crop import CENTRE, Crop
 from datasets.remote import open_resuming
+from datasets.storage import OutsideError, below
 
 FORMAT_VERSION = 1
 FILE_NAME = "index.json"
@@ -287,6 +288,12 @@ def _require_entry(value: object) -> ClipEntry:
     return value
 
 
+def _inside(shard: ShardEntry, location: str) -> ShardEntry:
+    """The shard, which is read, and copied, by its name; raises OutsideError."""
+    below(Path(location), shard.name, f"{location}/{FILE_NAME}")
+    return shard
+
+
 def read_index(root: str | Path) -> ShardIndex:
     """Reads the index of a prepared corpus.
 
@@ -294,7 +301,8 @@ def read_index(root: str | Path) -> ShardIndex:
         root: A folder, or a URL that fsspec opens (s3://, gs://, https://).
 
     Raises:
-        DataError: If there is none, it is of another format version, or it is damaged.
+        DataError: If there is none, it is of another format version, it is damaged, or it names
+            shards outside its folder.
     """
     location = str(root).rstrip("/")
     try:
@@ -320,7 +328,7 @@ def read_index(root: str | Path) -> ShardIndex:
             corpus=document["corpus"],
             labels=tuple(document["labels"]),
             clips=tuple(_require_entry(c) for c in document["clips"]),
-            shards=tuple(ShardEntry(**s) for s in document["shards"]),
+            shards=tuple(_inside(ShardEntry(**s), location) for s in document["shards"]),
             skipped=tuple(Skipped(**s) for s in document["skipped"]),
             sample_rate_hz=document["sample_rate_hz"],
             frame_size=(document["frame_size"][0], document["frame_size"][1]),
@@ -335,6 +343,8 @@ def read_index(root: str | Path) -> ShardIndex:
             left_out=tuple(Skipped(**s) for s in document.get("left_out", ())),
             checksum=hashlib.sha256(content).hexdigest(),
         )
+    except OutsideError as error:
+        raise DataError(f"{error}.") from error
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, IndexError) as error:
         raise DataError(
             f"'{location}/{FILE_NAME}' is damaged: {error!r}. Prepare the corpus again."

@@ -199,8 +199,13 @@ class _Deaths:
 
 def _write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):  # nothing is left half written on a full disk
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def _shard_name(number: int) -> str:

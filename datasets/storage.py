@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import fsspec
@@ -40,6 +40,32 @@ def working_copy(url: str, base: Path) -> Path:
     """
     parent, _, name = url.rstrip("/").rpartition("/")
     return base / "kept" / hashlib.sha256(parent.encode()).hexdigest()[:12] / name
+
+
+class OutsideError(OSError):
+    """A name of somebody else's leads out of the folder that it was found in."""
+
+
+def below(folder: Path, name: str, listed_by: str | None = None) -> Path:
+    """Return the path below a folder that a listing, an index or a record names.
+
+    Whoever can write to a bucket, or publishes shards, chooses such names, and object keys may
+    hold `..`.
+
+    Args:
+        folder: On this machine.
+        name: Relative to it, with slashes. A backslash counts as one: it is on Windows.
+        listed_by: What names it, for the message; by default the folder.
+
+    Raises:
+        OutsideError: The name is absolute, has a drive, or holds `..`.
+    """
+    parsed = PureWindowsPath(name)  # which splits at / too
+    if parsed.anchor or ".." in parsed.parts or "\0" in name:
+        raise OutsideError(
+            f"'{listed_by or folder}' lists {name!r}, which lies outside its folder; remove it there"
+        )
+    return folder / name
 
 
 @dataclass(frozen=True)
@@ -76,7 +102,7 @@ class KeptFolder:
         if self.url is None:
             return
         for name in names:
-            source = self.path / name
+            source = self._below(name)
             files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else []
             for file in files or [source]:
                 self._put(file)
@@ -87,8 +113,12 @@ class KeptFolder:
         self._do(lambda fs: fs.pipe_file(target, content))
 
     def fetch(self, name: str) -> bool:
-        """Gets a file; False if there is none, there and here."""
-        path = self.path / name
+        """Gets a file; False if there is none, there and here.
+
+        Raises:
+            OSError: The storage does not answer; OutsideError if the name leads elsewhere.
+        """
+        path = self._below(name)
         if self.url is None:
             return path.exists()
         try:
@@ -102,42 +132,64 @@ class KeptFolder:
         return True
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """Relative name → bytes, of every file of a folder, where it is kept."""
+        """Relative name → bytes, of every file of a folder, where it is kept.
+
+        Raises:
+            OSError: The storage does not answer; OutsideError if a file's name leads elsewhere.
+        """
+        folder = self._below(under)
         if self.url is None:
-            found = [p for p in (self.path / under).rglob("*") if p.is_file()]
-            return {p.relative_to(self.path).as_posix(): p.stat().st_size for p in found}
+            files = [p for p in folder.rglob("*") if p.is_file()]
+            return {p.relative_to(self.path).as_posix(): p.stat().st_size for p in files}
         root = self._address("")
         place = self._address(under)
         try:
             listed = self._do(lambda fs: fs.find(place, detail=True))
         except FileNotFoundError:
             return {}
-        start = len(fsspec.core.strip_protocol(root).rstrip("/")) + 1
-        return {name[start:]: int(info["size"]) for name, info in listed.items()}
+        start = fsspec.core.strip_protocol(root).rstrip("/") + "/"
+        found = {name.removeprefix(start): info["size"] for name, info in listed.items()}
+        for name, size in found.items():
+            self._below(name)
+            if size is None:
+                raise OSError(f"'{self.url}' lists no sizes, as a web server; an object store does")
+        return found
 
     def names(self) -> list[str]:
-        """Files and folders right below it, where it is kept."""
+        """Files and folders right below it, where it is kept.
+
+        Raises:
+            OSError: The storage does not answer; OutsideError if a name leads elsewhere.
+        """
         if self.url is None:
             return sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
         try:
             listed = self._do(lambda fs: fs.ls(self._address(""), detail=False))
         except FileNotFoundError:
             return []
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in listed)
+        names = sorted(name.rstrip("/").rpartition("/")[2] for name in listed)
+        for name in names:
+            self._below(name)
+        return names
 
     def pull(self, names: Iterable[str]) -> None:
-        """Gets what is missing here, or differs in size, of files and folders."""
+        """Gets what is missing here, or differs in size, of files and folders.
+
+        Raises:
+            OSError: The storage does not answer; OutsideError, before anything is written, if a
+                file's name leads elsewhere.
+        """
         if self.url is None:
             return
-        for name in names:
-            for file, size in self.sizes(name).items():
-                path = self.path / file
-                if not path.exists() or path.stat().st_size != size:
-                    self.fetch(file)
+        listed = [self.sizes(name) for name in names]
+        for file, size in (item for sizes in listed for item in sizes.items()):
+            path = self._below(file)
+            if not path.exists() or path.stat().st_size != size:
+                self.fetch(file)
 
     def remove(self, name: str) -> None:
         """Removes a file or folder, here and there; nothing happens where there is none."""
-        path = self.path / name
+        path = self._below(name)
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -150,6 +202,9 @@ class KeptFolder:
                 fs.rm(self._address(name), recursive=True)
 
         self._do(gone)
+
+    def _below(self, name: str) -> Path:
+        return below(self.path, name, self.url)
 
     def _address(self, name: str) -> str:
         return f"{self.url}/{name}".rstrip("/")

@@ -38,37 +38,42 @@ def write_sound(tmp_path: Path) -> WriteSound:
 
 
 @pytest.fixture()
-def write_video(tmp_path: Path) -> WriteVideo:
-    """Writes (V, H, W, 3) frames under `tmp_path`, at `stamps` in tenths of a second."""
+def write_video(tmp_path: Path, write_film: WriteVideo) -> WriteVideo:
+    """Writes (V, H, W, 3) frames under `tmp_path`, as `write_film` does."""
+    return lambda name, frames, **given: write_film(tmp_path / name, frames, **given)
 
-    def write(
-        name: str,
-        frames: NDArray[np.uint8],
-        *,
-        stamps: Sequence[int] | None = None,
-        sound: NDArray[np.int16] | None = None,
-    ) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(path), "w") as container:
-            pictures = container.add_stream("libx264", rate=10)
-            pictures.height, pictures.width = frames.shape[1:3]
-            pictures.pix_fmt = "yuv420p"
-            pictures.options = {"crf": "5", "preset": "ultrafast", "tune": "zerolatency"}
-            voice = container.add_stream("aac", rate=16_000) if sound is not None else None
-            for position, image in enumerate(frames):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                frame.pts = stamps[position] if stamps is not None else position
-                container.mux(pictures.encode(frame))
-            container.mux(pictures.encode(None))
-            if voice is not None and sound is not None:
-                block = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
-                block.rate = 16_000
-                container.mux(voice.encode(block))
-                container.mux(voice.encode(None))
-        return path
 
-    return write
+@pytest.fixture(scope="session")
+def write_film() -> WriteVideo:
+    """Writes (V, H, W, 3) frames to a path, at `stamps` in tenths of a second."""
+    return _write_film
+
+
+def _write_film(
+    path: Path,
+    frames: NDArray[np.uint8],
+    *,
+    stamps: Sequence[int] | None = None,
+    sound: NDArray[np.int16] | None = None,
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        pictures = container.add_stream("libx264", rate=10)
+        pictures.height, pictures.width = frames.shape[1:3]
+        pictures.pix_fmt = "yuv420p"
+        pictures.options = {"crf": "5", "preset": "ultrafast", "tune": "zerolatency"}
+        voice = container.add_stream("aac", rate=16_000) if sound is not None else None
+        for position, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts = stamps[position] if stamps is not None else position
+            container.mux(pictures.encode(frame))
+        container.mux(pictures.encode(None))
+        if voice is not None and sound is not None:
+            block = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+            block.rate = 16_000
+            container.mux(voice.encode(block))
+            container.mux(voice.encode(None))
+    return path
 
 
 @pytest.fixture()

@@ -6,7 +6,10 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -359,28 +363,55 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
 
 FILL = """
 import json, sys, time
+from pathlib import Path
+import numpy as np
 from datasets.cache import open_cache
 from datasets.index import read_index
+shards, cache, begun, go = sys.argv[1], *map(Path, sys.argv[2:])
 filled = []
 def note(done, total):
     filled.append(done)
-    time.sleep(0.1)  # long enough for the other process to come
-cache = open_cache(read_index(sys.argv[1]), __import__("pathlib").Path(sys.argv[2]), on_progress=note)
-import numpy as np
+    begun.touch()
+    while not go.exists():
+        time.sleep(0.01)
+cache = open_cache(read_index(shards), cache, on_progress=note)
 total = float(cache.batch(np.arange(12), ["audio"])["audio"].abs().sum())
 print(json.dumps({"filled": len(filled), "total": total}))
 """
 
 
-def test_two_processes_at_once_fill_one_cache(small_index: ShardIndex, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FILL, small_index.root, str(tmp_path / "cache")]
-    both = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    reports = [json.loads(process.communicate(timeout=120)[0]) for process in both]
-    assert sorted(report["filled"] for report in reports) == [0, 12]
-    here = open_cache(small_index, tmp_path / "alone").batch(np.arange(12), ["audio"])["audio"]
-    assert [report["total"] for report in reports] == [float(here.abs().sum())] * 2
+def test_who_comes_while_another_process_fills_the_cache_waits_for_it(
+    small_index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, filled = threading.Event(), []
+
+    class Noted(FileLock):  # type: ignore[valid-type,misc]
+        """The lock as it is; says when another one holds it."""
+
+        def _acquire(self) -> None:
+            super()._acquire()
+            if not self.is_locked:
+                refused.set()
+
+    folder, begun, go = tmp_path / "cache", tmp_path / "begun", tmp_path / "go"
+    arguments = [small_index.root, *map(str, (folder, begun, go))]
+    command = [sys.executable, "-c", FILL, *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        while not begun.exists():
+            assert other.poll() is None
+            time.sleep(0.01)
+        monkeypatch.setattr(cache_module, "FileLock", Noted)
+        with ThreadPoolExecutor(1) as pool:
+            note = lambda done, total: filled.append(done)  # noqa: E731
+            here = pool.submit(open_cache, small_index, folder, on_progress=note)
+            while not (refused.is_set() or here.done()):
+                time.sleep(0.01)
+            go.touch()
+            report = json.loads(other.communicate()[0])
+            audio = here.result().batch(np.arange(12), ["audio"])["audio"]
+    assert refused.is_set(), "it met the other one"
+    assert (report["filled"], filled) == (12, [])
+    assert report["total"] == float(audio.abs().sum()) > 0
 
 
 def test_a_derivation_is_computed_once_and_kept_by_row(

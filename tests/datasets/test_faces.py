@@ -343,24 +343,33 @@ def test_windows_at_a_rate_are_those_of_a_clip(
 # What prepares, remembers and verifies
 
 
-@pytest.fixture()
-def films(write_video: WriteVideo) -> Corpus:
-    """Three clips with a bright square, one without, of two speakers."""
+@pytest.fixture(scope="module")
+def films(write_film: WriteVideo, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Three clips with a bright square, one without, of two speakers; a manifest beside them."""
+    folder = tmp_path_factory.mktemp("films")
     places = {"a1": (64, 96), "a2": (256, 128), "b1": (160, 32), "b2": None}
     clips = []
     for name, place in places.items():
         frames = (
             film(*[place] * 8, side=32, size=(320, 480)) if place else film(*[(0, 0)] * 8, side=0)
         )
-        path = write_video(
-            f"{name}.mp4", frames if place else np.full((8, 320, 480, 3), 40, np.uint8)
+        path = write_film(
+            folder / f"{name}.mp4", frames if place else np.full((8, 320, 480, 3), 40, np.uint8)
         )
         clips.append(
             ClipRecord(
                 clip=name, speaker=name[0], label="glad" if "1" in name else "sad", video=path
             )
         )
+    rows = [f"{r.clip},{r.speaker},{r.label},{r.video.name}" for r in clips if r.video]
+    (folder / "manifest.csv").write_text("\n".join(["clip,speaker,label,video", *rows]))
     return Corpus(name="films", labels=("glad", "sad"), clips=tuple(clips))
+
+
+def home(films: Corpus) -> Path:
+    """The folder with the films and their manifest."""
+    assert films.clips[0].video is not None
+    return films.clips[0].video.parent
 
 
 def faced(tmp_path: Path, **given: object) -> ShardSettings:
@@ -424,28 +433,22 @@ def test_an_index_says_how_frames_were_taken_and_an_old_one_the_centre(
 
 @pytest.mark.parametrize(
     "other",
-    [
-        {"crop": Crop()},
-        {"crop": HAAR},
-        {"frame_rate": 3.0},
-        {"crop": Crop(kind="face", margin=0.4)},
-    ],
+    [{"crop": Crop()}, {"frame_rate": 3.0}, {"crop": Crop(kind="face", margin=0.4)}],
 )
-def test_an_interrupted_preparation_is_not_taken_up_with_another_crop(
+def test_an_interrupted_preparation_is_taken_up_with_the_same_crop_alone(
     films: Corpus, tmp_path: Path, other: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
+    some = replace(films, clips=films.clips[:2])
+    settings = ShardSettings(crop=HAAR, frame_rate=2.0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "_merge", stop)
-        prepare(films, tmp_path / "out", ShardSettings(crop=HAAR, frame_rate=2.0))
-    settings = ShardSettings(**{"crop": HAAR, "frame_rate": 2.0, **other})  # type: ignore[arg-type]
-    if settings == ShardSettings(crop=HAAR, frame_rate=2.0):
-        assert prepare(films, tmp_path / "out", settings).crop == HAAR
-        return
+        prepare(some, tmp_path / "out", settings)
     with pytest.raises(DataError, match="another corpus or with other settings"):
-        prepare(films, tmp_path / "out", settings)
+        prepare(some, tmp_path / "out", replace(settings, **other))  # type: ignore[arg-type]
+    assert prepare(some, tmp_path / "out", settings).crop == HAAR
 
 
 def test_a_moved_face_model_is_the_same_one(films: Corpus, tmp_path: Path) -> None:
@@ -534,17 +537,11 @@ def test_an_opencv_without_cascades_says_what_to_install(monkeypatch: pytest.Mon
 # The command line and the contact sheet
 
 
-def manifest_of(films: Corpus, folder: Path) -> Path:
-    rows = [f"{r.clip},{r.speaker},{r.label},{r.video.name}" for r in films.clips if r.video]
-    (folder / "manifest.csv").write_text("\n".join(["clip,speaker,label,video", *rows]))
-    return folder
-
-
 def test_the_sheet_shows_picture_and_crop_and_where_there_was_no_face(
     films: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write_yunet(tmp_path / "model.onnx")
-    root, sheet = manifest_of(films, tmp_path), tmp_path / "sheets" / "sheet.png"
+    root, sheet = home(films), tmp_path / "sheets" / "sheet.png"
     arguments = ["manifest", "--root", str(root), "--crop", "face", "--face-model", str(model)]
     assert main([*arguments, "--preview", str(sheet), "--preview-only"]) == 0
     assert capsys.readouterr().out == f"preview of 4 clips, face found in 3: {sheet}\n"
@@ -560,8 +557,9 @@ def test_the_sheet_shows_picture_and_crop_and_where_there_was_no_face(
 
 
 def test_the_sheet_names_what_cannot_be_read_and_goes_on(films: Corpus, tmp_path: Path) -> None:
-    assert films.clips[0].video is not None
-    films.clips[0].video.write_bytes(b"no film")
+    (tmp_path / "a1.mp4").write_bytes(b"no film")
+    broken = replace(films.clips[0], video=tmp_path / "a1.mp4")
+    films = replace(films, clips=(broken, *films.clips[1:]))
     line = write_preview(films, tmp_path / "sheet.jpg", count=3, size=(48, 48))
     assert line == f"preview of 4 clips, 1 cannot be read: {tmp_path / 'sheet.jpg'}"
     assert (tmp_path / "sheet.jpg").read_bytes()[:2] == b"\xff\xd8"
@@ -605,7 +603,7 @@ def test_what_cannot_be_asked_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     try:
-        code = main(["manifest", "--root", str(manifest_of(films, tmp_path)), *arguments])
+        code = main(["manifest", "--root", str(home(films)), *arguments])
     except SystemExit as end:  # argparse's own
         code = int(end.code or 0)
     assert code == 2
@@ -617,7 +615,7 @@ def test_a_sheet_that_cannot_be_written_is_one_line(
 ) -> None:
     (tmp_path / "file").write_text("")
     sheet = tmp_path / "file" / "sheet.png"
-    root = manifest_of(films, tmp_path)
+    root = home(films)
     assert main(["manifest", "--root", str(root), "--preview", str(sheet), "--preview-only"]) == 2
     assert f"Cannot write '{sheet}'" in capsys.readouterr().err
 

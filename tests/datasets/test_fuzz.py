@@ -138,7 +138,6 @@ def damaged(originals: dict[str, bytes], folder: Path) -> list[ClipRecord]:
     return records
 
 
-@pytest.mark.timeout(120)
 def test_damaged_media_are_decoded_or_left_out_and_named(
     originals: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -307,7 +306,6 @@ TREES = (
 )  # fmt: skip
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("make", TREES, ids=lambda make: make.__name__.removesuffix("_tree"))
 def test_damaged_label_files_end_in_an_index_or_in_one_line(
     make: Callable[..., tuple[Path, list[str]]],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datasets.clips import DataError, Skipped
-from datasets.index import ShardIndex, read_index, write_index
+from datasets.index import ShardEntry, ShardIndex, read_index, write_index
 
 MakeIndex = Callable[..., ShardIndex]
 ROWS = [("c1", "ann", "glad"), ("c2", "ann", "sad"), ("c3", "bob", "sad"), ("c4", "bob", "odd")]
@@ -151,3 +151,16 @@ def test_a_clip_is_a_line(small_index: ShardIndex) -> None:
     lines = (Path(small_index.root) / "index.json").read_text().splitlines()
     (line,) = (line for line in lines if '"bob-sad-1"' in line)
     assert json.loads(line.strip().rstrip(","))["speaker"] == "bob"
+
+
+@pytest.mark.parametrize("name", ["../other/shard.tar", "a/../../shard.tar", "/etc/passwd", "C:x"])
+def test_shards_that_lie_outside_the_folder_are_refused(
+    make_index: MakeIndex, tmp_path: Path, name: str
+) -> None:
+    shard = ShardEntry(name="shard.tar", clips=4, bytes=1, sha256="0")
+    written = replace(make_index(ROWS), root=str(tmp_path), shards=(shard,))
+    write_index(written, tmp_path)
+    assert read_index(tmp_path).shards == (shard,)
+    edit(written, lambda document: document["shards"][0].update(name=name))
+    with pytest.raises(DataError, match=rf"index\.json' lists '{name}', which lies outside"):
+        read_index(tmp_path)

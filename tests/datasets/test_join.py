@@ -458,3 +458,20 @@ def test_shards_behind_a_url_are_fetched(object_store: Any, prepared: Path, tmp_
     object_store.delete_object(Bucket="corpora", Key="ravdess/shard-00000.tar")
     with pytest.raises(DataError, match=r"no shard 's3://corpora/ravdess/shard-00000\.tar'"):
         join([read_part("s3://corpora/ravdess")], tmp_path / "again")
+
+
+def test_a_shard_is_never_put_outside_the_joined_folder(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(prepared / "ravdess", tmp_path / "theirs")
+    name = "a/../../evil.tar"
+    (tmp_path / "theirs" / "shard-00000.tar").rename(tmp_path / "evil.tar")
+    (tmp_path / "ravdess-a").mkdir()
+    path = tmp_path / "theirs" / FILE_NAME
+    path.write_text(path.read_text().replace("shard-00000.tar", name))
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(tmp_path / "out"), str(tmp_path / "theirs")]) == 2
+    error = capsys.readouterr().err
+    assert f"index.json' lists '{name}', which lies outside its folder" in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before

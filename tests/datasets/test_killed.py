@@ -5,26 +5,31 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path, PosixPath
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 
 from datasets.clips import ClipRecord, Corpus, DataError
 from datasets.manifest import load_manifest
-from datasets.prepare import pace
+from datasets.prepare import main, pace
 from datasets.shards import ShardSettings, prepare
 from datasets.workforce import Job, Marker, run_jobs
 from tests.faults.storage import small_disk
 
+ROOT = Path(__file__).parents[2]
 FOUR = ShardSettings(clips_per_shard=4)
 
 
@@ -131,44 +136,76 @@ def test_after_a_crash_of_the_only_process_the_next_call_finds_the_culprit(
     ]  # fmt: skip
 
 
-def long_sounds(folder: Path, clips: int = 48) -> None:
-    """A manifest of sounds that take a while to encode."""
-    noise = np.random.default_rng(0).integers(-9000, 9000, 16_000 * 40).astype(np.int16)
+HELD = "7.wav"
+HOLD = f"""
+import multiprocessing, os, pathlib, time
+real = pathlib.Path.is_file
+def is_file(self):
+    if self.name == {HELD!r} and multiprocessing.parent_process():
+        here = pathlib.Path(os.environ["HOLD"])
+        (here / "held").write_text(str(os.getpid()))
+        while not (here / "go").exists():
+            time.sleep(0.01)
+    return real(self)
+pathlib.Path.is_file = is_file
+"""
+"""A `sitecustomize` with which the worker that comes to a clip waits there."""
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of twelve sounds."""
+    folder = tmp_path_factory.mktemp("sounds")
+    generator = np.random.default_rng(0)
     rows = ["clip,speaker,label,audio"]
-    folder.mkdir()
-    for number in range(clips):
-        soundfile.write(folder / f"{number}.wav", np.roll(noise, number), 16_000)
-        rows.append(f"c{number},s{number % 3},sad,{number}.wav")
+    for number in range(12):
+        noise = generator.integers(-9000, 9000, 800).astype(np.int16)
+        soundfile.write(folder / f"{number}.wav", noise, 16_000)
+        rows.append(f"c{number:02d},s{number % 3},sad,{number}.wav")
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["all processes", "the parent"])
 def test_a_killed_command_leaves_whole_shards_and_is_taken_up(
-    tmp_path: Path, whole_group: bool
+    sounds: Path, tmp_path: Path, whole_group: bool
 ) -> None:
-    long_sounds(tmp_path / "media")
-    out = tmp_path / "out"
-    command = [
-        sys.executable, "-m", "datasets.prepare", "manifest", "--root", str(tmp_path / "media"),
-        "--clips-per-shard", "6", "--workers", "2", "--out",
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    arguments = [
+        "manifest", "--root", str(sounds), "--clips-per-shard", "3", "--workers", "2", "--out", str(out),
     ]  # fmt: skip
-    undisturbed = tmp_path / "undisturbed"
-    prepare(load_manifest(tmp_path / "media"), undisturbed, ShardSettings(clips_per_shard=6))
-    run = subprocess.Popen([*command, str(out)], start_new_session=True)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob("shard-*.tar"))) < 2 and run.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    prepare(load_manifest(sounds), undisturbed, ShardSettings(clips_per_shard=3))
+    (tmp_path / "sitecustomize.py").write_text(HOLD)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "datasets.prepare", *arguments],
+        env={**os.environ, "HOLD": str(tmp_path), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        start_new_session=True,
+    )
+    held = tmp_path / "held"
+    until(lambda: run.poll() is not None or (held.exists() and len([*out.glob("shard-*.tar")]) > 1))
     os.killpg(run.pid, signal.SIGKILL) if whole_group else run.kill()
-    run.wait()
-    assert not (out / "index.json").exists(), "it was killed before its end"
+    assert run.wait() == -signal.SIGKILL, "it was killed before its end"
+    assert not (out / "index.json").exists()
     for path in out.glob("shard-*.tar"):
         assert path.read_bytes() == (undisturbed / path.name).read_bytes()
         with tarfile.open(path) as tar:
-            assert len(tar.getmembers()) == 12
-    subprocess.run([*command, str(out)], check=True)
-    time.sleep(0.5)  # orphans would write now
+            assert len(tar.getmembers()) == 6
+    assert main(arguments) == 0
+    (tmp_path / "go").touch()
+    orphan = int(held.read_text())
+    until(lambda: not _lives(orphan))
     assert content(out) == content(undisturbed)
+
+
+def _lives(process: int) -> bool:
+    return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_shard_that_is_not_as_it_was_reported_is_written_again(
@@ -196,29 +233,80 @@ def test_two_preparations_of_one_folder_do_not_meet(small_corpus: Corpus, tmp_pa
     assert len(prepare(small_corpus, tmp_path / "out", FOUR, on_progress=meddle).clips) == 12
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_on_a_full_disk_it_ends_in_one_line_and_goes_on_when_there_is_room(
-    tmp_path: Path, workers: int
-) -> None:
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Three shards of two clips each, the last of them of nearly 2 MB, the others of a few kB."""
+    folder = tmp_path_factory.mktemp("loud")
     noise = np.random.default_rng(0).integers(-30_000, 30_000, 16_000 * 30).astype(np.int16)
-    soundfile.write(tmp_path / "a.wav", noise, 16_000)
+    soundfile.write(folder / "long.wav", noise, 16_000)
+    soundfile.write(folder / "short.wav", noise[:1600], 16_000)
     clips = tuple(
-        ClipRecord(clip=f"c{n}", speaker="ann", label="sad", audio=tmp_path / "a.wav")
+        ClipRecord(
+            clip=f"c{n}", speaker="ann", label="sad", audio=folder / ("short.wav", "long.wav")[n > 3],
+        )
         for n in range(6)
-    )
-    corpus = Corpus(name="loud", labels=("sad",), clips=clips)
-    settings = ShardSettings(clips_per_shard=2)
-    prepare(corpus, tmp_path / "undisturbed", settings)
-    with small_disk(tmp_path / "disk", 9) as disk:
-        (disk / "other").write_bytes(bytes(5 * 2**20))
-        with pytest.raises(DataError, match=r"Cannot write to '.*/out': No space left on device\."):
-            prepare(corpus, disk / "out", settings, workers=workers)
-        assert not list(disk.rglob("*.partial-*")) and not (disk / "out" / "index.json").exists()
-        (disk / "other").unlink()
-        prepare(corpus, disk / "out", settings, workers=workers)
-        shutil.rmtree(disk / "out" / ".prepare", ignore_errors=True)
-        assert content(disk / "out") == content(tmp_path / "undisturbed")
+    )  # fmt: skip
+    return Corpus(name="loud", labels=("sad",), clips=clips)
+
+
+LOUD = ShardSettings(clips_per_shard=2)
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[Path]:
+    """A disk with room for a large shard when what else lies there is gone."""
+    with small_disk(folder, 4) as disk:
+        (disk / "other").write_bytes(bytes(3 * 2**20))
+        yield disk
+
+
+@contextmanager
+def small_files(folder: Path) -> Iterator[Path]:
+    """A folder; no file may become larger than half a large shard, here and in child processes."""
+    folder.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
+    try:
+        yield folder
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("no_room", "why"),
+    [
+        pytest.param(
+            full_disk,
+            "No space left on device",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root"),
+        ),
+        (small_files, "File too large"),
+    ],
+    ids=["disk", "file"],
+)
+def test_without_room_it_ends_in_one_line_and_goes_on_when_there_is_some(
+    loud: Corpus,
+    tmp_path: Path,
+    no_room: Callable[[Path], AbstractContextManager[Path]],
+    why: str,
+    workers: int,
+) -> None:
+    prepare(loud, tmp_path / "undisturbed", LOUD)
+    with ExitStack() as stack:
+        folder = stack.enter_context(no_room(tmp_path / "folder"))
+        with pytest.raises(DataError, match=rf"Cannot write to '.*/out': {why}\."):
+            prepare(loud, folder / "out", LOUD, workers=workers)
+        assert (
+            not list(folder.rglob("*.partial-*")) and not (folder / "out" / "index.json").exists()
+        )
+        if no_room is full_disk:
+            (folder / "other").unlink()
+        else:
+            stack.close()
+        prepare(loud, folder / "out", LOUD, workers=workers)
+        shutil.rmtree(folder / "out" / ".prepare", ignore_errors=True)
+        assert content(folder / "out") == content(tmp_path / "undisturbed")
 
 
 def test_progress_never_goes_back_and_counts_what_was_done_before(

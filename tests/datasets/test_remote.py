@@ -18,6 +18,7 @@ from datasets.cache import open_cache
 from datasets.clips import DataError
 from datasets.index import ShardIndex, read_index
 from datasets.remote import open_resuming
+from datasets.storage import KeptFolder, OutsideError
 from datasets.stream import stream_clips
 
 
@@ -26,6 +27,7 @@ class WebServer(ThreadingHTTPServer):
 
     Attributes:
         requests: Answered so far.
+        sent: Bytes of content so far.
         fails: Whether the request of that number is answered with 503.
         cuts: Whether the answer to it ends in the middle.
         ranges: Whether parts of files can be asked for.
@@ -33,7 +35,7 @@ class WebServer(ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.requests = folder, 0
+        self.folder, self.requests, self.sent = folder, 0, 0
         self.fails: Callable[[int], bool] = lambda number: False
         self.cuts: Callable[[int], bool] = lambda number: False
         self.ranges = True
@@ -83,9 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not body:
             return
         if self.server.cuts(number):
-            self.wfile.write(content[: len(content) // 2])
+            content = content[: len(content) // 2]
             self.close_connection = True
-            return
+        self.server.sent += len(content)
         self.wfile.write(content)
 
 
@@ -154,9 +156,19 @@ def test_what_was_read_is_not_read_again_where_the_server_can_go_on(
     content = np.random.default_rng(0).bytes(17 * 2**20)
     (tmp_path / "site" / "large").write_bytes(content)
     web.ranges = ranges
-    web.cuts = lambda number: number in {2, 4}
     with open_resuming(f"{web.url}/large") as file:
         assert file.read() == content
+    undisturbed, before = web.sent, web.requests
+    # Late in the file; the second time while it is going on.
+    cut = {before + 5, before + 6} if ranges else {before + 3, before + 5}
+    web.cuts = lambda number: number in cut
+    with open_resuming(f"{web.url}/large") as file:
+        assert file.read() == content
+    assert web.requests > max(2 * before, *cut), "it was cut off, and asked again"
+    if (
+        ranges
+    ):  # no more than two blocks of 5 MiB, cut off half-way, and nothing that came before them
+        assert 2**20 < web.sent - 2 * undisturbed < 2 * 5 * 2**20
 
 
 def test_a_server_that_stays_away_is_named_in_the_end(
@@ -177,3 +189,15 @@ def test_a_file_that_is_not_there_is_not_asked_for_again(
     with pytest.raises(DataError, match=r"No index\.json in 'http://.*/nowhere'"):
         read_index(f"{web.url}/nowhere")
     assert short_waits == []
+
+
+def test_a_page_that_links_out_of_its_folder_is_refused(web: WebServer, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "evil").write_bytes(b"x")
+    (site / "weights").write_text('<a href="fine">fine</a> <a href="../../evil">evil</a>')
+    with pytest.raises(OutsideError, match=r"/weights' lists '\.\./\.\./evil', which lies outside"):
+        KeptFolder.at(f"{web.url}/weights", tmp_path / "cache").pull([""])
+    (site / "weights").write_text('<a href="fine">fine</a>')
+    with pytest.raises(OSError, match="lists no sizes"):
+        KeptFolder.at(f"{web.url}/weights", tmp_path / "cache").pull([""])
+    assert not list((tmp_path / "cache").rglob("*"))

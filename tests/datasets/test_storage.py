@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
-from datasets.storage import KeptFolder, is_url, working_copy
+from datasets.storage import KeptFolder, OutsideError, below, is_url, local_folder, working_copy
+from ensembles.export import main as export_main
+from search.kept import bring_together
 
 
 @pytest.fixture()
@@ -99,3 +103,83 @@ def test_runs_behind_different_urls_have_working_copies_of_their_own(tmp_path: P
     }
     assert len(copies) == 4
     assert is_url("s3://a/runs") and not is_url("/runs/x")
+
+
+def test_a_name_that_leads_out_of_a_folder_is_refused(tmp_path: Path) -> None:
+    kept = KeptFolder(tmp_path, "memory://store/run")
+    takers = (kept.fetch, kept.send, kept.remove, kept.sizes, lambda name: kept.pull([name]))
+    for name in (
+        "../evil",
+        "a/../../evil",
+        "/evil",
+        "a\\..\\..\\evil",
+        "\\evil",
+        "C:evil",
+        "evil\0",
+    ):
+        for take in (*takers, lambda name: below(tmp_path, name)):
+            with pytest.raises(
+                OutsideError, match=r"lists '.*evil.*', which lies outside its folder"
+            ):
+                take(name)
+
+
+@pytest.mark.parametrize("name", ["", "a", "a/./b.tar", "a..b/..c", "ravdess:actor_01"])
+def test_a_name_that_does_not_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
+    assert below(tmp_path, name) == tmp_path / name
+
+
+@pytest.fixture()
+def memory() -> Iterator[Any]:
+    """An object store in this process, which takes every key as it is."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+def take_weights(url: str, cache: Path) -> None:
+    local_folder(url, cache)
+
+
+def continue_run(url: str, cache: Path) -> None:
+    bring_together(KeptFolder.at(url, cache))
+
+
+def export_run(url: str, cache: Path) -> None:
+    out = cache / "exported"
+    assert export_main([url, "--out", str(out)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("take", "key", "named"),
+    [
+        (take_weights, "../../evil", ".."),
+        (take_weights, "sub/../../../evil", "sub/../../../evil"),
+        (continue_run, "sub/../../../evil", "sub/../../../evil"),
+        (continue_run, "{outside}/evil", "{outside}/evil"),
+        (export_run, "../../evil", ".."),
+        (export_run, "sub/../../../evil", "sub/../../../evil"),
+    ],
+)
+def test_an_object_whose_name_leads_out_is_refused_and_written_nowhere(
+    memory: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    take: Callable[[str, Path], None],
+    key: str,
+    named: str,
+) -> None:
+    monkeypatch.setenv("EMOTION_CACHE", str(tmp_path / "cache"))
+    key, named = key.format(outside=tmp_path), named.format(outside=tmp_path)
+    for name in ("config.yaml", "journal.log", "sub/fine", key):
+        memory.pipe_file(f"/store/run/{name}", b"x")
+    try:
+        take("memory://store/run", tmp_path / "cache")
+        message = capsys.readouterr().err.strip()
+    except OutsideError as error:
+        message = str(error)
+    assert not list(tmp_path.rglob("evil"))
+    assert f"'memory://store/run' lists '{named}', which lies outside its folder" in message
+    assert "\n" not in message

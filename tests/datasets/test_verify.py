@@ -188,9 +188,10 @@ def test_brackets_in_a_name_are_printed_as_they_are(
     assert "same recording: [red]x = y[/a]" in capsys.readouterr().out
 
 
-@pytest.fixture()
-def doubtful(tmp_path: Path) -> ShardIndex:
+@pytest.fixture(scope="module")
+def doubtful(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     """Four speakers, one of them for tests; of ann's pictures one is frozen, one black, one too short."""
+    tmp_path = tmp_path_factory.mktemp("doubtful")
     generator = np.random.default_rng(0)
     clips = []
     for number, speaker in enumerate(("ann", "bob", "cem", "dan")):
