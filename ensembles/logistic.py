@@ -15,8 +15,8 @@ from ensembles.rules import Inputs, LinearMap, posterior_table
 
 Scaling = Literal["standard", "minmax", "none"]
 
-_MOST_COLUMNS = 64
-"""Of a system that is solved by Newton's method; scikit-learn's L-BFGS is faster beyond."""
+_MOST_COLUMNS, _MOST_NUMBERS = 128, 50_000
+"""Of a table that Newton's method is used for; beyond, scikit-learn's L-BFGS is faster."""
 
 PENALTIES = (0.003, 0.03, 0.3, 3.0)
 """Inverse strengths C that are tried inside."""
@@ -88,7 +88,7 @@ class LogisticFusion:
         """
         scalings = [_scaling(table[rows], self.scaling) for rows in inside]
         columns = np.stack([(table - shift) / scale for shift, scale in scalings])
-        if table.shape[1] <= _MOST_COLUMNS:
+        if table.shape[1] <= _MOST_COLUMNS and table.size <= _MOST_NUMBERS:
             regressions = Regressions(columns, labels, inside, self.num_classes_)
             solved = regressions.solve(penalties)
         else:

@@ -230,6 +230,7 @@ class CrossFitter:
     experts: Experts
     metric: str
     _fitted: dict[tuple[str, frozenset[int]], tuple[list[int], Rule]] = field(default_factory=dict)
+    _rules: dict[tuple[str, tuple[int, ...], frozenset[int]], Rule] = field(default_factory=dict)
     _merits: dict[frozenset[int], Array] = field(default_factory=dict)
 
     @property
@@ -261,12 +262,15 @@ class CrossFitter:
 
     def fit_rule(self, recipe: Recipe, taken: list[int], excluded: frozenset[int]) -> Rule:
         """Fits a recipe's fusion of given experts outside the excluded folds."""
-        table = self.experts.table
-        rows = ~np.isin(table.folds, list(excluded))
-        fusion = recipe.build([self.experts.modalities[m] for m in taken]).fit(
-            self.experts.log_posteriors[taken][:, rows], table.labels[rows], table.folds[rows]
-        )
-        return fusion.rule()
+        key = (recipe.name, tuple(taken), excluded)
+        if key not in self._rules:
+            table = self.experts.table
+            rows = ~np.isin(table.folds, list(excluded))
+            fusion = recipe.build([self.experts.modalities[m] for m in taken]).fit(
+                self.experts.log_posteriors[taken][:, rows], table.labels[rows], table.folds[rows]
+            )
+            self._rules[key] = fusion.rule()
+        return self._rules[key]
 
     def predict(self, recipe: Recipe, excluded: frozenset[int], fold: int) -> Array:
         """Log-posteriors of one fold's clips, (n, K)."""
