@@ -18,6 +18,9 @@ Scaling = Literal["standard", "minmax", "none"]
 _MOST_COLUMNS, _MOST_NUMBERS = 128, 50_000
 """Of a table that Newton's method is used for; beyond, scikit-learn's L-BFGS is faster."""
 
+_TO_CHOOSE, _TO_KEEP = 1e-4, 1e-6
+"""Tolerances: posteriors are within a hundredth of the optimum's, and within 1e-4."""
+
 PENALTIES = (0.003, 0.03, 0.3, 3.0)
 """Inverse strengths C that are tried inside."""
 
@@ -53,7 +56,7 @@ class LogisticFusion:
         self.num_classes_ = log_posteriors.shape[2]
         self.penalty_ = self._best_penalty(table, labels, groups)
         every_row = np.ones((1, len(labels)), bool)
-        ((self.rule_,),) = self._fit(table, labels, every_row, (self.penalty_,))
+        ((self.rule_,),) = self._fit(table, labels, every_row, (self.penalty_,), _TO_KEEP)
         return self
 
     def rule(self) -> LinearMap:
@@ -74,12 +77,17 @@ class LogisticFusion:
                 score("log_loss", labels[rows], model.apply_table(table[rows])) * rows.mean()
                 for rows, model in zip(outside, models, strict=True)
             )
-            for models in self._fit(table, labels, ~outside, self.penalties)
+            for models in self._fit(table, labels, ~outside, self.penalties, _TO_CHOOSE)
         ]
         return self.penalties[int(np.argmin(losses))]
 
     def _fit(
-        self, table: Array, labels: Labels, inside: NDArray[np.bool_], penalties: Iterable[float]
+        self,
+        table: Array,
+        labels: Labels,
+        inside: NDArray[np.bool_],
+        penalties: Iterable[float],
+        tolerance: float,
     ) -> Iterator[list[LinearMap]]:
         """For each penalty, one regression on each of (B, N) sets of rows.
 
@@ -90,12 +98,14 @@ class LogisticFusion:
         columns = np.stack([(table - shift) / scale for shift, scale in scalings])
         if table.shape[1] <= _MOST_COLUMNS and table.size <= _MOST_NUMBERS:
             regressions = Regressions(columns, labels, inside, self.num_classes_)
-            solved = regressions.solve(penalties)
+            solved = regressions.solve(penalties, tolerance)
         else:
             solved = self._by_sklearn(columns, labels, inside, penalties)
         for found in solved:
             yield [
-                LinearMap(own[:, :-1] / scale, own[:, -1] - own[:, :-1] / scale @ shift, self.inputs)
+                LinearMap(
+                    own[:, :-1] / scale, own[:, -1] - own[:, :-1] / scale @ shift, self.inputs
+                )
                 for own, (shift, scale) in zip(found, scalings, strict=True)
             ]
 

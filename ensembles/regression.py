@@ -12,8 +12,6 @@ from ensembles.metrics import Array, Labels
 ABSENT = -100.0
 """Logit of a class that no fitted row has."""
 
-_TOLERANCE = 1e-6
-"""Largest slope of the mean loss at the end; posteriors are then within 1e-4 of the optimum's."""
 _MOST_STEPS, _MOST_DIRECTIONS, _MOST_HALVINGS = 100, 50, 30
 _NEAR_ENOUGH = 0.01
 """Squared residual, of the first one, at which conjugate gradients end."""
@@ -46,10 +44,11 @@ class Regressions:
         self._present = (inside[:, None] & (self._truth > 0)).any(axis=2)
         self._offset = np.where(self._present, 0.0, ABSENT)[:, :, None]
 
-    def solve(self, penalties: Iterable[float]) -> Iterator[Array]:
-        """Yields (B, K, P + 1) coefficients, the intercept last, for each C; each starts at the one before.
+    def solve(self, penalties: Iterable[float], tolerance: float) -> Iterator[Array]:
+        """Yields (B, K, P + 1) coefficients, the intercept last, for each C.
 
-        The intercept of a class that none of a set's rows has is `ABSENT`.
+        Each starts at the one before, and ends where no slope of the mean loss is above the
+        tolerance. The intercept of a class that none of a set's rows has is `ABSENT`.
         """
         sets, size, _ = self._columns.shape
         found = np.zeros((sets, len(self._truth), size))
@@ -57,18 +56,18 @@ class Regressions:
             halved = np.where(self._present.sum(axis=1) == 2, 2.0, 1.0)
             ridge = np.repeat((halved / (penalty * self._count))[:, None], size, axis=1)
             ridge[:, -1] = 0.0
-            found = self._solve(found, ridge[:, None])
+            found = self._solve(found, ridge[:, None], tolerance)
             own = found * self._present[:, :, None]
             own[:, :, -1] += self._offset[:, :, 0]
             yield own
 
-    def _solve(self, found: Array, ridge: Array) -> Array:
+    def _solve(self, found: Array, ridge: Array, tolerance: float) -> Array:
         posteriors, loss = self._at(found, ridge)
         inverse = self._inverse(posteriors, ridge)
         for _ in range(_MOST_STEPS):
             apart = self._share * (posteriors - self._truth)
             slope = apart @ self._rows + ridge * found
-            if np.abs(slope).max() < _TOLERANCE:
+            if np.abs(slope).max() < tolerance:
                 break
             direction = self._direction(slope, posteriors, ridge, inverse)
             gain = (slope * direction).sum(axis=(1, 2))
