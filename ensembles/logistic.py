@@ -18,7 +18,7 @@ Scaling = Literal["standard", "minmax", "none"]
 _MOST_COLUMNS, _MOST_NUMBERS = 128, 50_000
 """Of a table that Newton's method is used for; beyond, scikit-learn's L-BFGS is faster."""
 
-_TO_CHOOSE, _TO_KEEP = 1e-4, 1e-6
+_TO_CHOOSE, _TO_KEEP = 3e-5, 1e-6
 """Tolerances: posteriors are within a hundredth of the optimum's, and within 1e-4."""
 
 PENALTIES = (0.003, 0.03, 0.3, 3.0)

@@ -105,15 +105,21 @@ class Regressions:
         towards = residual @ inverse
         size = first = (residual * towards).sum(axis=(1, 2))
         for _ in range(_MOST_DIRECTIONS):
+            going = size > _NEAR_ENOUGH * first  # the others would divide nothing by nothing
+            if not going.any():
+                break
             seen = towards @ self._columns
             seen -= (posteriors * seen).sum(axis=1, keepdims=True)
             bent = (weighted * seen) @ self._rows + ridge * towards
-            step = size / np.maximum((towards * bent).sum(axis=(1, 2)), 1e-300)
-            direction += step[:, None, None] * towards
-            residual = residual - step[:, None, None] * bent
+            step = _ratio(size, (towards * bent).sum(axis=(1, 2)), going)
+            direction += step * towards
+            residual = residual - step * bent
             next_one = residual @ inverse
             before, size = size, (residual * next_one).sum(axis=(1, 2))
-            if (size <= _NEAR_ENOUGH * first).all():
-                break
-            towards = next_one + (size / np.maximum(before, 1e-300))[:, None, None] * towards
+            towards = next_one + _ratio(size, before, going) * towards
         return direction
+
+
+def _ratio(one: Array, other: Array, where: NDArray[np.bool_]) -> Array:
+    """(B, 1, 1) of (B,); 0 elsewhere."""
+    return np.divide(one, other, out=np.zeros_like(one), where=where)[:, None, None]
