@@ -34,14 +34,16 @@ class Regressions:
     def __init__(
         self, columns: Array, labels: Labels, inside: NDArray[np.bool_], classes: int
     ) -> None:
-        ones = np.ones((*columns.shape[:2], 1))
-        self._rows = np.concatenate([columns, ones], axis=2)
-        self._columns = np.ascontiguousarray(self._rows.transpose(0, 2, 1))
-        self._labels = labels
-        self._truth = np.eye(classes)[labels].T
         self._count = inside.sum(axis=1)
+        # Each set's rows come first, and what none of them needs is left out.
+        order = np.argsort(~inside, axis=1, kind="stable")[:, : self._count.max()]
+        inside = np.take_along_axis(inside, order, axis=1)
+        rows = np.take_along_axis(columns, order[:, :, None], axis=1)
+        self._rows = np.concatenate([rows, np.ones((*order.shape, 1))], axis=2)
+        self._columns = np.ascontiguousarray(self._rows.transpose(0, 2, 1))
+        self._truth = np.arange(classes)[:, None] == labels[order][:, None]  # (B, K, N)
         self._share = (inside / self._count[:, None])[:, None]  # (B, 1, N)
-        self._present = (inside[:, None] & (self._truth > 0)).any(axis=2)
+        self._present = (inside[:, None] & self._truth).any(axis=2)
         self._offset = np.where(self._present, 0.0, ABSENT)[:, :, None]
 
     def solve(self, penalties: Iterable[float], tolerance: float) -> Iterator[Array]:
@@ -51,7 +53,7 @@ class Regressions:
         tolerance. The intercept of a class that none of a set's rows has is `ABSENT`.
         """
         sets, size, _ = self._columns.shape
-        found = np.zeros((sets, len(self._truth), size))
+        found = np.zeros((sets, self._present.shape[1], size))
         for penalty in penalties:
             halved = np.where(self._present.sum(axis=1) == 2, 2.0, 1.0)
             ridge = np.repeat((halved / (penalty * self._count))[:, None], size, axis=1)
@@ -86,7 +88,7 @@ class Regressions:
         """(B, K, N) posteriors and (B,) losses."""
         logits = found @ self._columns + self._offset
         logits -= logits.max(axis=1, keepdims=True)
-        true = logits[:, self._labels, np.arange(len(self._labels))]
+        true = np.where(self._truth, logits, 0.0).sum(axis=1)
         odds = np.exp(logits, out=logits)
         total = odds.sum(axis=1, keepdims=True)
         loss = (self._share[:, 0] * (np.log(total[:, 0]) - true)).sum(axis=1)
