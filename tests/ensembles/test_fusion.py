@@ -18,6 +18,8 @@ from ensembles.calibrate import CalibratedFusion, TemperedFusion, best_power
 from ensembles.greedy import GreedySelection
 from ensembles.late import AverageFusion, GroupedFusion, WeightedFusion
 from ensembles.logistic import PENALTIES, LogisticFusion
+from ensembles.memory import fitted as remembered
+from ensembles.memory import remembering
 from ensembles.metrics import log_softmax, score
 from ensembles.recipes import Fusion, recipes_for
 from ensembles.regression import Regressions
@@ -154,7 +156,7 @@ def test_fusing_beats_a_lone_expert(build: Build, make_experts: Any) -> None:
 
 @every_fusion
 def test_what_was_fitted_comes_back_from_json(build: Build, make_experts: Any) -> None:
-    experts = make_experts()
+    experts = make_experts(scale=60.0)
     rule = fitted(build, experts).rule()
     again = rule_from_json(json.loads(json.dumps(rule.to_json())), 3, 3)
     np.testing.assert_array_equal(
@@ -583,6 +585,40 @@ def test_logistic_of_many_columns_is_scikit_learns(make_experts: Any) -> None:
     fused = np.exp(fusion.predict(values[:, rows]))
     np.testing.assert_allclose(fused[:, :2], model.predict_proba(columns), atol=1e-6)
     assert fused[:, 2].max() < 1e-6
+
+
+def test_the_same_settings_on_the_same_rows_are_fitted_once(make_experts: Any) -> None:
+    fits = []
+
+    class Counted(AverageFusion):
+        def fit(self, log_posteriors: Any, labels: Any, groups: Any) -> Any:
+            fits.append(dict(vars(self)))
+            return super().fit(log_posteriors, labels, groups)
+
+    experts = make_experts()
+    values, labels, folds = experts.log_posteriors, experts.table.labels, experts.table.folds
+    others = [
+        (values[::-1], labels, folds),
+        (values, labels[::-1], folds),
+        (values, labels, labels),
+    ]
+    with remembering({}):
+        first = remembered(Counted("log"), values, labels, folds)
+        assert remembered(Counted("log"), values.copy(), labels.copy(), folds.copy()) is first
+        assert len(fits) == 1
+        for rows in others:
+            assert remembered(Counted("log"), *rows) is not first
+        assert isinstance(remembered(Counted("arithmetic"), values, labels, folds), Pooling)
+        assert len(fits) == 5
+        # Two functions can share an address, one after the other.
+        stack = StackedFusion([lambda: Counted("log")], lambda: Counted("log"))
+        assert remembered(stack, values, labels, folds) is not remembered(
+            stack, values, labels, folds
+        )
+    before = len(fits)
+    remembered(Counted("log"), values, labels, folds)
+    remembered(Counted("log"), values, labels, folds)
+    assert len(fits) == before + 2
 
 
 def test_a_stack_of_one_layer_of_one_is_that_fusion_weighed(make_experts: Any) -> None:
