@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
+from ensembles.memory import Inner, fitted
 from ensembles.metrics import Array, Labels, log_softmax
-from ensembles.rules import Calibrated, Rule, Tempered
+from ensembles.rules import Calibrated, Tempered
 
 Kind = Literal["temperature", "vector"]
 _PENALTY = 1e-3
 _LEAST, _MOST = -3.0, 3.0
 """Natural logarithms of the powers that are tried: from a twentieth to twenty."""
-
-
-class Inner(Protocol):
-    """A fusion that is calibrated."""
-
-    def fit(self, log_posteriors: Array, labels: Labels, groups: Labels) -> Self:
-        """(M, N, K), (N,), (N,) → self."""
-
-    def rule(self) -> Rule:
-        """What was fitted."""
 
 
 class CalibratedFusion:
@@ -49,7 +40,7 @@ class CalibratedFusion:
         self.scale_, self.offset_ = np.ones(classes), np.zeros(classes)
         if held_out is not None:
             self.scale_, self.offset_ = _calibration(held_out, labels, self.kind)
-        self.inner_ = self.build().fit(log_posteriors, labels, groups).rule()
+        self.inner_ = fitted(self.build(), log_posteriors, labels, groups)
         return self
 
     def rule(self) -> Calibrated:
@@ -101,8 +92,8 @@ def held_out_fusion(
     out = np.empty(log_posteriors.shape[1:])
     for group in names:
         outside = groups == group
-        fusion = build().fit(log_posteriors[:, ~outside], labels[~outside], groups[~outside])
-        out[outside] = fusion.rule().apply(log_posteriors[:, outside])
+        rule = fitted(build(), log_posteriors[:, ~outside], labels[~outside], groups[~outside])
+        out[outside] = rule.apply(log_posteriors[:, outside])
     return out
 
 

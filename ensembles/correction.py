@@ -100,17 +100,16 @@ class Candidates:
         sign = -1.0 if self.metric == "log_loss" else 1.0
         outside: list[float] = []
         kept: list[float] = []
-        chunk = max(1, _CHUNK_NUMBERS // (sums.size // count))
+        chunk = max(1, _CHUNK_NUMBERS // max(sums.size // count, sums[0].size))
         while len(outside) < draws:
             most = min(chunk, draws - len(outside))
             drawn = [generator.integers(count, size=count) for _ in range(most)]
             weights = np.stack([np.bincount(d, minlength=count) for d in drawn])
             weights = weights[(weights == 0).any(axis=1)]  # else there is nobody left to score
             winners = (sign * self._scores(sums, weights)).argmax(axis=1)
-            for winner, weight in zip(winners, weights, strict=True):
-                left = (weight == 0).astype(np.int64)
-                outside.append(float(self._scores(sums[[winner]], left[None])[0, 0]))
-                kept.append(left.sum() / count)
+            left = (weights == 0).astype(np.float64)
+            outside += self._of_sums(np.einsum("wg,wgfd->wfd", left, sums[winners])).tolist()
+            kept += left.mean(axis=1).tolist()
         scores = np.asarray(outside)
         score = float(scores.mean())
         spread = (scores - score) * np.sqrt(np.asarray(kept))
@@ -163,11 +162,14 @@ class Candidates:
         return np.asarray(found.reshape(len(self.names), len(self._folds), -1))
 
     def _scores(self, sums: Array, weights: Labels) -> Array:
-        """(C, groups, folds, D) sums, (draws, groups) weights → (draws, C) mean over the folds.
+        """(C, groups, folds, D) sums, (draws, groups) weights → (draws, C) scores."""
+        return self._of_sums(np.tensordot(weights.astype(np.float64), sums, axes=([1], [1])))
+
+    def _of_sums(self, drawn: Array) -> Array:
+        """(…, folds, D) sums of what is drawn → (…) scores, mean over the folds.
 
         A fold of which no group is drawn is left out of the mean.
         """
-        drawn = np.tensordot(weights.astype(np.float64), sums, axes=([1], [1]))
         with np.errstate(invalid="ignore", divide="ignore"):
             if self.metric in {"accuracy", "log_loss"}:
                 by_fold = drawn[..., 0] / drawn[..., 1]

@@ -287,15 +287,9 @@ def speaker_interval(table: Table, metric: str, log_posteriors: Array) -> Interv
         largest = np.inf if metric == "log_loss" else 1.0
         low, high = max(middle - half, 0.0), min(middle + half, largest)
         return Interval(low, float(high), f"t over {len(values)} speakers")
-    generator = np.random.default_rng(0)
-    if metric == CCC:
-        candidates = Candidates(metric, table)
-        candidates.add([log_posteriors])
-        resampled = candidates.within_folds(_RESAMPLES)
-    else:
-        assert isinstance(table, ClipTable)
-        bootstrap = _bootstrap_means if metric in {"accuracy", "log_loss"} else _bootstrap
-        resampled = bootstrap(table, metric, log_posteriors, groups, rows_of, generator)
+    candidates = Candidates(metric, table)
+    candidates.add([log_posteriors])
+    resampled = candidates.within_folds(_RESAMPLES)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Interval(float(low), float(high), f"bootstrap over {len(names)} speakers")
 
@@ -311,47 +305,6 @@ def _jackknife(table: Table, traces: Array) -> Interval:
     return Interval(
         max(middle - half, -1.0), min(middle + half, 1.0), f"jackknife over {count} speakers"
     )
-
-
-def _bootstrap_means(
-    table: ClipTable,
-    metric: str,
-    log_posteriors: Array,
-    groups: list[Any],
-    rows_of: dict[Any, Any],
-    generator: np.random.Generator,
-) -> Array:
-    """For scores that are means over clips, sums a speaker suffice."""
-    rows = np.arange(len(table.labels))
-    if metric == "accuracy":
-        values = (log_posteriors.argmax(axis=1) == table.labels).astype(np.float64)
-    else:
-        values = -log_posteriors[rows, table.labels]
-    result = np.zeros(_RESAMPLES)
-    for group in groups:
-        sums = np.asarray([values[rows_of[s]].sum() for s in group])
-        counts = np.asarray([len(rows_of[s]) for s in group])
-        drawn = generator.integers(len(group), size=(_RESAMPLES, len(group)))
-        result += sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return result / len(groups)
-
-
-def _bootstrap(
-    table: ClipTable,
-    metric: str,
-    log_posteriors: Array,
-    groups: list[Any],
-    rows_of: dict[Any, Any],
-    generator: np.random.Generator,
-) -> Array:
-    result = np.zeros(_RESAMPLES // 4)
-    for sample in range(len(result)):
-        fold_scores = []
-        for group in groups:
-            rows = np.concatenate([rows_of[s] for s in generator.choice(group, len(group))])
-            fold_scores.append(score(metric, table.labels[rows], log_posteriors[rows]))
-        result[sample] = np.mean(fold_scores)
-    return result
 
 
 @dataclass(frozen=True)

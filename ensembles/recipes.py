@@ -13,6 +13,7 @@ from ensembles.calibrate import CalibratedFusion, TemperedFusion
 from ensembles.greedy import GreedySelection
 from ensembles.late import AverageFusion, GroupedFusion, WeightedFusion
 from ensembles.logistic import LogisticFusion
+from ensembles.memory import fitted, remembering
 from ensembles.metrics import CCC, Array, Labels, fold_mean, utility
 from ensembles.rules import Rule
 from ensembles.stacking import StackedFusion
@@ -230,6 +231,8 @@ class CrossFitter:
     experts: Experts
     metric: str
     _fitted: dict[tuple[str, frozenset[int]], tuple[list[int], Rule]] = field(default_factory=dict)
+    _rules: dict[tuple[str, tuple[int, ...], frozenset[int]], Rule] = field(default_factory=dict)
+    _known: dict[bytes, Rule] = field(default_factory=dict)
     _merits: dict[frozenset[int], Array] = field(default_factory=dict)
 
     @property
@@ -261,12 +264,15 @@ class CrossFitter:
 
     def fit_rule(self, recipe: Recipe, taken: list[int], excluded: frozenset[int]) -> Rule:
         """Fits a recipe's fusion of given experts outside the excluded folds."""
-        table = self.experts.table
-        rows = ~np.isin(table.folds, list(excluded))
-        fusion = recipe.build([self.experts.modalities[m] for m in taken]).fit(
-            self.experts.log_posteriors[taken][:, rows], table.labels[rows], table.folds[rows]
-        )
-        return fusion.rule()
+        key = (recipe.name, tuple(taken), excluded)
+        if key not in self._rules:
+            table = self.experts.table
+            rows = ~np.isin(table.folds, list(excluded))
+            values = self.experts.log_posteriors[taken][:, rows]
+            fusion = recipe.build([self.experts.modalities[m] for m in taken])
+            with remembering(self._known):
+                self._rules[key] = fitted(fusion, values, table.labels[rows], table.folds[rows])
+        return self._rules[key]
 
     def predict(self, recipe: Recipe, excluded: frozenset[int], fold: int) -> Array:
         """Log-posteriors of one fold's clips, (n, K)."""

@@ -7,7 +7,8 @@ from typing import Self
 
 import numpy as np
 
-from ensembles.calibrate import Inner, held_out_fusion
+from ensembles.calibrate import held_out_fusion
+from ensembles.memory import Inner, fitted
 from ensembles.metrics import Array, Labels
 from ensembles.rules import Stacked
 
@@ -28,7 +29,7 @@ class StackedFusion:
 
     def fit(self, log_posteriors: Array, labels: Labels, groups: Labels) -> Self:
         """Fits both layers on (M, N, K) log-posteriors, (N,) labels and (N,) groups."""
-        self.first_ = tuple(b().fit(log_posteriors, labels, groups).rule() for b in self.first)
+        self.first_ = tuple(fitted(b(), log_posteriors, labels, groups) for b in self.first)
         between = []
         for build, rule in zip(self.first, self.first_, strict=True):
             held_out = held_out_fusion(build, log_posteriors, labels, groups)

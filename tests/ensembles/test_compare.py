@@ -101,7 +101,9 @@ def test_a_class_recall_is_over_all_its_clips_and_absent_classes_are_left_out(
 
 
 def test_fusion_of_two_complementary_experts_gains_over_both(make_experts: Any) -> None:
-    experts = make_experts(skills=(1.0, 1.0), modalities=("audio", "video"), speakers=60, clips=12)
+    experts = make_experts(
+        skills=(1.0, 1.0), modalities=("audio", "video"), speakers=60, clips=12, folds=2
+    )
     assessment = assess(experts, "accuracy")
     gains = fusion_gains(assessment)
     assert list(gains) == ["audio", "video"]

@@ -10,7 +10,7 @@ import pytest
 from ensembles.bank import ClipTable
 from ensembles.correction import MIN_GROUPS, Candidates
 from ensembles.honesty import assess
-from ensembles.metrics import METRICS, fold_mean, fold_scores, utility
+from ensembles.metrics import METRICS, fold_mean, fold_scores, score, utility
 
 
 def plain_bbc(
@@ -46,6 +46,24 @@ def test_the_correction_is_that_of_a_plain_loop(metric: str, make_experts: Any) 
     assert found.score == pytest.approx(np.mean(expected))
     assert found.candidates == len(candidates) == 4
     assert found.low < found.score < found.high
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_speakers_drawn_within_their_folds_are_scored_as_their_clips_are(
+    metric: str, make_experts: Any
+) -> None:
+    experts = make_experts(skills=(0.5,), speakers=10, clips=7, folds=3)
+    table, (values,) = experts.table, experts.log_posteriors
+    candidates = Candidates(metric, table)
+    candidates.add([values])
+    generator, speakers = np.random.default_rng(3), np.asarray(table.speakers)
+    by_fold = []
+    for fold in range(3):
+        own = np.unique(speakers[table.folds == fold])
+        drawn = own[generator.integers(len(own), size=(20, len(own)))]
+        rows = [np.concatenate([np.flatnonzero(speakers == s) for s in names]) for names in drawn]
+        by_fold.append([score(metric, table.labels[some], values[some]) for some in rows])
+    np.testing.assert_allclose(candidates.within_folds(20, seed=3), np.mean(by_fold, axis=0))
 
 
 def test_groups_are_drawn_whole(make_experts: Any) -> None:
@@ -114,10 +132,10 @@ def test_a_fold_a_speaker_works(make_experts: Any) -> None:
 
 def test_the_assessment_corrects_every_choice_for_all_that_was_in_it(make_experts: Any) -> None:
     experts = make_experts(
-        skills=(0.5, 0.6, 0.7, 0.6),
-        modalities=("audio", "audio", "video", "video"),
+        skills=(0.5, 0.6, 0.7),
+        modalities=("audio", "audio", "video"),
         speakers=12,
-        folds=3,
+        folds=2,
     )
     found = assess(experts, "accuracy")
     rungs = [("audio", one) for one in experts.log_posteriors] * 3
@@ -128,7 +146,7 @@ def test_the_assessment_corrects_every_choice_for_all_that_was_in_it(make_expert
     assert best.corrected.candidates == 2
     assert among is not None
     assert among.corrected is not None
-    assert among.corrected.candidates == 12
+    assert among.corrected.candidates == 9
     assert wide.row("best video").corrected is None  # type: ignore[union-attr]
     assert found.fused.corrected is not None
     assert found.fused.corrected.candidates == len(found.recipes)
