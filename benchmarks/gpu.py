@@ -1,4 +1,4 @@
-"""What a GPU gets out of this project: four questions, eight minutes.
+"""Measure what a GPU gets out of this project: four questions, eight minutes.
 
 `python -m benchmarks.gpu [--data SHARDS] [--parts step,packed,frozen,runner]`
 
@@ -115,7 +115,7 @@ class Setting:
         return open_data(self.index, self.folder)
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has finished."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 

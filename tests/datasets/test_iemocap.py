@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from datasets.clips import DataError
 from datasets.iemocap import load_iemocap
@@ -44,10 +46,11 @@ def sound_of(root: Path, clip: str) -> Path:
     return root / f"Session{clip[4]}" / "sentences" / "wav" / clip[:-5] / f"{clip}.wav"
 
 
-@pytest.fixture()
-def tree(tmp_path: Path, write_sound: WriteSound) -> Path:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five sessions, an improvised and a scripted dialogue each, both actors, four classes."""
-    root = tmp_path / "IEMOCAP"
+    root = tmp_path_factory.mktemp("whole")
+    generator = np.random.default_rng(0)
     for session in range(1, 6):
         for dialogue in (f"Ses0{session}F_impro01", f"Ses0{session}M_script01_1"):
             lines = []
@@ -55,12 +58,17 @@ def tree(tmp_path: Path, write_sound: WriteSound) -> Path:
                 for letter in "FM":
                     clip = f"{dialogue}_{letter}{number:03d}"
                     lines.append(line(clip, code, 0.1 * number, 0.1 * number + 0.4))
-                    seed = 100 * session + 10 * number + (letter == "M") + 1000 * ("script" in clip)
-                    path = write_sound(f"{clip}.wav", seed=seed)
                     sound_of(root, clip).parent.mkdir(parents=True, exist_ok=True)
-                    path.replace(sound_of(root, clip))
+                    noise = generator.integers(-9000, 9000, 800).astype(np.int16)
+                    soundfile.write(sound_of(root, clip), noise, 16_000)
             write_labels(root, dialogue, lines)
     return root
+
+
+@pytest.fixture()
+def tree(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the whole tree, to be changed as a test likes."""
+    return shutil.copytree(whole, tmp_path / "IEMOCAP")
 
 
 def test_turns_are_read_with_the_speaker_of_their_last_field(tree: Path) -> None:

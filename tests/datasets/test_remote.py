@@ -164,7 +164,7 @@ def test_what_was_read_is_not_read_again_where_the_server_can_go_on(
     web.cuts = lambda number: number in cut
     with open_resuming(f"{web.url}/large") as file:
         assert file.read() == content
-    assert web.requests > max(2 * before, *cut), "it was cut off, and asked again"
+    assert web.requests > max(2 * before, *cut), "it was cut off, and requested again"
     if (
         ranges
     ):  # no more than two blocks of 5 MiB, cut off half-way, and nothing that came before them
