@@ -38,6 +38,7 @@ lint: $(VENV)/.ready
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.ready  ## the measurements behind docs/performance.md
+	$(BIN)/python -m benchmarks.gpu
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.precision
