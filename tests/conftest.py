@@ -117,28 +117,35 @@ def tiny_index(tiny_shards: Path) -> ShardIndex:
     return read_index(tiny_shards)
 
 
-@pytest.fixture()
-def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An S3 server of our own, which the environment names; yields its client."""
-    import boto3
-    import fsspec
-    import requests
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of an S3 server of our own."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture()
+def object_store(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of an empty S3, which the environment names."""
+    import boto3
+    import fsspec
+    import requests
+
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": s3_server,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=10)
+    requests.post(f"{s3_server}/moto-api/reset", timeout=60)
     yield boto3.client("s3")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(scope="session")
