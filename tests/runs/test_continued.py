@@ -32,14 +32,14 @@ def test_it_is_extended_by_trials_and_architectures_again_and_again(
     before, entries = journal(run), bank(run)
     file = tmp_path / "held"
     env = injection({"kind": "hold", "step": 3, "file": str(file)})
-    command = launch_joint.go_on(extend="whole", trials=2, only="gated", confirm_seeds=0, env=env)
+    command = launch_joint.go_on(extend="whole", trials=3, only="gated", confirm_seeds=0, env=env)
     command.until(happened(file))
     command.kill()
     assert len(journal(run)) == 7, "the first of the new trials"
 
     launch_joint.go_on(resume="whole").finish()
     after = journal(run)
-    assert len(after) == 6 + 2
+    assert len(after) == 6 + 3
     assert {trial: after[trial] for trial in before} == before
     again = bank(run)
     assert_same_entries({key: again[key] for key in entries}, entries)
@@ -48,17 +48,17 @@ def test_it_is_extended_by_trials_and_architectures_again_and_again(
 
     launch_joint.go_on(extend="whole", trials=1, workers=2).finish()
     grown = journal(run)
-    assert len(grown) == 6 + 2 + 1
+    assert len(grown) == 6 + 3 + 1
     assert {trial: grown[trial] for trial in after} == after
-    assert sum(summary_of(run)["trials"].values()) == 9
+    assert sum(summary_of(run)["trials"].values()) == 10
 
-    launch_joint.go_on(resume="whole", trials=10).finish()
-    assert len(journal(run)) == 10
+    launch_joint.go_on(resume="whole", trials=11).finish()
+    assert len(journal(run)) == 11
 
     untouched = tmp_path / "ray"
     untouched.mkdir()
-    launch_joint.go_on(resume="whole", trials=10, env={"RAY_TMPDIR": str(untouched)}).finish()
-    assert len(journal(run)) == 10, "there is nothing left to do"
+    launch_joint.go_on(resume="whole", trials=11, env={"RAY_TMPDIR": str(untouched)}).finish()
+    assert len(journal(run)) == 11, "there is nothing left to do"
     assert list(untouched.iterdir()) == [], "and so Ray is not started"
 
 

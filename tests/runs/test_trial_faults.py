@@ -52,9 +52,10 @@ def test_two_ray_train_workers_meet_every_fault(launch_joint: Launcher, tmp_path
     assert "runner: train" in command.err, "several workers need Ray Train"
     run = tmp_path / "runs" / "two"
     states = {trial: found["state"] for trial, found in journal(run).items()}
-    assert states.pop("audio-0000") == "FAIL"
-    assert set(states.values()) == {"COMPLETE"}
-    assert "failed: audio-0000: NonFiniteLossError: The loss of fold 0 is nan" in out
+    assert (states.pop("audio-0000"), states.pop("early-0000")) == ("FAIL", "FAIL")
+    assert set(states.values()) == {"COMPLETE"}, "the others go on"
+    assert "failed: audio-0000: NonFiniteLossError: The loss of fold 1 is nan" in out
+    assert "failed: early-0000: OutOfMemoryError" in out, "batches are halved for one worker alone"
     assert file.stat().st_size == 1, "one death"
     assert (run / "logs" / "video-0000.log").read_text().count(", setup ") == 2, "two groups"
     entries = bank(run)
