@@ -23,11 +23,19 @@ MakeExperts = Callable[..., Experts]
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """The fits and the networks are too small for two."""
-    torch.set_num_threads(1)
+def one_thread_in_numpy() -> Iterator[None]:
+    """The fits are too small for two."""
     with threadpool_limits(1):
         yield
+
+
+@pytest.fixture(autouse=True)
+def one_thread_in_torch() -> Iterator[None]:
+    """The networks are too small for two; for each test, as others may have set another number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +88,28 @@ def exported(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small run's ensemble, as `ensembles.export` leaves it; to be read, not changed."""
     out = tmp_path_factory.mktemp("exported") / "ensemble"
     export(read_run(small_run.path), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def video_run(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the small run that kept one expert, of video, and chose it; to be read."""
+    path = Path(shutil.copytree(small_run.path, tmp_path_factory.mktemp("video") / "run"))
+    summary = json.loads((path / "summary.json").read_text())
+    summary["chosen_recipe"] = "best video"
+    for choice in summary["headline"]["fused"]["per_fold"]:
+        choice["recipe"] = "best video"
+    (path / "summary.json").write_text(json.dumps(summary))
+    for name in ("audio-0000", "early-0000"):
+        shutil.rmtree(path / "weights" / name)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported_video(video_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its ensemble, of one expert; to be read, not changed."""
+    out = tmp_path_factory.mktemp("exported") / "video"
+    export(read_run(video_run), out)
     return out
 
 
