@@ -34,9 +34,35 @@ def test_datasets_is_ours() -> None:
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(p.name for p in (ROOT / "docs").glob("*.md"))]
 
 
+def anchors(document: Path) -> set[str]:
+    """The names of a document's headings, as they are linked to: lower case, hyphens, no signs."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    names: list[str] = []
+    for heading in re.findall(r"^#+ +(.*?) *$", text, re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        again = names.count(name)
+        names.append(name)
+        if again:
+            names.append(f"{name}-{again}")
+    return set(names)
+
+
+def test_a_headings_anchor_has_no_signs_and_a_second_one_a_number(tmp_path: Path) -> None:
+    document = tmp_path / "x.md"
+    lines = ["# `run`, in short: A-B", "```", "# a comment", "```", "## [Twice](x.md)", "## Twice"]
+    document.write_text("\n".join(lines))
+    assert anchors(document) == {"run-in-short-a-b", "twice", "twice-1"}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     path = ROOT / document if (ROOT / document).exists() else ROOT / "docs" / document
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
-        if "://" not in target:
-            assert (path.parent / target).exists(), f"{document} links to {target}"
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        there = path.parent / file if file else path
+        assert there.exists(), f"{document} links to {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{document} links to {target}"

@@ -14,6 +14,7 @@ import pytest
 
 from ensembles.artifact import checksum
 from ensembles.bank import ClipTable, Experts
+from ensembles.export import export, read_run
 from ensembles.metrics import log_softmax
 
 MakeExperts = Callable[..., Experts]
@@ -62,6 +63,28 @@ def make_experts(make_table: Callable[..., ClipTable]) -> MakeExperts:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def video_run(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the small run that kept one expert, of video, and chose it; to be read."""
+    path = Path(shutil.copytree(small_run.path, tmp_path_factory.mktemp("video") / "run"))
+    summary = json.loads((path / "summary.json").read_text())
+    summary["chosen_recipe"] = "best video"
+    for choice in summary["headline"]["fused"]["per_fold"]:
+        choice["recipe"] = "best video"
+    (path / "summary.json").write_text(json.dumps(summary))
+    for name in ("audio-0000", "early-0000"):
+        shutil.rmtree(path / "weights" / name)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported_video(video_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its ensemble, of one expert; to be read, not changed."""
+    out = tmp_path_factory.mktemp("exported") / "video"
+    export(read_run(video_run), out)
+    return out
 
 
 @pytest.fixture()

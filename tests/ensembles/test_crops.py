@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ensembles import EnsembleError, serve, standalone
 from ensembles.artifact import Artifact, read_artifact
 from ensembles.export import export, read_run
 from ensembles.export import main as export_main
-from ensembles.predictor import Predictor
+from ensembles.predictor import Answer, Clip, Predictor
 from ensembles.serving.decode import _decode
 from ensembles.serving.limits import Limits
 from ensembles.timeline import timeline
@@ -40,6 +41,7 @@ from search.inputs import clip_shape
 from tests.faces import square, write_yunet
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], object]], None]
+Prepared = Callable[[str, float], ShardIndex]
 SIZE = (60, 100)
 
 
@@ -56,21 +58,36 @@ def by_yunet(yunet: Path) -> Crop:
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Six films of 1, 2 or 3 s; a bright square moves every second in all but the last."""
+    """Four films; a bright square moves every second in all but the last."""
     folder, clips = tmp_path_factory.mktemp("films"), []
-    for number in range(6):
+    for number, seconds in enumerate((1, 2, 3, 2)):
         path = folder / f"film{number}.mp4"
         frames = [
-            square(128 + 64 * number, 192 + 64 * (t // 10), side=64 * (number < 5), size=(640, 960))
-            for t in range(10 * (1 + number % 3))
+            square(128 + 64 * number, 192 + 64 * (t // 10), side=64 * (number < 3), size=(640, 960))
+            for t in range(10 * seconds)
         ]
         _write(path, frames)
         clips.append(
             ClipRecord(
-                clip=path.stem, speaker=f"s{number % 2}", label="ab"[number // 2 % 2], video=path
+                clip=path.stem, speaker=f"s{number % 2}", label="ab"[number // 2], video=path
             )
         )
     return Corpus(name="films", labels=("a", "b"), clips=tuple(clips))
+
+
+@pytest.fixture(scope="module")
+def prepared(
+    films: Corpus, by_yunet: Crop, yunet: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Prepared:
+    """The films in shards, by crop and frame rate, each made once; to be read."""
+
+    @cache
+    def prepare_films(kind: str, rate: float) -> ShardIndex:
+        crop = {"centre": CENTRE, "haar": Crop(kind="face"), "yunet": by_yunet}[kind]
+        settings = ShardSettings(frames=8, frame_rate=rate, crop=crop, face_model=yunet)
+        return prepare(films, tmp_path_factory.mktemp("shards") / "films", settings)
+
+    return prepare_films
 
 
 def _write(path: Path, frames: list[NDArray[np.uint8]]) -> None:
@@ -85,10 +102,10 @@ def _write(path: Path, frames: list[NDArray[np.uint8]]) -> None:
 
 
 def artifact_like(
-    exported: Path, folder: Path, edit: Edit, index: ShardIndex, yunet: Path
+    exported_video: Path, folder: Path, edit: Edit, index: ShardIndex, yunet: Path
 ) -> Artifact:
     """The exported ensemble, as if its networks had been trained on the corpus of `index`."""
-    shutil.copytree(exported, folder)
+    shutil.copytree(exported_video, folder)
     shutil.copyfile(yunet, folder / "face-model.onnx")
 
     def change(document: dict[str, Any]) -> None:
@@ -103,14 +120,13 @@ def artifact_like(
 @pytest.mark.parametrize("rate", [0.0, 4.0])
 @pytest.mark.parametrize("kind", ["centre", "haar", "yunet"])
 def test_prediction_sees_the_frames_of_the_shards(
-    kind: str, rate: float, films: Corpus, by_yunet: Crop, yunet: Path, exported: Path,
+    kind: str, rate: float, films: Corpus, prepared: Prepared, yunet: Path, exported_video: Path,
     edit_manifest: Edit, tmp_path: Path,
 ) -> None:  # fmt: skip
-    crop = {"centre": CENTRE, "haar": Crop(kind="face"), "yunet": by_yunet}[kind]
-    settings = ShardSettings(frames=8, frame_rate=rate, crop=crop, face_model=yunet)
-    index = prepare(films, tmp_path / "shards", settings)
-    artifact = artifact_like(exported, tmp_path / "ensemble", edit_manifest, index, yunet)
-    assert (artifact.crop, artifact.frame_rate) == (crop, rate)
+    index = prepared(kind, rate)
+    artifact = artifact_like(exported_video, tmp_path / "ensemble", edit_manifest, index, yunet)
+    assert (artifact.crop, artifact.frame_rate) == (index.crop, rate)
+    assert index.crop.kind == ("centre" if kind == "centre" else "face")
     predictor, alone = Predictor(artifact), standalone.Ensemble(artifact.folder)
     videos = {record.clip: record.video for record in films.clips}
     lengths = set()
@@ -123,13 +139,13 @@ def test_prediction_sees_the_frames_of_the_shards(
         lengths.add(len(found))
     assert lengths == ({8} if not rate else {4, 8, 12})
     if kind == "yunet":
-        assert index.faceless == ("film5",)
+        assert index.faceless == ("film3",)
         plain = read_frames(films.clips[0].video, 8, SIZE, rate_hz=rate)  # type: ignore[arg-type]
         assert (plain != predictor.load(films.clips[0].video).arrays["video"]).any()  # type: ignore[arg-type]
 
 
 def test_real_recordings_are_cropped_alike_everywhere(
-    corpora: Path, exported: Path, edit_manifest: Edit, yunet: Path, tmp_path: Path
+    corpora: Path, exported_video: Path, edit_manifest: Edit, yunet: Path, tmp_path: Path
 ) -> None:
     paths = [
         next((corpora / "grid").glob("*.mpg")),
@@ -143,7 +159,7 @@ def test_real_recordings_are_cropped_alike_everywhere(
     corpus = Corpus(name="real", labels=("a",), clips=clips)
     index = prepare(corpus, tmp_path / "shards", ShardSettings(frames=8, crop=Crop(kind="face")))
     assert index.faceless == ()
-    artifact = artifact_like(exported, tmp_path / "ensemble", edit_manifest, index, yunet)
+    artifact = artifact_like(exported_video, tmp_path / "ensemble", edit_manifest, index, yunet)
     predictor, alone = Predictor(artifact), standalone.Ensemble(artifact.folder)
     for sample in stream_clips(index):
         (path,) = (path for path in paths if path.stem == sample["clip"])
@@ -152,21 +168,26 @@ def test_real_recordings_are_cropped_alike_everywhere(
 
 
 def test_windows_and_uploads_are_cropped_to_the_face_too(
-    films: Corpus, by_yunet: Crop, yunet: Path, exported: Path, edit_manifest: Edit, tmp_path: Path
-) -> None:
-    index = prepare(
-        films, tmp_path / "shards", ShardSettings(frames=8, crop=by_yunet, face_model=yunet)
-    )
+    films: Corpus, prepared: Prepared, yunet: Path, exported_video: Path, edit_manifest: Edit,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    index = prepared("yunet", 0.0)
     predictor = Predictor(
-        artifact_like(exported, tmp_path / "ensemble", edit_manifest, index, yunet)
+        artifact_like(exported_video, tmp_path / "ensemble", edit_manifest, index, yunet)
     )
     path = films.clips[2].video  # of 3 s, the square a little above the middle
     assert path is not None
-    seen = []
-    predictor.clips = lambda clips, **_: seen.extend(clips) or []  # type: ignore[method-assign,func-returns-value]
-    with pytest.raises(ValueError, match="zip"):  # nothing was answered
-        list(timeline(predictor, path, 1.0, 1.0))
-    assert len(seen) == 3
+    seen: list[Clip] = []
+    predict = predictor.clips
+
+    def record(clips: list[Clip], **how: Any) -> list[Answer]:
+        seen.extend(clips)
+        return predict(clips, **how)
+
+    monkeypatch.setattr(predictor, "clips", record)
+    moments = list(timeline(predictor, path, 1.0, 1.0))
+    assert len(seen) == len(moments) == 3
+    assert [moment.reason for moment in moments] == [None] * 3
     request = {
         "path": str(path),
         "out": str(tmp_path / "decoded.npz"),
@@ -184,29 +205,28 @@ def test_windows_and_uploads_are_cropped_to_the_face_too(
 
 
 def test_the_server_refuses_long_windows_of_faces(
-    exported: Path, edit_manifest: Edit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported_video: Path, edit_manifest: Edit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = Path(shutil.copytree(exported, tmp_path / "ensemble"))
+    folder = Path(shutil.copytree(exported_video, tmp_path / "ensemble"))
     edit_manifest(folder, lambda document: document.update(crop=Crop(kind="face").to_json()))
     assert serve.main([str(folder), "--window", "31"]) == 2
     assert "cropped to a face last 30 s at most, got --window 31" in capsys.readouterr().err
 
 
 def test_a_recording_without_a_face_says_nothing_wrong(
-    films: Corpus, by_yunet: Crop, yunet: Path, exported: Path, edit_manifest: Edit, tmp_path: Path
-) -> None:
-    index = prepare(
-        films, tmp_path / "shards", ShardSettings(frames=8, crop=by_yunet, face_model=yunet)
-    )
-    artifact = artifact_like(exported, tmp_path / "ensemble", edit_manifest, index, yunet)
+    films: Corpus, prepared: Prepared, yunet: Path, exported_video: Path, edit_manifest: Edit,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    index = prepared("yunet", 0.0)
+    artifact = artifact_like(exported_video, tmp_path / "ensemble", edit_manifest, index, yunet)
     answers = list(Predictor(artifact).files([r.video for r in films.clips if r.video]))
-    assert [answer.error for answer in answers] == [None] * 6
+    assert [answer.error for answer in answers] == [None] * 4
 
 
 def test_an_artifact_without_its_face_model_is_refused(
-    exported: Path, edit_manifest: Edit, by_yunet: Crop, yunet: Path, tmp_path: Path
+    exported_video: Path, edit_manifest: Edit, by_yunet: Crop, yunet: Path, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(exported, tmp_path / "ensemble"))
+    folder = Path(shutil.copytree(exported_video, tmp_path / "ensemble"))
     edit_manifest(folder, lambda document: document.update(crop=by_yunet.to_json()))
     with pytest.raises(EnsembleError, match=r"no checksum of face-model.onnx"):
         read_artifact(folder)
@@ -217,9 +237,9 @@ def test_an_artifact_without_its_face_model_is_refused(
 
 
 def test_exports_carry_the_crop_and_its_model(
-    small_run: Any, by_yunet: Crop, yunet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    video_run: Path, by_yunet: Crop, yunet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = read_run(small_run.path)
+    run = read_run(video_run)
     assert run.summary["inputs"]["crop"] == {"kind": "centre"}
     assert run.summary["inputs"]["frame_rate"] == 0.0
     inputs = {**run.summary["inputs"], "crop": by_yunet.to_json(), "frame_rate": 12.5}
@@ -239,15 +259,15 @@ def test_exports_carry_the_crop_and_its_model(
     )
     assert "YuNet finds, with a margin of 0.3 of its size" in card
     out = tmp_path / "needless"
-    arguments = [str(small_run.path), "--out", str(out), "--face-model", str(yunet)]
+    arguments = [str(video_run), "--out", str(out), "--face-model", str(yunet)]
     assert export_main(arguments) == 2
     assert "show the centre; leave out --face-model" in capsys.readouterr().err
 
 
 def test_a_run_of_before_there_was_a_choice_exports_the_centre(
-    small_run: Any, tmp_path: Path
+    video_run: Path, tmp_path: Path
 ) -> None:
-    run = read_run(small_run.path)
+    run = read_run(video_run)
     inputs = {k: v for k, v in run.summary["inputs"].items() if k not in ("crop", "frame_rate")}
     export(replace(run, summary={**run.summary, "inputs": inputs}), tmp_path / "out")
     document = json.loads((tmp_path / "out" / "ensemble.json").read_text())
@@ -261,12 +281,12 @@ def test_a_run_of_before_there_was_a_choice_exports_the_centre(
 
 
 def test_the_folders_own_program_needs_opencv_for_faces_alone(
-    exported: Path, edit_manifest: Edit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported_video: Path, edit_manifest: Edit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     top = ast.parse(Path(standalone.__file__).read_text()).body
     imported = [n for node in top if isinstance(node, ast.Import) for n in node.names]
     assert "cv2" not in {name.name for name in imported}
-    folder = Path(shutil.copytree(exported, tmp_path / "ensemble"))
+    folder = Path(shutil.copytree(exported_video, tmp_path / "ensemble"))
     monkeypatch.setitem(sys.modules, "cv2", None)
     standalone.Ensemble(folder)
     edit_manifest(folder, lambda document: document.update(crop=Crop(kind="face").to_json()))
@@ -279,13 +299,13 @@ def test_networks_take_clips_of_different_numbers_of_frames(films: Corpus, tmp_p
     assert sorted({entry.frames for entry in index.clips}) == [5, 10, 15]
     shape = clip_shape(read_index(tmp_path / "shards"))
     assert shape.frames == 10, "of a typical clip"
-    cache = open_cache(index, tmp_path / "cache")
-    batch = cache.batch(np.arange(6), ["video"])
+    opened = open_cache(index, tmp_path / "cache")
+    batch = opened.batch(np.arange(4), ["video"])
     assert batch["video"].shape[1] == 15
     assert isinstance(shape, ClipShape)
     for architecture in ("frame_cnn", "cnn3d"):
         expert = build_expert(architecture, {}, shape).eval()
         with torch.inference_mode():
             together = expert(batch)
-            each = [expert(cache.batch(np.asarray([row]), ["video"])) for row in range(6)]
+            each = [expert(opened.batch(np.asarray([row]), ["video"])) for row in range(4)]
         torch.testing.assert_close(together, torch.cat(each), atol=1e-5, rtol=1e-4)

@@ -148,12 +148,12 @@ def test_the_card_of_a_well_known_corpus_says_whom_it_serves_and_under_which_lic
 
 
 def test_the_command_says_what_it_wrote(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    video_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "deep" / "down" / "ensemble"
-    assert main([str(run), "--out", str(out)]) == 0
+    assert main([str(video_run), "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert f"{out}: 3 experts, a+v+e: product, " in said
+    assert f"{out}: 1 experts, best video, " in said
     assert f"SHA-256 of ensemble.json, for --verify: {manifest_sha256(out)}\n" in said
     assert [p.name for p in out.parent.iterdir()] == ["ensemble"]
     read_artifact(out)

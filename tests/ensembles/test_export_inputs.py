@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,16 +19,21 @@ from torch import Tensor, nn
 from datasets.features import FeatureTable, clip_means, read_features
 from ensembles import EnsembleError
 from ensembles.artifact import read_artifact
+from ensembles.bank import PosteriorBank
 from ensembles.export import export, read_run
 from ensembles.folded import load_folded, read_plan
 from ensembles.onnx_graph import example_batch, input_names
 from ensembles.predict import main
 from ensembles.predictor import Clip, Predictor
-from models import ClipShape, Expert, build_expert
-from models.expert import Backbone, BackboneEncoder, Encoder
+from models import BackboneEncoder, ClipShape, Expert, build_expert, get_architecture
+from models.expert import Backbone, Encoder
 from models.frontends import Features, Frames, LogMel, frame_mask
-from models.pretrained import Checkpoint, sha256
+from models.pretrained import TRANSFERS, Checkpoint, find_checkpoints, sha256
 from models.registry import _ARCHITECTURES, register
+from search.plan import TrialPlan
+from search.run import _context
+from search.trial_process import train
+from tests.small import SMALL
 
 CLASSES = 6
 FOLDS = 3
@@ -109,18 +116,25 @@ class OnTrunk(BackboneEncoder):
         return vector
 
 
-@pytest.fixture(autouse=True, scope="module")
-def registered() -> Iterator[None]:
+@contextmanager
+def our_architectures() -> Iterator[None]:
+    """Registers them, and leaves the registry as it was: tests of other files iterate over it."""
     cost: Callable[..., float] = lambda settings, shape: 1.0  # noqa: E731
     checkpoint = Checkpoint(files=("trunk.pt",), source="here", settings={})
-    register("test_steps", modality="video", inputs=("feature_sequence",), cost=cost)(Steps)
-    register("test_looks", modality="video", inputs=("video",), cost=cost)(Looks)
-    register(
-        "test_trunk", modality="audio", inputs=("audio",), cost=cost, checkpoints=(checkpoint,)
-    )(OnTrunk)
-    yield
-    for name in ("test_steps", "test_looks", "test_trunk"):
-        _ARCHITECTURES.pop(name)
+    with patch.dict(_ARCHITECTURES):
+        register("test_steps", modality="video", inputs=("feature_sequence",), cost=cost)(Steps)
+        register("test_looks", modality="video", inputs=("video",), cost=cost)(Looks)
+        register(
+            "test_trunk", modality="audio", inputs=("audio",), cost=cost, checkpoints=(checkpoint,)
+        )(OnTrunk)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """For one test at a time; a fixture of the module registers for itself."""
+    with our_architectures():
+        yield
 
 
 def network(architecture: str, settings: Mapping[str, Any], fold: int, **how: Any) -> Expert:
@@ -181,8 +195,9 @@ def of_steps(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported expert that reads a feature sequence."""
     home = tmp_path_factory.mktemp("steps")
     run = run_of(small_run, home, recipe="best video", kept="video-0000")
-    write_expert(run / "weights" / "video-0000", "test_steps", {})
-    export(read_run(run), home / "ensemble")
+    with our_architectures():
+        write_expert(run / "weights" / "video-0000", "test_steps", {})
+        export(read_run(run), home / "ensemble")
     return home / "ensemble"
 
 
@@ -291,8 +306,9 @@ def of_maps(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("maps")
     run = run_of(small_run, home, recipe="best video", kept="video-0000")
     shutil.copytree(small_run.path / "weights" / "audio-0000", run / "weights" / "audio-0000")
-    write_expert(run / "weights" / "video-0000", "test_looks", {"maps": True})
-    export(read_run(run), home / "ensemble")
+    with our_architectures():
+        write_expert(run / "weights" / "video-0000", "test_looks", {"maps": True})
+        export(read_run(run), home / "ensemble")
     return home / "ensemble"
 
 
@@ -495,3 +511,64 @@ def test_a_backbone_that_is_not_the_networks_own_is_one_clear_error(
     with pytest.raises(EnsembleError, match=message) as error:
         load_folded(weights / "audio-0000")
     assert "\n" not in str(error.value)
+
+
+# Pretrained backbones, trained on by a run
+
+PRETRAINED = "spatial_transformer"
+OF_PRETRAINED = {**SMALL[PRETRAINED], "frame_values": 810}
+
+
+@pytest.mark.parametrize("transfer", [t for t in TRANSFERS if t != "scratch"])
+def test_a_pretrained_backbones_export_predicts_what_the_run_did(
+    transfer: str, small_run: Any, tmp_path: Path
+) -> None:
+    weights = tmp_path / "pretrained"
+    weights.mkdir()
+    torch.manual_seed(1)
+    shape = ClipShape(num_classes=2, frames=4)
+    backbone = build_expert(PRETRAINED, OF_PRETRAINED, shape).encoder("video").backbone
+    original = {
+        key: 3 * x if x.ndim > 1 else x.clone()  # clips that differ
+        for key, x in backbone.state_dict().items()  # type: ignore[operator,union-attr]
+    }
+    save_file(original, weights / f"{PRETRAINED}.safetensors")
+    (found,) = find_checkpoints(get_architecture(PRETRAINED), weights)
+    run = run_of(small_run, tmp_path, recipe="best video", kept="video-0000")
+    shutil.rmtree(run / "weights" / "video-0000")
+    settings = {**OF_PRETRAINED, "transfer": transfer, "checkpoint": found.to_json()}
+    training = {"epochs": 4, "batch_size": 9, "learning_rate": 0.001}
+    spec = {
+        "trial": "video-0000",
+        "modality": "video",
+        "plan": TrialPlan.of(PRETRAINED, settings, training).to_json(),
+        "context": {
+            **_context(small_run.folder, small_run.data, {"device": "cpu"}, "actor"),
+            "run": str(run),
+            "weights": str(weights),
+        },
+    }
+    *_, last = train(spec)
+    assert last["percent"] == 100, last
+
+    state = load_folded(run / "weights" / "video-0000").network(0).state_dict()
+    kept = {k.rpartition(".backbone.")[2]: x for k, x in state.items() if ".backbone." in k}
+    assert kept.keys() == original.keys()
+    unchanged = all(torch.equal(x, original[key]) for key, x in kept.items())
+    assert unchanged is (transfer == "frozen")
+
+    shutil.rmtree(weights)  # an export needs nothing but the run
+    artifact = export(read_run(run), tmp_path / "ensemble")
+    bank = PosteriorBank.open(run / "bank")
+    (entry,) = [e for e in bank.read() if (e.trial, e.percent) == ("video-0000", 100)]
+    experts = bank.experts([entry])
+    expected, folds = np.exp(experts.log_posteriors[0]), experts.table.folds
+    for backend in ("onnx", "torch"):
+        predictor = Predictor(artifact, backend)  # type: ignore[arg-type]
+        for fold in range(FOLDS):
+            rows = np.flatnonzero(folds == fold)
+            paths = [small_run.media[experts.table.clips[row]] for row in rows]
+            answered = list(predictor.files(paths, fold=fold))
+            table = [list(answer.probabilities.values()) for answer in answered]
+            np.testing.assert_allclose(table, expected[rows], atol=1e-4)
+            assert np.ptp(expected[rows], axis=0).max() > 0.005, "all clips get the same"

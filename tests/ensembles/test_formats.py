@@ -37,24 +37,10 @@ SHAPE = ClipShape(
 )
 
 
-@pytest.fixture()
-def run(small_run: Any, tmp_path: Path) -> Path:
-    """A copy of the small run that kept one expert, of pictures, and chose it."""
-    path = Path(shutil.copytree(small_run.path, tmp_path / "run"))
-    summary = json.loads((path / "summary.json").read_text())
-    summary["chosen_recipe"] = "best video"
-    for choice in summary["headline"]["fused"]["per_fold"]:
-        choice["recipe"] = "best video"
-    (path / "summary.json").write_text(json.dumps(summary))
-    for name in ("audio-0000", "early-0000"):
-        shutil.rmtree(path / "weights" / name)
-    return path
-
-
-@pytest.fixture()
-def few_recipes(small_run: Any, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def few_recipes(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the small run that assessed four recipes, so that choosing is quick."""
-    path = Path(shutil.copytree(small_run.path, tmp_path / "run"))
+    path = Path(shutil.copytree(small_run.path, tmp_path_factory.mktemp("few") / "run"))
     summary = json.loads((path / "summary.json").read_text())
     kept = ("best audio", "best video", "best early", "a+v+e: product")
     summary["fusions"] = [row for row in summary["fusions"] if row["name"] in kept]
@@ -72,7 +58,7 @@ def suffixes(folder: Path) -> set[str]:
     [("onnx", {".onnx"}, "torch"), ("torch", {".safetensors", ".json"}, "onnx")],
 )
 def test_one_format_is_written_predicted_with_and_the_other_is_missed(
-    run: Path,
+    video_run: Path,
     small_run: Any,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -81,7 +67,7 @@ def test_one_format_is_written_predicted_with_and_the_other_is_missed(
     other: str,
 ) -> None:
     out, clip = tmp_path / "out", small_run.media["s00-happy-00"]
-    assert main([str(run), "--out", str(out), "--format", formats]) == 0
+    assert main([str(video_run), "--out", str(out), "--format", formats]) == 0
     assert suffixes(out) == held
     artifact = read_artifact(out)
     assert artifact.formats == (formats,)
@@ -96,10 +82,10 @@ def test_one_format_is_written_predicted_with_and_the_other_is_missed(
 
 
 def test_a_program_comes_on_request_with_a_warning_and_predicts_the_same(
-    run: Path, small_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    video_run: Path, small_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main([str(run), "--out", str(out), "--format", "torch,pt2"]) == 0
+    assert main([str(video_run), "--out", str(out), "--format", "torch,pt2"]) == 0
     assert "loading a .pt2 file can run code" in capsys.readouterr().err
     files = json.loads((out / "ensemble.json").read_text())["files"]
     assert "experts/video-0000.pt2" in files
@@ -149,9 +135,9 @@ def test_what_differs_from_its_network_is_refused() -> None:
     ],
 )
 def test_formats_that_make_no_export_are_refused(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+    video_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
-    assert main([str(run), "--out", str(tmp_path / "out"), "--format", text]) == 2
+    assert main([str(video_run), "--out", str(tmp_path / "out"), "--format", text]) == 2
     assert f"error: {message}" in capsys.readouterr().err
     assert parse_formats(" torch, onnx,torch") == ("torch", "onnx")
 
@@ -199,10 +185,10 @@ def test_each_fold_within_a_budget_gives_the_honest_scores_own_predictions(
 
 
 def test_a_budget_below_everything_is_one_line_and_leaves_nothing(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    video_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main([str(run), "--out", str(out), "--max-latency-ms", "0.000001"]) == 2
+    assert main([str(video_run), "--out", str(out), "--max-latency-ms", "0.000001"]) == 2
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -214,8 +200,16 @@ def test_a_budget_below_everything_is_one_line_and_leaves_nothing(
 
 
 def test_the_size_of_a_program_is_not_budgeted(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    video_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [str(run), "--out", str(tmp_path / "out"), "--max-mb", "5", "--format", "onnx,pt2"]
+    command = [
+        str(video_run),
+        "--out",
+        str(tmp_path / "out"),
+        "--max-mb",
+        "5",
+        "--format",
+        "onnx,pt2",
+    ]
     assert main(command) == 2
     assert "error: --max-mb does not count pt2" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +20,17 @@ from ensembles import standalone
 from ensembles.artifact import manifest_sha256, read_artifact
 from ensembles.metrics import log_softmax
 from ensembles.predictor import Predictor
-from ensembles.rules import Calibrated, LinearMap, Pooling, Rule, Stacked, Tempered
+from ensembles.rules import (
+    _READERS,
+    Calibrated,
+    Inputs,
+    LinearMap,
+    Pooling,
+    Rule,
+    Space,
+    Stacked,
+    Tempered,
+)
 
 
 def run_alone(folder: Path, where: Path, *arguments: object, isolated: bool = True) -> Any:
@@ -142,6 +152,26 @@ def rules() -> dict[str, Rule]:
         "calibrated": Calibrated(linear, np.asarray([1.0, 0.5, 2.0, 0.0]), intercept),
         "stacked": Stacked((pooling, linear, Calibrated(tempered, np.ones(4), intercept)), tempered),
     }  # fmt: skip
+
+
+def kinds_of(document: Any) -> set[str]:
+    """The kinds of a rule and of the rules in it."""
+    if isinstance(document, list):
+        return set().union(*map(kinds_of, document))
+    if not isinstance(document, dict):
+        return set()
+    own = {document["kind"]} if "kind" in document else set()
+    return own.union(*map(kinds_of, document.values()))
+
+
+def test_they_are_all_the_kinds_that_a_manifest_may_hold() -> None:
+    # The folder's own program predicts classes, not traces.
+    documents = [rule.to_json() for rule in rules().values()]
+    assert kinds_of(documents) == _READERS.keys() - {"traces"}
+    pooled = [document for document in documents if document["kind"] == "pooling"]
+    assert {document["space"] for document in pooled} == set(get_args(Space))
+    linear = [document for document in documents if document["kind"] == "linear"]
+    assert {document["inputs"] for document in linear} == set(get_args(Inputs))
 
 
 @pytest.mark.parametrize("name", rules())

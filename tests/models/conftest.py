@@ -1,8 +1,8 @@
-"""Clips made from a seed, and one thread: these networks are too small for two."""
+"""Clips made from a seed; every test has a seed and one thread, as the networks are small."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -14,8 +14,14 @@ Clips = Callable[..., dict[str, Tensor]]
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def seeded_on_one_thread() -> Iterator[None]:
+    """Makes a test independent of those before it, and leaves torch as it was."""
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
 
 
 @pytest.fixture()

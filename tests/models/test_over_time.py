@@ -9,24 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import ClipShape, Expert, architectures, build_expert
+from models import ClipShape, Expert, architectures, build_expert, get_architecture
 from models.expert import on_steps
 from models.registry import ModelError
 from tests.models.conftest import Clips
-from tests.small import SMALL, early
+from tests.small import PAIRS, SMALL, case_name, early
 
-PAIRS = [("logmel_resnet", "frame_cnn"), ("residual_lstm", "action_unit_lstm")]
+PAIRS_OVER_TIME = [pair for pair in PAIRS if all(get_architecture(name).over_time for name in pair)]
 
 
 def _cases() -> list[Any]:
-    listed = []
+    listed: list[tuple[str, dict[str, Any]]] = []
     for entry in architectures():
         if entry.modality == "early":
-            pairs = [(f"{entry.name}-{'-'.join(p)}", early(*p)) for p in PAIRS]
-            listed += [pytest.param(entry.name, settings, id=name) for name, settings in pairs]
+            listed += [(entry.name, early(*pair)) for pair in PAIRS_OVER_TIME]
         elif entry.over_time:
-            listed.append(pytest.param(entry.name, SMALL.get(entry.name, {}), id=entry.name))
-    return listed
+            listed.append((entry.name, SMALL.get(entry.name, {})))
+    return [pytest.param(*case, id=case_name(*case)) for case in listed]
 
 
 every_over_time = pytest.mark.parametrize(("name", "settings"), _cases())
@@ -75,14 +74,34 @@ def test_padding_does_not_change_what_a_clip_says(
         torch.testing.assert_close(expert(alone)[0], expert(batch)[1, :14], atol=2e-4, rtol=2e-4)
 
 
+def test_early_fusion_has_two_pairs_of_parts_over_time() -> None:
+    assert len(PAIRS_OVER_TIME) == 2
+
+
 @every_over_time
 def test_the_last_layer_gets_a_gradient_from_every_step(
     name: str, settings: dict[str, Any], traced: ClipShape, make_clips: Clips
 ) -> None:
     expert = _build(name, settings, traced).train()
-    expert(_batch(make_clips, [25, 25, 20])).square().mean().backward()
-    assert expert.classifier.weight.grad is not None
-    assert (expert.classifier.weight.grad != 0).any()
+    read, given = [], []
+
+    def keep(_module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        for x, kept in ((inputs[0], read), (output, given)):
+            x.retain_grad()
+            kept.append(x)
+
+    expert.classifier.register_forward_hook(keep)
+    steps = [25, 25, 20]
+    expert(_batch(make_clips, steps)).square().mean().backward()
+    (x,), (y,) = read, given
+    # A step's part of the weights' gradient is the product of the two.
+    for values in (x, y.grad, x.grad):
+        assert values is not None
+        reached = (values != 0).any(dim=2)
+        for clip, count in enumerate(steps):
+            assert reached[clip, :count].all(), f"steps of clip {clip} take no part"
+    assert y.grad is not None
+    assert not y.grad[2, 20:].any(), "a step behind the end takes part"
     learned = [p for e in expert.encoders.values() for p in e.parameters() if p.grad is not None]
     assert any((p.grad != 0).any() for p in learned), "the encoders learn too"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from models.pretrained import (
     share_frozen,
 )
 from models.registry import _ARCHITECTURES, ModelError, get_architecture, register
+from tests.bombs import PLANTS
 
 SHAPE = ClipShape(num_classes=3, num_features=5)
 NAME = "tiny_backbone"
@@ -213,20 +213,11 @@ def test_many_misfits_are_counted(tmp_path: Path) -> None:
         load_backbone(_Backbone(8), tmp_path / "x.pth")
 
 
-class _Trap:
-    def __reduce__(self) -> Any:
-        return Path.touch, (Path("/tmp/should-not-exist-trap"),)
-
-
-def test_a_checkpoint_can_execute_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "trap.pth"
-    torch.save({"weight": torch.zeros(1), "trap": _Trap()}, path)
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_checkpoint_that_is_a_pickle_is_named(plant: Any, tmp_path: Path) -> None:
+    plant(tmp_path / "trap.pth", tmp_path / "trace")
     with pytest.raises(ModelError, match=r"'.*trap\.pth' cannot be read as weights"):
-        read_tensors(path)
-    path.write_bytes(pickle.dumps(_Trap()))
-    with pytest.raises(ModelError, match="cannot be read as weights"):
-        read_tensors(path)
-    assert not Path("/tmp/should-not-exist-trap").exists()
+        read_tensors(tmp_path / "trap.pth")
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])

@@ -12,11 +12,12 @@ import torchaudio
 from models import ClipShape, build_expert, get_architecture
 from models.audio.speech_transformer import Waveform, complete_config
 from models.registry import ModelError
-from tests.models.tiny_speech import LARGE, NAMES, SHAPE, TINY, build, noise, ours, shake
+from tests.models.tiny_speech import NAMES, SHAPE, build, noise, ours, shake
+from tests.small import SPEECH, SPEECH_LARGE
 
 
 @pytest.mark.parametrize("wavlm", [False, True], ids=["wav2vec2", "wavlm"])
-@pytest.mark.parametrize("config", [TINY, LARGE], ids=["base", "large"])
+@pytest.mark.parametrize("config", [SPEECH, SPEECH_LARGE], ids=["base", "large"])
 def test_every_layer_of_a_padded_clip_is_what_it_is_alone(
     config: dict[str, Any], wavlm: bool
 ) -> None:
@@ -35,7 +36,7 @@ def test_every_layer_of_a_padded_clip_is_what_it_is_alone(
 
 
 def test_a_clip_shorter_than_the_receptive_field_is_followed_by_silence() -> None:
-    backbone = ours(TINY, wavlm=False)
+    backbone = ours(SPEECH, wavlm=False)
     assert backbone.receptive_field == 10 + 5 * (7 + 8 * 9) == 405
     x, _ = noise(405)
     x[:, 100:] = 0
@@ -132,7 +133,7 @@ def test_waveforms_are_normalised_over_the_clips_own_samples() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_changes_nothing_where_clips_are_resampled(name: str) -> None:
     shape = ClipShape(num_classes=3, sample_rate_hz=22_050)
-    settings = {"config": TINY, "normalise_waveform": True}
+    settings = {"config": SPEECH, "normalise_waveform": True}
     expert = build_expert(name, settings, shape).eval()
     x, lengths = noise(12_000, 4321, 9001)
     with torch.no_grad():
@@ -144,7 +145,7 @@ def test_padding_changes_nothing_where_clips_are_resampled(name: str) -> None:
 
 def test_steps_are_means_of_frames_and_the_last_of_those_left() -> None:
     torch.manual_seed(0)
-    fine, coarse = ours(TINY, wavlm=False), ours(TINY, wavlm=False, frame_step=4)
+    fine, coarse = ours(SPEECH, wavlm=False), ours(SPEECH, wavlm=False, frame_step=4)
     coarse.load_state_dict(fine.state_dict())
     x, lengths = noise(405 + 5 * 320, 405 + 8 * 320)  # 6 and 9 frames
     with torch.no_grad():
@@ -176,7 +177,7 @@ def test_frames_behind_the_end_take_no_part_in_the_pooling(pooling: str) -> None
     )
 
 
-@pytest.mark.parametrize("config", [TINY, LARGE], ids=["base", "large"])
+@pytest.mark.parametrize("config", [SPEECH, SPEECH_LARGE], ids=["base", "large"])
 def test_stages_hold_every_parameter_once_from_input_to_output(config: dict[str, Any]) -> None:
     backbone = ours(config, wavlm=True)
     stages = backbone.stages()
@@ -186,12 +187,12 @@ def test_stages_hold_every_parameter_once_from_input_to_output(config: dict[str,
     assert stages[0] is backbone.feature_extractor
     norm = id(backbone.encoder.transformer.layer_norm.weight)
     where = [number for number, stage in enumerate(stages) if norm in map(id, stage.parameters())]
-    assert where == [3 if config is LARGE else 1]
+    assert where == [3 if config is SPEECH_LARGE else 1]
 
 
 def test_layer_drop_leaves_out_layers_in_training_alone() -> None:
     quiet = {key: 0.0 for key in complete_config(None, wavlm=False) if key.endswith("dropout")}
-    backbone = ours({**TINY, **quiet, "encoder_layer_drop": 1.0}, wavlm=False)
+    backbone = ours({**SPEECH, **quiet, "encoder_layer_drop": 1.0}, wavlm=False)
     x, lengths = noise(2000)
     kept, _ = backbone.hidden_states(x, lengths)
     assert not torch.allclose(kept[0], kept[1])
@@ -202,7 +203,7 @@ def test_layer_drop_leaves_out_layers_in_training_alone() -> None:
 
 def test_layer_drop_is_drawn_for_each_clip() -> None:
     quiet = {key: 0.0 for key in complete_config(None, wavlm=False) if key.endswith("dropout")}
-    backbone = ours({**TINY, **quiet, "encoder_layer_drop": 0.5}, wavlm=False).train()
+    backbone = ours({**SPEECH, **quiet, "encoder_layer_drop": 0.5}, wavlm=False).train()
     torch.manual_seed(0)
     states, _ = backbone.hidden_states(*noise(*[500] * 32))
     dropped = [torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True)]

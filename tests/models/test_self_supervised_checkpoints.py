@@ -23,10 +23,11 @@ from models.pretrained import (
     tensor_file,
 )
 from models.registry import ModelError
-from tests.models.tiny_speech import LARGE, NAMES, TINY, build, noise, ours, shake, theirs
+from tests.models.tiny_speech import NAMES, build, noise, ours, shake, theirs
+from tests.small import SPEECH, SPEECH_LARGE
 
 
-@pytest.mark.parametrize("config", [TINY, LARGE], ids=["base", "large"])
+@pytest.mark.parametrize("config", [SPEECH, SPEECH_LARGE], ids=["base", "large"])
 @pytest.mark.parametrize("wavlm", [False, True], ids=["wav2vec2", "wavlm"])
 def test_a_torchaudio_file_computes_what_torchaudio_computes(
     config: dict[str, Any], wavlm: bool, tmp_path: Path
@@ -47,7 +48,7 @@ def test_a_torchaudio_file_computes_what_torchaudio_computes(
         expected, _ = network.extract_features(x[:, :, 0])
         last, _ = network(x[:, :, 0])  # through its last normalisation and `aux`
         states, frames = backbone.hidden_states(x, lengths)
-        if config is TINY:
+        if config is SPEECH:
             assert len(states) == len(expected) + 1 == 3
         else:  # the last layer's is normalised once more in ours
             expected.pop()
@@ -59,10 +60,10 @@ def test_a_torchaudio_file_computes_what_torchaudio_computes(
 
 def published(weights: Path, name: str = "wav2vec2") -> tuple[nn.Module, dict[str, Any]]:
     """A tiny torchaudio file in a folder of weights, and it as a plan's settings name it."""
-    network = theirs(TINY, wavlm=name == "wavlm")
+    network = theirs(SPEECH, wavlm=name == "wavlm")
     file = weights / "tiny.pth"
     torch.save(network.state_dict(), file)
-    return network, Found(file.name, sha256(file), {"config": TINY}).to_json()
+    return network, Found(file.name, sha256(file), {"config": SPEECH}).to_json()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,7 +120,7 @@ def test_what_changes_a_cached_output_changes_its_name(tmp_path: Path) -> None:
         ({"normalise_waveform": True}, {}),
         ({}, {"encoder_num_heads": 4}),
     ]:
-        found = {**checkpoint, "settings": {"config": {**TINY, **config}}}
+        found = {**checkpoint, "settings": {"config": {**SPEECH, **config}}}
         settings = {"transfer": "frozen", "checkpoint": found, **further}
         names.add(build(settings=settings).frontend.name)
     assert len(names) == 4
@@ -135,7 +136,7 @@ def folder_of(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]
     return path
 
 
-ONE_LAYER = {**TINY, "encoder_num_layers": 1}
+ONE_LAYER = {**SPEECH, "encoder_num_layers": 1}
 DOCUMENT: dict[str, Any] = {
     "model_type": "wav2vec2",
     "architectures": ["Wav2Vec2ForSequenceClassification"],
@@ -297,17 +298,17 @@ def test_a_broken_preprocessor_configuration_is_one_clear_error(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("config", "wavlm", "message"),
     [
-        (TINY, True, r"layers\.0\.attention\.gru_rel_pos_const is missing; .*; and \d+ more"),
-        (LARGE, False, r"conv_layers\.0\.conv\.bias is missing"),
-        ({**TINY, "encoder_num_layers": 3}, False, r"transformer\.layers\.2\..* is missing"),
-        ({**TINY, "encoder_num_layers": 1}, False, r"transformer\.layers\.1\..* is unknown"),
-        ({**TINY, "encoder_ff_interm_features": 32}, False, r"is \(24, 16\), not \(32, 16\)"),
+        (SPEECH, True, r"layers\.0\.attention\.gru_rel_pos_const is missing; .*; and \d+ more"),
+        (SPEECH_LARGE, False, r"conv_layers\.0\.conv\.bias is missing"),
+        ({**SPEECH, "encoder_num_layers": 3}, False, r"transformer\.layers\.2\..* is missing"),
+        ({**SPEECH, "encoder_num_layers": 1}, False, r"transformer\.layers\.1\..* is unknown"),
+        ({**SPEECH, "encoder_ff_interm_features": 32}, False, r"is \(24, 16\), not \(32, 16\)"),
     ],
 )
 def test_a_file_of_another_network_is_refused_by_its_first_tensors(
     config: dict[str, Any], wavlm: bool, message: str, tmp_path: Path
 ) -> None:
-    torch.save(theirs(TINY, wavlm=False).state_dict(), tmp_path / "tiny.pth")
+    torch.save(theirs(SPEECH, wavlm=False).state_dict(), tmp_path / "tiny.pth")
     with pytest.raises(ModelError, match=f"of another architecture: .*{message}"):
         load_backbone(ours(config, wavlm=wavlm), tmp_path / "tiny.pth")
 
@@ -339,9 +340,18 @@ def their_states(network: Any, x: Tensor, **further: Any) -> list[Tensor]:
 KINDS = [("Wav2Vec2", "wav2vec2"), ("Hubert", "hubert"), ("WavLM", "wavlm")]
 
 
-@pytest.mark.parametrize("stable", [False, True], ids=["post-norm", "pre-norm"])
-@pytest.mark.parametrize("norm", ["group", "layer"])
-@pytest.mark.parametrize(("kind", "name"), KINDS)
+# Every pair of a network, a normalisation of its convolutions and a place of it in its layers.
+@pytest.mark.parametrize(
+    ("kind", "name", "norm", "stable"),
+    [
+        ("Wav2Vec2", "wav2vec2", "group", False),
+        ("Wav2Vec2", "wav2vec2", "layer", True),
+        ("Hubert", "hubert", "group", True),
+        ("Hubert", "hubert", "layer", False),
+        ("WavLM", "wavlm", "group", False),
+        ("WavLM", "wavlm", "layer", True),
+    ],
+)
 def test_every_layer_is_what_transformers_computes(
     kind: str, name: str, norm: str, stable: bool, tmp_path: Path
 ) -> None:

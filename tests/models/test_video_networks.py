@@ -104,7 +104,7 @@ def test_a_kinetics_network_gives_what_torchvisions_gives_from_the_same_file(
 def test_any_number_of_stages_takes_torchvisions_tensors(name: str, stages: int) -> None:
     with torch.device("meta"):
         state = getattr(video, name)().state_dict()
-    encoder = KINETICS[name](shape=SHAPE, frames=8, size=32, stages=stages)
+        encoder = KINETICS[name](shape=SHAPE, frames=8, size=32, stages=stages)
     own = encoder.backbone.state_dict()
     given = encoder.backbone.translate(state)
     assert {key: x.shape for key, x in given.items()} == {key: x.shape for key, x in own.items()}

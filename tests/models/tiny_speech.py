@@ -12,23 +12,9 @@ from torch import Tensor, nn
 from models import ClipShape
 from models.audio.speech_transformer import SpeechTransformer, complete_config
 from models.expert import Encoder, build_encoder
+from tests.small import SPEECH
 
 SHAPE = ClipShape(num_classes=3, sample_rate_hz=16_000, seconds=1.0)
-TINY: dict[str, Any] = {
-    "extractor_conv_layer_config": [[8, 10, 5], [8, 8, 8], [12, 10, 8]],
-    "encoder_embed_dim": 16,
-    "encoder_pos_conv_kernel": 8,
-    "encoder_pos_conv_groups": 4,
-    "encoder_num_layers": 2,
-    "encoder_num_heads": 2,
-    "encoder_ff_interm_features": 24,
-}
-LARGE: dict[str, Any] = {
-    **TINY,
-    "extractor_mode": "layer_norm",
-    "extractor_conv_bias": True,
-    "encoder_layer_norm_first": True,
-}
 NAMES = ("wav2vec2", "hubert", "wavlm")
 
 
@@ -67,6 +53,6 @@ def build(
     name: str = "wav2vec2", *, settings: Mapping[str, Any] | None = None, **further: Any
 ) -> Any:
     encoder: Encoder = build_encoder(
-        name, {"config": TINY, "units": 8, **(settings or {})}, SHAPE, **further
+        name, {"config": SPEECH, "units": 8, **(settings or {})}, SHAPE, **further
     )
     return encoder.eval()
