@@ -20,7 +20,7 @@ from tests.runs.process import PATIENCE_S, Command
 
 
 class Server:
-    """A server on a free port of this machine, ready to answer; ended with the block.
+    """A server on a free port of this machine; ended with the block.
 
     Args:
         exported: The ensemble's folder.
@@ -41,13 +41,17 @@ class Server:
             [*arguments, *map(str, options)], self.printed, {"TMPDIR": str(self.temporary)}
         )
 
-    def __enter__(self) -> Self:
+    def ready(self) -> Self:
+        """Waits until it answers."""
         try:
             self.command.until(lambda: self.url in self.command.out)
         except BaseException:
             self.close()
             raise
         return self
+
+    def __enter__(self) -> Self:
+        return self.ready()
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.runs.conftest import Launcher
 from tests.grafana import expressions
+from tests.runs.conftest import Launcher
 
 
 @pytest.fixture()

@@ -9,12 +9,9 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import socket
 import struct
 import subprocess
-import sys
-import tempfile
 import termios
 import time
 import urllib.error
@@ -33,59 +30,11 @@ import soundfile
 from ensembles.artifact import read_artifact
 from ensembles.predictor import Predictor
 from ensembles.serve import _is_local
+from tests.runs.process import PATIENCE_S
+from tests.runs.serving import Server
 
-pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-WAIT_S = 600
-"""For what a busy machine does late."""
-
-
-class Server:
-    """`python -m ensembles.serve`, started and ready."""
-
-    def __init__(self, exported: Path, home: Path) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.temporary = home
-        command = [sys.executable, "-m", "ensembles.serve", str(exported), "--port", str(self.port)]
-        limits = ["--max-mb", "2", "--max-seconds", "6", "--window", "0.5", "--hop", "0.25"]
-        self.process = subprocess.Popen(
-            [*command, *limits],
-            cwd=ROOT,
-            env={**os.environ, "TMPDIR": str(home), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self.process.stdout is not None
-        self.said = self.process.stdout.readline() + self.process.stdout.readline()
-        if self.url not in self.said:
-            pytest.fail(f"{self.said}{self.process.communicate()[1]}")
-
-    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        request = urllib.request.Request(self.url + path, data=body, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=WAIT_S) as response:
-                return response.status, json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
-
-    def predict(self, path: Path) -> tuple[int, Any]:
-        return self.ask(f"/predict?name={urllib.parse.quote(path.name)}", path.read_bytes())
-
-    def processes(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            processes = self.processes()
-            os.killpg(self.process.pid, signal.SIGKILL)
-            psutil.wait_procs(processes, timeout=WAIT_S)
-            self.process.wait()
-        shutil.rmtree(self.temporary, ignore_errors=True)
+pytestmark = pytest.mark.xdist_group("serve")  # one server for all
+LIMITS = ("--max-mb", 2, "--max-seconds", 6, "--window", 0.5, "--hop", 0.25)
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +43,14 @@ def servers() -> Iterator[list[Server]]:
     started: list[Server] = []
     yield started
     for server in started:
-        server.end()
+        server.close()
 
 
 @pytest.fixture()
 def server(exported: Path, servers: list[Server]) -> Server:
     """The server of an earlier test, or another where there is none or it has ended."""
-    if not servers or servers[-1].process.poll() is not None:
-        # A socket's path must be short.
-        servers.append(Server(exported, Path(tempfile.mkdtemp(prefix="serving-", dir="/tmp"))))
+    if not servers or not servers[-1].command.running:
+        servers.append(Server(exported, *LIMITS).ready())
     return servers[-1]
 
 
@@ -147,7 +95,7 @@ def test_what_it_cannot_use_is_refused_and_it_goes_on(
 
 
 def test_too_much_without_a_length_is_refused_while_it_comes(server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
         head = "POST /predict?name=a.wav HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         connection.sendall(head.encode())
         for _ in range(40):  # 2.6 MB of what could go on forever; the request never ends
@@ -174,12 +122,12 @@ def test_its_decoder_may_die_under_a_request(server: Server, clip: Path) -> None
     decoder.suspend()  # as one that hangs
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(server.predict, clip)
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + PATIENCE_S
         while not unread(decoder):
             assert time.monotonic() < deadline, "no request comes to the decoder"
             time.sleep(0.05)
         decoder.kill()
-        status, answer = asked.result(timeout=WAIT_S)
+        status, answer = asked.result(timeout=PATIENCE_S)
     assert (status, "killed by SIGKILL" in answer["error"]) == (422, True), answer
     assert server.predict(clip)[0] == 200
     assert [process.pid for process in decoders()] != [decoder.pid]
@@ -214,7 +162,7 @@ def test_its_description_names_the_request_the_answer_and_the_refusals(server: S
 
 
 def test_nothing_of_it_listens_beyond_this_machine(server: Server) -> None:
-    processes = [psutil.Process(server.process.pid), *server.processes()]
+    processes = [psutil.Process(server.command.process.pid), *server.processes()]
     found = {
         connection.laddr.ip
         for process in processes
@@ -272,13 +220,13 @@ async def _look(url: str, clip: Path, home: Path, width: int) -> dict[str, Any]:
     )  # fmt: skip
     try:
         port_file = home / "browser" / "DevToolsActivePort"
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + PATIENCE_S
         while not port_file.is_file() or len(port_file.read_text().splitlines()) < 2:
             assert time.monotonic() < deadline, "Chromium does not start"
             await asyncio.sleep(0.2)
         port = port_file.read_text().splitlines()[0]
         tabs = f"http://127.0.0.1:{port}/json/list"
-        with urllib.request.urlopen(tabs, timeout=WAIT_S) as response:
+        with urllib.request.urlopen(tabs, timeout=PATIENCE_S) as response:
             (tab,) = [t for t in json.loads(response.read()) if t["type"] == "page"]
         async with websockets.connect(
             tab["webSocketDebuggerUrl"], max_size=None, proxy=None
@@ -297,7 +245,7 @@ async def _drive(connection: Any, url: str, clip: Path, width: int) -> dict[str,
         number = next(numbers)
         await connection.send(json.dumps({"id": number, "method": method, "params": given}))
         while True:
-            message = json.loads(await asyncio.wait_for(connection.recv(), WAIT_S))
+            message = json.loads(await asyncio.wait_for(connection.recv(), PATIENCE_S))
             if message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 complaints.append(json.dumps(message["params"]))
             if message.get("id") == number:
@@ -309,7 +257,7 @@ async def _drive(connection: Any, url: str, clip: Path, width: int) -> dict[str,
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     await call("Emulation.setDeviceMetricsOverride", **metrics)
     await call("Page.navigate", url=url)
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         there = await call("Runtime.evaluate", expression=LOADED)
         if there["result"].get("value") is True:
@@ -334,10 +282,8 @@ async def _drive(connection: Any, url: str, clip: Path, width: int) -> dict[str,
 def test_ctrl_c_ends_it_without_leftovers(server: Server) -> None:
     processes = server.processes()
     assert len(processes) > 3
-    os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does: to all of the group
-    assert server.process.wait(timeout=WAIT_S) == 0
-    assert server.process.stderr is not None
-    assert "Traceback" not in server.process.stderr.read()
-    _, alive = psutil.wait_procs(processes, timeout=WAIT_S)
+    assert server.interrupt() == 0
+    assert "Traceback" not in server.command.err
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE_S)
     assert alive == []
     assert list(server.temporary.glob("serve-*")) == []
