@@ -24,7 +24,7 @@ def test_nested_searches_are_added_to_a_finished_run_one_after_the_other(
     assert (first["folds"], first["of_folds"], first["trials"]) == (1, 4, 2)
 
     untouched = (run / "outer" / "fold-0" / "summary.json").stat().st_mtime_ns
-    out = launch.go_on(resume="whole", outer_folds=2).finish()
+    out = launch.go_on(resume="whole", outer=True, outer_folds=2).finish()
     assert "Nested search, 2 outer folds, 12 clips: accuracy" in out
     assert (run / "outer" / "fold-0" / "summary.json").stat().st_mtime_ns == untouched
     both = json.loads((run / "outer.json").read_text())
@@ -41,6 +41,6 @@ def test_nested_searches_are_added_to_a_finished_run_one_after_the_other(
 
     shutil.rmtree(run / "outer" / "fold-1")
     (run / "outer.json").unlink()
-    launch.go_on(resume="whole").finish()
+    launch.go_on(resume="whole", outer=True, outer_folds=2).finish()
     assert (run / "outer" / "fold-0" / "summary.json").stat().st_mtime_ns == untouched
     assert json.loads((run / "outer.json").read_text()) == both, "a repetition gives the same"
