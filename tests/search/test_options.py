@@ -22,6 +22,7 @@ from datasets.index import read_index, write_index
 from datasets.join import join, read_part
 from datasets.synthetic import load_synthetic
 from ensembles.bank import PosteriorBank
+from ensembles.metrics import log_softmax
 from search.config import SearchConfig
 from search.corpus import load_corpus
 from search.objective import GAIN_WEIGHT, EnsembleObjective
@@ -236,6 +237,9 @@ def test_networks_are_kept_as_asked(found: Found) -> None:
     assert needed <= kept
     if found.asked.keep_weights == "all":
         assert kept == set(summary["experts"])
+    else:  # the best of each modality take over where a clip lacks an input
+        best = [summary["headline"][side]["per_fold"] for side in ("audio", "video")]
+        assert kept == needed | {name for rows in best for row in rows for name in row["experts"]}
     assert summary["weights"]["kept"] == found.asked.keep_weights
     assert summary["weights"]["experts"] == len(kept)
 
@@ -278,12 +282,24 @@ def test_what_the_search_is_told_of_a_trial_is_its_score_and_what_the_ensemble_g
             continue
         side = "audio" if trial.user_attrs["architecture"] == "functionals" else "video"
         own = trial.intermediate_values[100]
+        assert own == pytest.approx(_score_of(found, f"{side}-{trial.number:04d}"))
         gain = GAIN_WEIGHT * objective.gain(side, trial.number, finished)
         counted += min(map(len, finished.values())) >= 3
         expected = own + gain if found.asked.objective == "ensemble" else own
         assert trial.value == pytest.approx(expected)
         finished[side][trial.number] = own
     assert counted or found.summary["trials"]["pruned"]
+
+
+def _score_of(found: Found, name: str) -> float:
+    """A trial's own, from its posteriors; more is better."""
+    entry, table = found.bank.find(name, 100), found.bank.table
+    assert entry is not None
+    chances = np.exp(log_softmax(entry.logits.astype(np.float64)))
+    score = SCORES[found.asked.metric]
+    folds = [table.folds == fold for fold in range(table.folds.max() + 1)]
+    mean = float(np.mean([score(table.labels[rows], chances[rows]) for rows in folds]))
+    return -mean if found.asked.metric == "log_loss" else mean
 
 
 def _trials(found: Found) -> list[Any]:
