@@ -233,13 +233,12 @@ def test_enrolment_is_scored_where_it_was_asked_for(found: Found) -> None:
 def test_networks_are_kept_as_asked(found: Found) -> None:
     summary = found.summary
     kept = {path.name for path in (found.path / "weights").iterdir()}
-    needed = {n for row in summary["headline"]["fused"]["per_fold"] for n in row["experts"]}
-    assert needed <= kept
-    if found.asked.keep_weights == "all":
-        assert kept == set(summary["experts"])
-    else:  # the best of each modality take over where a clip lacks an input
-        best = [summary["headline"][side]["per_fold"] for side in ("audio", "video")]
-        assert kept == needed | {name for rows in best for row in rows for name in row["experts"]}
+    # The best of each modality take over where a clip lacks an input.
+    rows = [summary["headline"][name] for name in ("fused", "audio", "video")]
+    parts = [part for row in rows for part in (row, *row["per_fold"])]
+    needed = {name for part in parts for name in part["experts"]}
+    every = set(summary["experts"])
+    assert kept == (every if found.asked.keep_weights == "all" else needed)
     assert summary["weights"]["kept"] == found.asked.keep_weights
     assert summary["weights"]["experts"] == len(kept)
 
