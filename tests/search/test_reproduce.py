@@ -23,7 +23,7 @@ from search.papers import PAPERS
 from search.plan import TrialPlan
 from search.reproduce import completed, offer_of, reproduced
 from search.run import main
-from tests.search.test_transfer import write as write_backbone
+from tests.search.backbones import write as write_backbone
 from tests.tiny import make_tiny_shards
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
 
 from models import BackboneEncoder
-from models.expert import build_encoder
-from models.pretrained import ORIGIN, FrozenBackbone, find_checkpoints
-from models.registry import ModelError, architectures, get_architecture
+from models.pretrained import FrozenBackbone
+from models.registry import ModelError, architectures
 from search.config import ConfigError, SearchConfig
 from search.cost import drop_expensive, key_of, measure_cost
 from search.inputs import TrainingData
@@ -26,21 +23,12 @@ from search.plan import TrialPlan
 from search.run import _print_offer
 from search.train import FoldTrainer, LockstepTrial, NonFiniteLossError
 from search.trial_process import gpus_for
+from tests.search.backbones import plan as plan_from
+from tests.search.backbones import write
 from tests.small import SMALL
 
 BACKBONES = [entry.name for entry in architectures() if entry.checkpoints]
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
-
-
-def write(folder: Path, name: str, data: TrainingData, trained_on: list[dict[str, Any]]) -> None:
-    """A small backbone of ours, with what it says of itself."""
-    torch.manual_seed(7)
-    encoder = build_encoder(name, SMALL.get(name, {}), data.shape)
-    assert isinstance(encoder, BackboneEncoder)
-    state = {key: x.contiguous() for key, x in encoder.backbone.state_dict().items()}
-    origin = {"settings": SMALL.get(name, {}), "trained_on": trained_on}
-    folder.mkdir(exist_ok=True)
-    save_file(state, folder / f"{name}.safetensors", metadata={ORIGIN: json.dumps(origin)})
 
 
 def with_weights(data: TrainingData, folder: Path) -> TrainingData:
@@ -55,9 +43,7 @@ def prepared(name: str, tiny_data: TrainingData, tmp_path: Path) -> TrainingData
 
 def plan(name: str, mode: str, data: TrainingData, **training: Any) -> TrialPlan:
     assert data.weights is not None
-    (found,) = find_checkpoints(get_architecture(name), data.weights)
-    settings = {"transfer": mode, "checkpoint": found.to_json()}
-    return TrialPlan.of(name, settings, {"epochs": 1, "batch_size": 6, **training})
+    return plan_from(name, mode, data.weights, **training)
 
 
 @every_backbone

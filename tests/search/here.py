@@ -1,0 +1,121 @@
+"""The real command in this process: what Ray would start elsewhere runs here, a trial after the other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from search import trial_process
+from search.folder import RunFolder
+from search.interrupt import Interrupt
+from search.run import main
+from search.sampler import DealtSearch
+
+Spec = dict[str, Any]
+Change = Callable[[Spec], Spec]
+
+
+def search_here(*arguments: object, change: Change = lambda spec: spec) -> int:
+    """`python -m search.run ARGUMENTS` without Ray; returns its exit code.
+
+    Everything else is the command's own: its folder, its journal, what trials leave, its report.
+
+    Args:
+        arguments: Of the command.
+        change: Called with each training's spec before it starts; returns what is trained.
+    """
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        ours = _Here(change)
+        patch.setattr("search.cluster.start_ray", lambda *_, **__: None)
+        patch.setattr("search.cluster.stop_ray", lambda: None)
+        patch.setattr("search.cluster.watched", lambda leave: nullcontext())
+        patch.setattr("search.tuning.trials_at_once", lambda *_, **__: 1)
+        patch.setattr("search.tuning.run_search", ours.run_search)
+        patch.setattr("search.tuning.run_seeds", ours.run_seeds)
+        return main([*map(str, arguments), "--address", "local"])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one core while the block runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Here:
+    """Stands for `search.tuning`."""
+
+    def __init__(self, change: Change) -> None:
+        self.change = change
+
+    def run_search(
+        self,
+        search: DealtSearch,
+        context: dict[str, Any],
+        run: RunFolder,
+        *,
+        interrupt: Interrupt,
+        **_: Any,
+    ) -> None:
+        search.on_end = run.mirror.forget_checkpoint
+        number = 0
+        while not interrupt.now and isinstance(config := search.suggest(str(number)), dict):
+            report: dict[str, Any] = {}
+            for report in self._reports({**config, "context": context}, interrupt):
+                failed = report.get("failed")
+                if not failed and search.report_rung(
+                    str(number), report["percent"], report["score"]
+                ):
+                    break
+            search.on_trial_complete(str(number), report)
+            number += 1
+
+    def run_seeds(
+        self,
+        specs: list[Spec],
+        run: RunFolder,
+        *,
+        on_done: Callable[[str, str | None], None],
+        interrupt: Interrupt,
+        **_: Any,
+    ) -> None:
+        for spec in specs:
+            if interrupt.now:
+                return
+            reports = list(self._reports(spec, interrupt))
+            if reports and (reports[-1].get("failed") or reports[-1]["percent"] == 100):
+                run.mirror.forget_checkpoint(spec["trial"])
+                on_done(spec["trial"], reports[-1].get("failed"))
+
+    def _reports(self, spec: Spec, interrupt: Interrupt) -> Iterable[dict[str, Any]]:
+        """A training's reports, as far as it comes before an interruption."""
+        for report in trial_process.train(self.change(spec)):
+            yield report
+            if interrupt.now:
+                return
+
+
+def broken(spec: Spec) -> Spec:
+    """The same training of an architecture that there is not: it fails."""
+    return {**spec, "plan": {**spec["plan"], "architecture": "no such network"}}
+
+
+def continued(run: Path, how: str = "--resume", **options: Any) -> list[object]:
+    """Arguments that continue a run in its folder."""
+    given = [(f"--{name.replace('_', '-')}", value) for name, value in options.items()]
+    return [how, run.name, "--runs-dir", run.parent, *(part for pair in given for part in pair)]
+
+
+def copy_of(run: Path, runs: Path) -> Path:
+    """A copy of a run in another folder of runs."""
+    return Path(shutil.copytree(run, runs / run.name))
