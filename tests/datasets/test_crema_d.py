@@ -16,7 +16,7 @@ from datasets.index import read_index
 from datasets.prepare import main as prepare_main
 from datasets.shards import ShardSettings, prepare
 from datasets.splits import make_folds
-from tests.datasets.test_iemocap import search_it
+from tests.search.here import search_briefly
 
 WriteSound = Callable[..., Path]
 CODES = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
@@ -164,10 +164,9 @@ def test_counts_that_are_none_are_told(tree: Path) -> None:
         load_crema_d(tree, target="voice")
 
 
-@pytest.mark.slow
 def test_a_tree_is_searched_and_reported_under_its_protocol(tree: Path, tmp_path: Path) -> None:
     assert prepare_main(["crema_d", "--root", str(tree), "--out", str(tmp_path / "shards")]) == 0
-    run = search_it(tmp_path / "shards", tmp_path)
+    run = search_briefly(tmp_path / "shards", tmp_path)
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["protocol"], summary["clips"]) == ("crema-d-speakers5", 35)
     assert (run / "report.html").exists()

@@ -20,6 +20,7 @@ from datasets.prepare import main as prepare_main
 from datasets.splits import make_folds
 from datasets.stream import stream_clips
 from datasets.verify import main as verify_main
+from tests.search.here import search_briefly
 
 WriteSound = Callable[..., Path]
 HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
@@ -235,25 +236,11 @@ def test_the_raters_lines_are_votes_and_the_actors_own_opinion_is_none(
     }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_tree_is_searched_and_reported_under_its_protocol(tree: Path, tmp_path: Path) -> None:
     assert prepare_main(["iemocap", "--root", str(tree), "--out", str(tmp_path / "shards")]) == 0
-    run = search_it(tmp_path / "shards", tmp_path)
+    run = search_briefly(tmp_path / "shards", tmp_path)
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["protocol"], summary["clips"]) == ("iemocap-loso5", 100)
     assert len(summary["headline"]["fused"]["fold_scores"]) == 5
     assert set(summary["detail"]["fused"]["groups"]) == {"gender", "session"}
     assert "iemocap" in (run / "report.html").read_text()
-
-
-def search_it(shards: Path, home: Path) -> Path:
-    """One short trial of the cheapest network; returns the run's folder."""
-    from search.run import main
-
-    arguments = [
-        "--data", str(shards), "--only", "functionals", "--trials", "1", "--epochs", "4",
-        "--confirm-seeds", "0", "--name", "short", "--runs-dir", str(home / "runs"),
-        "--cache-dir", str(home / "cache"), "--dashboard", "false", "--address", "local",
-    ]  # fmt: skip
-    assert main(arguments) == 0
-    return home / "runs" / "short"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,18 @@ def search_here(*arguments: object, change: Change = lambda spec: spec) -> int:
     """
     with pytest.MonkeyPatch.context() as patch, one_thread():
         ours = _Here(change)
-        patch.setattr("search.cluster.start_ray", lambda *_, **__: None)
-        patch.setattr("search.cluster.stop_ray", lambda: None)
-        patch.setattr("search.cluster.watched", lambda leave: nullcontext())
-        patch.setattr("search.tuning.trials_at_once", lambda *_, **__: 1)
+        patch.setattr("search.on_ray.OnRay.start", lambda ray: ray.context.update(workers=1))
         patch.setattr("search.tuning.run_search", ours.run_search)
         patch.setattr("search.tuning.run_seeds", ours.run_seeds)
         return main([*map(str, arguments), "--address", "local"])
+
+
+def search_briefly(shards: Path, home: Path) -> Path:
+    """Searches any corpus with one short trial of the cheapest network; returns the run's folder."""
+    where = ["--name", "short", "--runs-dir", home / "runs", "--cache-dir", home / "cache"]
+    how = ["--only", "functionals", "--trials", 1, "--epochs", 4, "--confirm-seeds", 0]
+    assert search_here("--data", shards, *how, *where) == 0
+    return home / "runs" / "short"
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from search.doctor import (
     check_reach,
     check_same,
     check_shards,
-    main,
     node_facts,
     quick_findings,
 )
@@ -127,26 +126,3 @@ def test_a_runs_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     assert [f.what for f in quick_findings(config) if f.level == "error"] == [
         f"the runs' folder '{tmp_path / 'runs'}' cannot be written: File exists"
     ]
-
-
-@pytest.mark.slow()
-def test_a_whole_examination_of_this_machine(
-    tiny_shards: Path, cache_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--data", tiny_shards, "--only", "functionals,action_units"]
-    arguments += ["--cache-dir", cache_folder, "--runs-dir", tmp_path / "runs"]
-    code = main([str(a) for a in arguments])
-    out = capsys.readouterr().out
-    assert code == 0, out
-    for line in ("the dashboard answers at", "functionals: a step runs", "48 trials: about"):
-        assert line in out
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.slow()
-def test_a_cluster_that_is_not_there_is_an_error(
-    tiny_shards: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = main(["--data", str(tiny_shards), "--address", "127.0.0.1:1", "--no-steps"])
-    assert code == 2
-    assert "Cannot join the Ray cluster at '127.0.0.1:1'" in capsys.readouterr().out

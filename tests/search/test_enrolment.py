@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from search.folder import RunFolder
 from search.inputs import TrainingData, enrolment_order
 from search.interrupt import Interrupt
 from search.offer import offer_for
+from search.on_ray import OnRay
 from search.plan import TrialPlan
 from search.sampler import DealtSearch, open_journal
 from search.session import Session
@@ -338,7 +340,8 @@ def searched(three_folds: TrainingData, context: dict[str, Any]) -> Searched:
     assessment = Assessment("accuracy", experts.table, (), fused, AVERAGE[0])
     screen = io.StringIO()
     console = Console(file=screen, width=200)
-    session = Session(run, three_folds, bank, search, context, console, Interrupt())
+    ray = cast(OnRay, SimpleNamespace(start=lambda: None))
+    session = Session(run, three_folds, bank, search, context, console, Interrupt(), ray)
     return Searched(session, assessment, screen)
 
 

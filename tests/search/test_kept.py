@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 from datasets.storage import KeptFolder
 from search.config import ConfigError
 from search.kept import Mirror, bring_together, mend_journal
-from tests.search.test_kill import finish, journal
+from search.run import main
 
 
 @pytest.fixture()
@@ -134,68 +132,13 @@ def test_half_a_line_of_a_journal_is_taken_off(tmp_path: Path, content: str, lef
     assert not (tmp_path / "journal.log.lock").is_symlink()
 
 
-@pytest.mark.slow()
-@pytest.mark.parametrize("runner", ["actor", "train"])
-def test_a_run_killed_on_one_machine_goes_on_on_another(
-    bucket: Any, launch: Any, small_search: list[object], tmp_path: Path, runner: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    if runner == "train":  # seconds a trial
-        small_search[small_search.index("--trials") + 1] = 5
-    search = [*small_search, "--runner", runner]
-    finish(launch(*search, "--name", "whole"))
-    expected = journal(tmp_path / "runs" / "whole")
-
-    search[search.index("--runs-dir") + 1] = "s3://kept/runs"
-    process = launch(*search, "--name", "night")
-    wait_for_entries(bucket, 3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    resume = ["--resume", "night", "--runs-dir", "s3://kept/runs"]
-    _out, err = launch(*resume, cache=elsewhere).communicate(timeout=400)
-    if "is in use by" in err:  # within a minute the other might still be there
-        lease = {"owner": "it", "token": "it", "at": 0}
-        body = json.dumps(lease).encode()
-        bucket.put_object(Bucket="kept", Key="runs/night/lease.json", Body=body)
-        finish(launch(*resume, cache=elsewhere))
-    copy = next((elsewhere / "kept").rglob("night"))
-    assert journal(copy) == expected
-    monkeypatch.setenv("EMOTION_CACHE", str(tmp_path / "third"))
-    kept = KeptFolder.at("s3://kept/runs/night", tmp_path / "third")
-    assert not [name for name in kept.sizes() if name.startswith("checkpoints/")]
-    summary = json.loads((copy / "summary.json").read_text())
-    whole = json.loads((tmp_path / "runs" / "whole" / "summary.json").read_text())
-    assert summary["headline"] == whole["headline"]
-    assert summary["weights"]["experts"] == whole["weights"]["experts"]
-
-    from ensembles.export import main
-
-    shutil.rmtree(elsewhere)
-    assert main(["s3://kept/runs/night", "--out", str(tmp_path / "exported")]) == 0
-
-
-def wait_for_entries(bucket: Any, count: int) -> None:
-    """Until so many bank entries are kept."""
-    deadline = time.monotonic() + 180
-    while True:
-        listed = bucket.list_objects_v2(Bucket="kept", Prefix="runs/night/bank/")
-        if sum(entry["Key"].endswith(".npz") for entry in listed.get("Contents", [])) >= count:
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def test_storage_that_does_not_take_the_run_is_one_line(
-    object_store: Any, launch: Any, small_search: list[object]
-) -> None:
-    small_search[small_search.index("--runs-dir") + 1] = "s3://nowhere/runs"
-    process = launch(*small_search, "--name", "night")
-    _out, err = process.communicate(timeout=120)
-    assert process.returncode == 2
-    lines = [line for line in err.splitlines() if line.startswith("error")]
-    assert lines[-1].startswith("error: Cannot write the run's folder 's3://nowhere/runs/night'"), (
-        err
-    )
+    object_store: Any, tiny_shards: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("EMOTION_CACHE", str(cache_folder))
+    arguments = ["--data", str(tiny_shards), "--protocol", "speaker-kfold:2", "--name", "night"]
+    arguments += ["--only", "action_units", "--runs-dir", "s3://nowhere/runs"]
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert lines[-1].startswith("error: Cannot write the run's folder 's3://nowhere/runs/night'")

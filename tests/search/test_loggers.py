@@ -219,28 +219,3 @@ def _get(url: str, server: subprocess.Popen[bytes]) -> Any:
             if server.poll() is not None or time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
-
-
-@pytest.mark.slow()
-def test_a_search_tells_mlflow_and_wandb(
-    launch: Any, small_search: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    process = launch(*small_search, "--trials", 3, "--name", "told", "--log-to", "mlflow,wandb")
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    run = tmp_path / "runs" / "told"
-    client = mlflow.MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("told").experiment_id])
-    assert {r.info.run_name for r in runs} == {"audio-0000", "video-0000", "early-0000"}
-    assert all(0 <= r.data.metrics["score"] <= 1 for r in runs)
-    assert len(list((run / "wandb").rglob("*.wandb"))) == 3
-    for file in (run / "wandb").rglob("*.wandb"):
-        content = file.read_bytes()
-        assert b"learning_rate" in content
-        assert b"cache_folder" not in content, "where the files of a run are is nobody's business"
-    names = {path.name for path in (run / "tensorboard").iterdir()}
-    assert names == {"audio-0000", "video-0000", "early-0000"}

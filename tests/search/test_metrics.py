@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import socket
-import subprocess
-import tempfile
 import threading
 import time
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +15,7 @@ from search import metrics
 from search.metrics import SEARCH_GAUGES, TRIAL_GAUGES, Gauges, show_epoch, show_rung, show_search
 from search.progress import Tally
 from search.train import FoldEpoch
+from tests.grafana import expressions
 
 ROOT = Path(__file__).parents[2]
 SPEC = {"trial": "audio-0003", "modality": "audio", "context": {"run": "/runs/mine/"}}
@@ -102,89 +95,6 @@ def test_outside_of_ray_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None
         show_rung(gauges, {"score": 0.5, "fold_scores": {"0": 0.5}})
 
 
-def expressions() -> dict[str, str]:
-    """Title → PromQL of every panel of the Grafana dashboard."""
-    document = json.loads((ROOT / "docs" / "grafana-trials.json").read_text())
-    return {p["title"]: t["expr"] for p in document["panels"] for t in p["targets"]}
-
-
 def test_the_grafana_dashboard_asks_for_all_that_there_is_and_for_nothing_else() -> None:
     asked = set(re.findall(r"\bray_(emotion_\w+)", " ".join(expressions().values())))
     assert asked == set(TRIAL_GAUGES) | set(SEARCH_GAUGES)
-
-
-@pytest.fixture()
-def ray_folder() -> Iterator[Path]:
-    """A short path: Ray's sockets lie below it."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.mark.slow()
-def test_prometheus_finds_every_trial_and_answers_every_panel(
-    launch: Any, small_search: list[object], tmp_path: Path, ray_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("prometheus is not installed")
-    monkeypatch.setenv("RAY_TMPDIR", str(ray_folder))
-    arguments = [a for a in small_search if a != "--dashboard=false"]
-    search = launch(*arguments, "--trials", 400, "--time-budget", "90s", "--name", "seen")
-    server = None
-    try:
-        written = _wait(
-            lambda: next(ray_folder.glob("ray/session_2*/metrics/prometheus/*.yml"), None)
-        )
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        server = subprocess.Popen(
-            [program, f"--config.file={written}", f"--web.listen-address=127.0.0.1:{port}",
-             f"--storage.tsdb.path={tmp_path / 'prometheus'}"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-        def ask(expression: str) -> list[dict[str, Any]]:
-            query = re.sub(r"\$(run|modality|trial)", ".*", expression)
-            address = f"http://127.0.0.1:{port}/api/v1/query?"
-            with urllib.request.urlopen(address + urllib.parse.urlencode({"query": query})) as got:
-                return list(json.load(got)["data"]["result"])
-
-        unanswered = set(expressions())
-
-        def answered() -> bool:
-            for title in list(unanswered):
-                if ask(expressions()[title]):
-                    unanswered.discard(title)
-            return not unanswered
-
-        _wait(answered, lambda: f"panels without an answer: {sorted(unanswered)}")
-        seen = ask("last_over_time(ray_emotion_trial_loss[5m])")
-        names = {(s["metric"]["run"], s["metric"]["trial"], s["metric"]["fold"]) for s in seen}
-        assert {("seen", "audio-0000", "0"), ("seen", "audio-0000", "1")} <= names
-
-        # Trials that have ended are forgotten: no more are shown than run, or ran just now.
-        logs = tmp_path / "runs" / "seen" / "logs"
-        _wait(lambda: len(list(logs.iterdir())) > 20)
-        assert len(ask("count by (trial) (ray_emotion_trial_percent)")) < len(list(logs.iterdir()))
-    finally:
-        search.terminate()  # as Ctrl-C: it reports and ends Ray
-        if server:
-            server.terminate()
-            server.wait(20)
-        _, err = search.communicate(timeout=120)
-    assert "Traceback" not in err
-
-
-def _wait(what: Any, why: Any = lambda: "in time") -> Any:
-    deadline = time.monotonic() + 80
-    while time.monotonic() < deadline:
-        try:
-            if found := what():
-                return found
-        except OSError:
-            pass
-        time.sleep(0.5)
-    pytest.fail(why())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,47 +126,3 @@ def test_both_are_scored_on_the_clips_of_the_outer_folds(tmp_path: Path) -> None
     assert "ordinary less nested, 95 % over speakers): +37.5 (" in text
     document = found.to_json()
     assert (document["folds"], document["clips"], document["search_score"]) == (2, 8, 0.97)
-
-
-@pytest.mark.slow()
-def test_an_outer_search_goes_on_where_it_ended_and_leaves_no_look_beside_other_runs(
-    launch: Any, small_search: list[object], tmp_path: Path
-) -> None:
-    arguments = ["speaker-kfold:4" if a == "speaker-kfold:2" else a for a in small_search]
-    arguments[arguments.index("functionals,action_units,concatenation")] = (
-        "functionals,action_units"
-    )
-    arguments[arguments.index("--trials") + 1] = 2
-    arguments += [
-        "--address",
-        "local",
-        "--outer",
-        "--outer-folds",
-        2,
-        "--epochs",
-        4,
-        "--name",
-        "whole",
-    ]
-    process = launch(*arguments)
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    assert "Nested search, 2 outer folds, 12 clips: accuracy" in out
-    run = tmp_path / "runs" / "whole"
-    first = json.loads((run / "outer.json").read_text())
-    assert (first["folds"], first["of_folds"], first["trials"]) == (2, 4, 2)
-    assert not (tmp_path / "runs" / "test-speakers.jsonl").exists()
-    assert len((run / "outer" / "test-speakers.jsonl").read_text().splitlines()) == 2
-    inner = json.loads((run / "outer" / "fold-0" / "summary.json").read_text())
-    assert inner["protocol"] == "speaker-kfold:3"
-    held_out = inner["test_speakers"]["speakers"]
-    with (run / "predictions.csv").open() as file:
-        assert held_out == sorted({r["speaker"] for r in csv.DictReader(file) if r["fold"] == "0"})
-
-    untouched = (run / "outer" / "fold-0" / "summary.json").stat().st_mtime_ns
-    shutil.rmtree(run / "outer" / "fold-1")
-    process = launch("--resume", "whole", "--runs-dir", run.parent)
-    _, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    assert (run / "outer" / "fold-0" / "summary.json").stat().st_mtime_ns == untouched
-    assert json.loads((run / "outer.json").read_text()) == first

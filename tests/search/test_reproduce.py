@@ -185,39 +185,3 @@ def test_networks_of_the_papers_sizes_are_built() -> None:
     assert counts["audio: CNN"] == 1_481_284
     assert counts["audio: CNN+RNN"] == 5_892_164
     assert counts["audio: CNN+LSTM"] == 23_338_052
-
-
-@pytest.mark.slow()
-def test_a_paper_is_reproduced_from_the_command_line_and_resumed(
-    launch: Any, own_shards: Path, tmp_path: Path
-) -> None:
-    runs = tmp_path / "runs"
-    process = launch(
-        "--data", own_shards, "--reproduce", "luna2022", "--protocol", "speaker-kfold:2", "--epochs", 4,
-        "--runs-dir", runs, "--name", "paper", "--workers", 1, "--dashboard=false",
-    )  # fmt: skip
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err[-3000:]
-    assert out.splitlines()[0].startswith(
-        "Luna-Jiménez et al. 2022: its checkpoints were chosen on"
-    )
-    assert "taken for ravdess" in err
-    assert "MLP(80) on mean action units" in out
-    summary = json.loads((runs / "paper" / "summary.json").read_text())
-    assert summary["trials"]["complete"] == 3
-    rows = {row["what"]: row for row in summary["reproduced"]["rows"]}
-    ours = rows["video: MLP(80) on mean action units"]
-    assert 0 <= ours["interval"][0] <= ours["here"] <= ours["interval"][1] <= 1
-    assert ours["note"].startswith("4 epochs as asked")
-    assert rows["audio: wav2vec2-xlsr, fine-tuned"]["here"] is None
-    page = (runs / "paper" / "report.html").read_text()
-    assert "its checkpoints were chosen on the test fold" in page
-
-    process = launch("--resume", "paper", "--runs-dir", runs)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err[-3000:]
-    assert json.loads((runs / "paper" / "summary.json").read_text())["trials"]["complete"] == 3
-    process = launch("--extend", "paper", "--runs-dir", runs, "--trials", 2)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 2
-    assert "reproduces luna2022: there is nothing to extend" in err

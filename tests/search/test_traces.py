@@ -45,6 +45,7 @@ from search.trace_report import trace_facts
 from search.train import FoldTrainer, LockstepTrial
 from search.trial_process import train
 from tests.search.here import one_thread
+from tests.small_run import join_streams
 
 CASES = {
     "audio-0000": ("logmel_resnet", {"trim_db": 0.0, "width": 12}, {"label_delay": 1.2}),
@@ -331,9 +332,7 @@ def test_an_export_says_a_recording_as_its_networks_do(
 def test_sound_and_pictures_in_one_file_take_the_whole_ensemble_and_its_post_processing(
     exported: Path, media: Path, tmp_path: Path
 ) -> None:
-    from tests.conftest import _join
-
-    both = _join(
+    both = join_streams(
         media / "RECOLA-Audio-recordings" / "P03.wav",
         media / "RECOLA-Video-recordings" / "P03.mp4",
         tmp_path / "both.mkv",
@@ -438,30 +437,3 @@ def test_tzirakis_networks_are_trained_as_the_paper_says_and_told_by_dimension(
     reproduce.print_reproduced(Console(file=out, width=120), document, "recola-open-kfold")
     assert "CCC: published" in out.getvalue()
     assert "0.715" in out.getvalue()
-
-
-@pytest.mark.slow
-def test_a_whole_search_over_traces(
-    shards: ShardIndex, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [
-        "--data", shards.root, "--trials", "3", "--epochs", "4", "--only",
-        "logmel_resnet,frame_cnn,concatenation", "--confirm-seeds", "1", "--name", "traced",
-        "--runs-dir", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache"),
-        "--dashboard", "false", "--address", "local",
-    ]  # fmt: skip
-    assert main(arguments) == 0
-    told = capfd.readouterr().out
-    assert "arousal: fused" in told
-    run = tmp_path / "runs" / "traced"
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["target"] == "auto"
-    assert "1000" in summary["confirmed"]
-    assert (run / "report.html").exists()
-    assert (
-        main(["--resume", "traced", "--runs-dir", str(tmp_path / "runs"), "--address", "local"])
-        == 0
-    )
-    again = json.loads((run / "summary.json").read_text())
-    assert again["headline"]["fused"] == summary["headline"]["fused"]
-    export(read_run(run), tmp_path / "out")

@@ -1,16 +1,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -19,7 +14,6 @@ from search.corpus import clip_table
 from search.inputs import TrainingData
 from search.plan import TrialPlan
 from search.train import FoldTrainer
-from search.trial import ATTEMPTS
 from search.trial_process import describe, gpus_for, take_more, train
 
 ROOT = Path(__file__).parents[2]
@@ -142,80 +136,6 @@ def test_an_early_fusion_trial_is_called_by_its_parts() -> None:
     assert describe({"architecture": "cnn3d", "settings": {}}) == "cnn3d"
 
 
-def kill_trial(process: subprocess.Popen[str], title: str, times: int) -> int:
-    """Kills the process that trains the trial, so often if it comes back; returns how often."""
-    root = psutil.Process(process.pid)
-    deadline = time.monotonic() + 120
-    killed: set[int] = set()
-    while len(killed) < times and time.monotonic() < deadline and process.poll() is None:
-        for child in root.children(recursive=True):
-            try:
-                if f"ray::{title}" in " ".join(child.cmdline()) and child.pid not in killed:
-                    child.kill()
-                    killed.add(child.pid)
-            except psutil.Error:
-                continue
-    return len(killed)
-
-
-@pytest.mark.slow()
-def test_a_trial_whose_process_is_killed_goes_on(
-    launch: Any, small_search: list[object], tmp_path: Path
-) -> None:
-    process = launch(*small_search, "--name", "victim")
-    assert kill_trial(process, "video-0000 action_units", 1) == 1
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    assert "0 failed" in out
-
-
-@pytest.mark.slow()
-def test_a_trial_whose_processes_all_die_fails_alone(
-    launch: Any, small_search: list[object], tmp_path: Path
-) -> None:
-    process = launch(*small_search, "--name", "victim")
-    assert kill_trial(process, "video-0000 action_units", ATTEMPTS) == ATTEMPTS
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    assert "1 failed" in out
-    assert "failed: video-0000: its process died 3 times" in " ".join(out.split())
-
-
-STOPPED = """
-import json, signal, sys, time
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with &
-import ray
-from search.trial import train_trial
-ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-rungs = train_trial.options(_generator_backpressure_num_objects=1).remote(json.load(sys.stdin))
-print(ray.get(next(rungs))["percent"], flush=True)
-ray.cancel(rungs)
-free = lambda: ray.available_resources().get("CPU", 0) >= 1
-deadline = time.monotonic() + 30
-while not free() and time.monotonic() < deadline:
-    time.sleep(0.1)
-print("free" if free() else "still training")
-"""
-
-
-@pytest.mark.slow()
-def test_a_stopped_trial_ends_though_its_shell_ignores_interrupts(spec: dict[str, Any]) -> None:
-    """It went on to its next rung, a quarter of its schedule for nothing."""
-    spec["plan"] = TrialPlan.of("action_units", {}, {"epochs": 20_000}).to_json()
-    done = subprocess.run(
-        [sys.executable, "-c", STOPPED],
-        input=json.dumps(spec),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=True,
-        cwd=ROOT,
-    )
-    assert done.stdout.split("\n")[:2] == ["25", "free"], done.stderr
-    bank = PosteriorBank.open(Path(spec["context"]["run"]) / "bank")
-    assert [entry.percent for entry in bank.read()] == [25]
-
-
 def on_a_gpu(spec: dict[str, Any], share: float, **more: Any) -> dict[str, Any]:
     context = {"device": "cuda", "gpu_share": {"action_units": share}, "workers_per_trial": 1}
     return {**spec, "context": {**spec["context"], **context, **more}}
@@ -282,130 +202,3 @@ def test_batches_in_parts_stand_in_the_log(
     assert last["percent"] == 100
     log = (Path(spec["context"]["run"]) / "logs" / "video-0000.log").read_text()
     assert "out of memory: batches of 32 in 2 parts" in log
-
-
-def run_script(script: str, spec: dict[str, Any]) -> Any:
-    """What a program of its own says last, which is told a trial."""
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        input=json.dumps(spec),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-SEEN = """
-import json, sys, time, urllib.request
-import ray
-from ray.util.state import list_tasks
-from search.trial import train_trial
-here = ray.init(address="local", num_cpus=1, dashboard_host="127.0.0.1", logging_level="ERROR",
-         log_to_driver=False, _system_config={"metrics_report_interval_ms": 1000})
-node = ray.nodes()[0]
-page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-
-def shown(name):
-    text = urllib.request.urlopen(page).read().decode()
-    return [line for line in text.splitlines() if f'trial="{name}"' in line]
-
-def wait(what):
-    deadline = time.monotonic() + 30
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return bool(what())
-
-good = json.loads(sys.stdin.readline())
-reports = [ray.get(ref) for ref in train_trial.options(name="good one").remote(good)]
-assert wait(lambda: any("ray_emotion_trial_fold_score" in x and 'fold="1"' in x for x in shown("good")))
-bad = {**good, "trial": "bad"}
-bad["plan"]["training"]["learning_rate"] = 1e30
-rungs, ended = train_trial.options(name="bad one").remote(bad), ""
-try:
-    for rung in rungs:
-        reports.append(ray.get(rung))
-except ray.exceptions.RayTaskError as error:
-    ended = str(error.cause)
-assert wait(lambda: not shown("good")), "a trial that ended is shown for ever"
-tasks = {}
-
-def both_ended():
-    tasks.update({t.name: t for t in list_tasks("http://" + here.dashboard_url, detail=True)})
-    return "bad one" in tasks and tasks["bad one"].state in ("FAILED", "FINISHED")
-
-assert wait(both_ended)
-logs = ray._private.worker._global_node.get_logs_dir_path()
-import pathlib
-print(json.dumps({
-    "percents": [r["percent"] for r in reports], "ended": ended,
-    "pids": len({t.worker_pid for t in tasks.values()}),
-    "states": {name: t.state for name, t in tasks.items()},
-    "error": tasks["bad one"].error_message,
-    "logs": {p.name: p.read_text() for p in pathlib.Path(logs).glob("trial-*")},
-}))
-"""
-
-
-@pytest.mark.slow()
-def test_the_dashboard_has_a_trials_name_state_log_and_failure(spec: dict[str, Any]) -> None:
-    seen = run_script(SEEN, {**spec, "trial": "good"})
-    assert seen["percents"] == [25, 50, 75, 100, 0]
-    assert seen["pids"] == 1, "both in one process, whose metrics of the first are gone"
-    assert seen["states"] == {"good one": "FINISHED", "bad one": "FAILED"}
-    assert "NonFiniteLossError: The loss of fold" in seen["error"]
-    assert "NonFiniteLossError" in seen["ended"]
-    run = Path(spec["context"]["run"])
-    assert set(seen["logs"]) == {f"trial-{run.name}-good.log", f"trial-{run.name}-bad.log"}
-    log = (run / "logs" / "good.log").read_text()
-    assert seen["logs"][f"trial-{run.name}-good.log"] == log
-    rung = next(line for line in log.splitlines() if line.startswith("100 %"))
-    folds = rung.split("(folds ")[1].split(")")[0].split()
-    assert len(folds) == 2
-    assert rung.count("(folds ") == 2, "scores and losses"
-
-
-SEEN_TRAIN = """
-import json, sys, time
-import ray
-from ray.util.state import list_tasks
-from search.trial import start
-here = ray.init(address="local", num_cpus=2, dashboard_host="127.0.0.1", logging_level="ERROR",
-                log_to_driver=False)
-good = json.load(sys.stdin)
-bad = {**good, "trial": "video-0001", "plan": json.loads(json.dumps(good["plan"]))}
-bad["plan"]["training"]["learning_rate"] = 1e30
-reports = [ray.get(rung) for rung in start(good)]
-try:
-    for rung in start(bad):
-        reports.append(ray.get(rung))
-except ray.exceptions.RayTaskError as error:
-    ended = str(error.cause)
-rungs = start({**good, "trial": "video-0002"}, _generator_backpressure_num_objects=1)
-reports.append(ray.get(next(rungs)))
-ray.cancel(rungs, force=False)  # as one that Tune stops
-deadline, found = time.monotonic() + 30, {}
-while time.monotonic() < deadline and ray.available_resources().get("CPU") != 2:
-    time.sleep(0.2)
-while time.monotonic() < deadline and found.get("video-0001 action_units") != "FAILED":
-    time.sleep(0.5)
-    found = {t.name: t.state for t in list_tasks("http://" + here.dashboard_url)}
-print(json.dumps({"percents": [r["percent"] for r in reports], "ended": ended, "found": found,
-                  "left": ray.available_resources().get("CPU")}))
-"""
-
-
-@pytest.mark.slow()
-def test_a_trial_of_ray_train_is_a_task_by_its_name_too(spec: dict[str, Any]) -> None:
-    spec["context"] |= {"runner": "train", "workers_per_trial": 1}
-    seen = run_script(SEEN_TRAIN, spec)
-    assert seen["percents"] == [25, 50, 75, 100, 0, 25]
-    assert "NonFiniteLossError: The loss of fold" in seen["ended"]
-    assert seen["found"]["video-0000 action_units"] == "FINISHED"
-    assert seen["found"]["video-0001 action_units"] == "FAILED"
-    assert seen["left"] == 2, "the workers' place is free again"
-    log = (Path(spec["context"]["run"]) / "logs" / "video-0001.log").read_text()
-    assert "NonFiniteLossError" in log

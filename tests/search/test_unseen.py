@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,6 @@ from datasets.storage import KeptFolder
 from ensembles import EnsembleError
 from ensembles.bank import PosteriorBank
 from ensembles.export import export, read_run
-from ensembles.predict import main as predict
 from search import weights
 from search.folder import RunFolder
 from search.inputs import TrainingData
@@ -217,58 +214,3 @@ def test_the_best_of_each_modality_is_kept_for_clips_that_lack_an_input(
     assert names(run) == ["audio-0000", "early-0000", "video-0000"]
     weights.prune(run, replace(chosen, recipes=tuple(alone)))
     assert names(run) == ["video-0000"]
-
-
-@pytest.mark.slow()
-def test_a_whole_search_is_exported_and_predicts_what_it_published(
-    launch: Any,
-    small_run: Any,
-    small_search: list[object],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    shards = small_run.data.cache.index.root
-    arguments = [shards if isinstance(a, Path) and a.name == "tiny" else a for a in small_search]
-    arguments[arguments.index("speaker-kfold:2")] = "speaker-kfold:3"
-    arguments += ["--test-speakers", "speaker_01", "--keep-weights", "chosen", "--name", "whole"]
-    process = launch(*arguments, "--only", "functionals,frame_cnn,action_units", "--trials", 5)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    assert "Test speakers (in no fold): " in out
-    run = tmp_path / "runs" / "whole"
-    summary = json.loads((run / "summary.json").read_text())
-    kept = {path.name for path in (run / "weights").iterdir()}
-    needed = {
-        name for choice in summary["headline"]["fused"]["per_fold"] for name in choice["experts"]
-    }
-    assert needed <= kept <= set(summary["experts"])
-
-    command = [sys.executable, "-m", "ensembles.export", run, "--out", tmp_path / "ensemble"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for name, folds, count in (
-        ("predictions.csv", (0, 1, 2), 18),
-        ("predictions_test.csv", (-1,), 6),
-    ):
-        with (run / name).open() as file:
-            rows = list(csv.DictReader(file))
-        assert len(rows) == count
-        for fold in folds:
-            held_out = [row for row in rows if int(row["fold"]) == fold]
-            given = [str(small_run.media[row["clip"]]) for row in held_out]
-            given += ["--json", "--features", str(small_run.features)]
-            given += ["--fold", str(fold)] if fold >= 0 else []
-            assert predict([str(tmp_path / "ensemble"), *given]) == 0
-            lines = capsys.readouterr().out.splitlines()
-            found = [list(json.loads(line)["probabilities"].values()) for line in lines]
-            expected = [[float(row[label]) for label in summary["classes"]] for row in held_out]
-            np.testing.assert_allclose(found, expected, atol=1e-4)
-
-    lost = run / "weights" / sorted(needed)[0]
-    before = {file.name: file.read_bytes() for file in lost.iterdir()}
-    shutil.rmtree(lost)
-    process = launch("--resume", "whole", "--runs-dir", run.parent, "--workers", 1)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    assert "training 1 experts again, whose networks were not kept" in err
-    assert {file.name: file.read_bytes() for file in lost.iterdir()} == before
