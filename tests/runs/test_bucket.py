@@ -23,7 +23,7 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(
     object_store.create_bucket(Bucket="kept")
     where = {"runs_dir": "s3://kept/runs"}
     file = tmp_path / "held"
-    env = injection({"kind": "hold", "trial": "video-0000", "step": 14, "file": str(file)})
+    env = injection({"kind": "hold", "trial": "video-0000", "step": 8, "file": str(file)})
     command = launch_joint.search(
         name="night", trials=3, confirm_seeds=0, keep_weights="all", runner=first, env=env, **where
     )
