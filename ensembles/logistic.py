@@ -95,12 +95,12 @@ class LogisticFusion:
         not among a set's rows get less than any other could.
         """
         scalings = [_scaling(table[rows], self.scaling) for rows in inside]
-        columns = np.stack([(table - shift) / scale for shift, scale in scalings])
         if table.shape[1] <= _MOST_COLUMNS and table.size <= _MOST_NUMBERS:
+            columns = np.stack([(table - shift) / scale for shift, scale in scalings])
             regressions = Regressions(columns, labels, inside, self.num_classes_)
             solved = regressions.solve(penalties, tolerance)
         else:
-            solved = self._by_sklearn(columns, labels, inside, penalties)
+            solved = self._by_sklearn(table, scalings, labels, inside, penalties)
         for found in solved:
             yield [
                 LinearMap(
@@ -110,15 +110,20 @@ class LogisticFusion:
             ]
 
     def _by_sklearn(
-        self, columns: Array, labels: Labels, inside: NDArray[np.bool_], penalties: Iterable[float]
+        self,
+        table: Array,
+        scalings: list[tuple[Array, Array]],
+        labels: Labels,
+        inside: NDArray[np.bool_],
+        penalties: Iterable[float],
     ) -> Iterator[Array]:
-        """Yields what `Regressions.solve` does, with a looser tolerance."""
+        """Yields what `Regressions.solve` does, with a looser tolerance; holds one set at a time."""
         for penalty in penalties:
-            found = np.zeros((len(inside), self.num_classes_, columns.shape[2] + 1))
+            found = np.zeros((len(inside), self.num_classes_, table.shape[1] + 1))
             found[:, :, -1] = ABSENT
-            for own, table, rows in zip(found, columns, inside, strict=True):
+            for own, (shift, scale), rows in zip(found, scalings, inside, strict=True):
                 model = LogisticRegression(C=penalty, max_iter=200, tol=1e-3)
-                model.fit(table[rows], labels[rows])
+                model.fit((table[rows] - shift) / scale, labels[rows])
                 fitted = np.column_stack([model.coef_, model.intercept_])
                 if len(fitted) == 1:  # two classes
                     fitted = np.concatenate([-fitted, fitted]) / 2

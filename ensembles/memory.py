@@ -50,10 +50,17 @@ def fitted(fusion: Inner, log_posteriors: Array, labels: Labels, groups: Labels)
 def _key(fusion: Inner, *arrays: Array | Labels) -> bytes | None:
     """A checksum of settings and rows; None if some setting is no plain value."""
     settings = vars(fusion)
-    if not all(isinstance(v, str | int | float | tuple | None) for v in settings.values()):
+    if not all(map(_is_plain, settings.values())):
         return None
     found = hashlib.blake2b(repr((type(fusion).__qualname__, sorted(settings.items()))).encode())
     for array in arrays:
         found.update(repr(array.shape).encode())
         found.update(np.ascontiguousarray(array).data)
     return found.digest()
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value's text says all of it; a callable's has an address, which is used again."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float | None)

@@ -77,7 +77,7 @@ class Regressions:
             for _ in range(_MOST_HALVINGS):
                 tried = found + step[:, None, None] * direction
                 posteriors, reached = self._at(tried, ridge)
-                worse = reached > loss + 1e-4 * step * gain + 1e-12
+                worse = ~(reached <= loss + 1e-4 * step * gain + 1e-12)  # so is a loss that is none
                 if not worse.any():
                     break
                 step = np.where(worse, step / 2, step)

@@ -182,8 +182,7 @@ class TrialTrainer(TorchTrainer):
             with suppress(Exception):  # they are about to end by themselves
                 if group := controller.get_worker_group():
                     group.abort()
-        for place in self._places:
-            place.shutdown()
+        self._give_up_places()
 
     def reserve(self, make: Callable[[], PlacementGroupHandle]) -> PlacementGroupHandle:
         """Makes a placement group, unless the trial was stopped.
@@ -194,10 +193,14 @@ class TrialTrainer(TorchTrainer):
         if not self.aborted:
             self._places.append(make())
         if self.aborted:
-            for place in self._places:
-                place.shutdown()
+            self._give_up_places()
             raise SystemExit
         return self._places[-1]
+
+    def _give_up_places(self) -> None:
+        for place in self._places:
+            with suppress(Exception):  # it is gone already, or Ray is
+                place.shutdown()
 
     def _create_default_callbacks(self) -> list[Any]:
         # The cleaner frees what a controller leaves that dies; what this one leaves, Ray frees

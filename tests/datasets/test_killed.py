@@ -205,7 +205,10 @@ def test_a_killed_command_leaves_whole_shards_and_is_taken_up(
 
 
 def _lives(process: int) -> bool:
-    return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_shard_that_is_not_as_it_was_reported_is_written_again(

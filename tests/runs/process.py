@@ -113,13 +113,16 @@ class Command:
     def until(self, what: Callable[[], Found]) -> Found:
         """Waits for something that happens before it ends, and returns it."""
 
-        def asked() -> Found:
-            ended = not self.running
-            found = what()
+        def asked() -> Found | None:
+            ended, found = not self.running, None
+            with suppress(OSError):
+                found = what()
             assert found or not ended, f"it ended before:\n{self.err[-6000:]}"
             return found
 
-        return wait_until(asked, lambda: self.err[-3000:])
+        answer = wait_until(asked, lambda: self.err[-3000:])
+        assert answer is not None
+        return answer
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -21,14 +21,14 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(
     first: str, then: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     object_store.create_bucket(Bucket="kept")
-    where = {"runs_dir": "s3://kept/runs"}
+    where, name = {"runs_dir": "s3://kept/runs"}, f"begun-by-{first}"
     file = tmp_path / "held"
     env = injection({"kind": "hold", "trial": "video-0000", "step": 8, "file": str(file)})
     command = launch_joint.search(
-        name="night", trials=3, confirm_seeds=0, keep_weights="all", runner=first, env=env, **where
+        name=name, trials=3, confirm_seeds=0, keep_weights="all", runner=first, env=env, **where
     )
     command.until(happened(file))
-    listed = object_store.list_objects_v2(Bucket="kept", Prefix="runs/night/bank/")
+    listed = object_store.list_objects_v2(Bucket="kept", Prefix=f"runs/{name}/bank/")
     sent = {entry["Key"].rpartition("/")[2] for entry in listed["Contents"]}
     assert {"audio-0000@100.npz", "video-0000@25.npz"} <= sent, "sent before it was reported"
     command.kill()
@@ -36,11 +36,11 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     env = {"EMOTION_CACHE": str(elsewhere)}
-    launch_joint.go_on(resume="night", runner=then, env=env, **where).finish()
-    copy = next((elsewhere / "kept").rglob("night"))
+    launch_joint.go_on(resume=name, runner=then, env=env, **where).finish()
+    copy = next((elsewhere / "kept").rglob(name))
     assert journal(copy) == journal(searched_by_train.run)
     monkeypatch.setenv("EMOTION_CACHE", str(tmp_path / "third"))
-    kept = KeptFolder.at("s3://kept/runs/night", tmp_path / "third")
+    kept = KeptFolder.at(f"s3://kept/runs/{name}", tmp_path / "third")
     assert not [name for name in kept.sizes() if name.startswith("checkpoints/")]
     ours, expected = (
         json.loads((r / "summary.json").read_text()) for r in (copy, searched_by_train.run)
@@ -51,4 +51,4 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(
     from ensembles.export import main
 
     shutil.rmtree(elsewhere)
-    assert main(["s3://kept/runs/night", "--out", str(tmp_path / "exported")]) == 0
+    assert main([f"s3://kept/runs/{name}", "--out", str(tmp_path / "exported")]) == 0

@@ -25,12 +25,17 @@ def ended(run: Path) -> dict[str, Any]:
 def test_a_run_killed_at_several_moments_ends_as_the_undisturbed_one(
     launch_joint: Launcher, searched: Searched, tmp_path: Path
 ) -> None:
-    """Before the first rung, between two, and among the fresh seeds."""
+    """Before the first rung; when the bank has a rung that the journal does not know; among the fresh seeds."""
     run = tmp_path / "runs" / "killed"
     fresh = sorted(trial for trial, _ in bank(searched.run) if trial.endswith("+seed1003"))
     finished: dict[str, Any] = {}
-    for trial, step in (("audio-0000", 2), ("early-0000", 8), (fresh[1], 3)):
-        env, file = held(tmp_path, trial, step)
+    for trial, moment in (
+        ("audio-0000", {"kind": "hold", "step": 2}),
+        ("early-0000", {"kind": "hold written", "percent": 50}),
+        (fresh[1], {"kind": "hold", "step": 3}),
+    ):
+        file = tmp_path / trial
+        env = injection({**moment, "trial": trial, "file": str(file)})
         first = launch_joint.search if trial == "audio-0000" else launch_joint.go_on
         command = first(**{"name" if first == launch_joint.search else "resume": "killed"}, env=env)
         command.until(happened(file))
@@ -58,6 +63,15 @@ def test_signals_leave_a_run_that_can_be_continued(launch: Launcher, tmp_path: P
     assert "fused" not in command.out, "nothing to report yet"
     assert "--resume stopped" in command.err
 
+    env, file = held(tmp_path, "audio-0000", 3)
+    command = launch.go_on(resume="stopped", env=env)
+    command.until(happened(file))
+    command.send(signal.SIGINT)
+    command.until(lambda: "Stopping: what runs is kept" in command.err)
+    command.send(signal.SIGINT)
+    command.finish(130)  # a second Ctrl-C leaves at once
+    assert "--resume stopped" in command.err
+
     env, file = held(tmp_path, "early-0001", 2)
     command = launch.go_on(resume="stopped", env=env)
     command.until(happened(file))
@@ -66,16 +80,6 @@ def test_signals_leave_a_run_that_can_be_continued(launch: Launcher, tmp_path: P
     assert "Stopping: what runs is kept" in command.err
     assert "--resume stopped" in command.err
     assert len(json.loads((run / "summary.json").read_text())["experts"]) >= 3
-
-    env, file = held(tmp_path, "early-0001", 2)
-    file.unlink()
-    command = launch.go_on(resume="stopped", env=env)
-    command.until(happened(file))
-    command.send(signal.SIGINT)
-    command.until(lambda: "Stopping: what runs is kept" in command.err)
-    command.send(signal.SIGINT)
-    assert "fused" not in command.finish(130), "a second Ctrl-C leaves at once"
-    assert "--resume stopped" in command.err
 
     out = launch.go_on(resume="stopped").finish()
     assert "6 trials finished" in words(out)

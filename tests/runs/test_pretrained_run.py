@@ -82,4 +82,5 @@ def test_a_backbone_is_searched_frozen_and_fine_tuned_exported_and_kept_apart_fr
     assert "is not the file that this run began with" in words(command.err)
     moved = weights.rename(tmp_path / "moved")
     (moved / FILE).write_bytes(as_it_was)
-    launch_joint.go_on(resume="transfer", trials=5, weights=moved).finish()
+    out = launch_joint.go_on(resume="transfer", trials=5, weights=moved).finish()
+    assert "5 trials finished" in words(out)

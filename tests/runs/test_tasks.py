@@ -15,6 +15,8 @@ from search.plan import TrialPlan
 from tests.faults.injection import injection
 from tests.runs.conftest import Launcher
 
+pytestmark = pytest.mark.xdist_group("tasks")  # one program for all
+
 PROGRAM = """
 import json, pathlib, signal, sys, time, urllib.request
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with &
@@ -28,7 +30,7 @@ spec = json.load(sys.stdin)
 url = start_ray(None, 2, dashboard=True)
 node = ray.nodes()[0]
 page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-found = {"ended": {}}
+found = {"ended": {}, "titled": {}}
 
 def trial(name, runner="actor", **training):
     made = json.loads(json.dumps({**spec, "trial": name}))
@@ -70,6 +72,8 @@ def stop(name, runner):
     rungs = start(trial(name, runner), _generator_backpressure_num_objects=1)
     found[name] = [ray.get(next(rungs))["percent"]]
     wait(pathlib.Path(spec["held"][name]).exists)
+    title = f"ray::{name} action_units"
+    found["titled"][name] = any(title in " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True))
     ray.cancel(rungs, force=False)
     wait(free)
 
@@ -93,8 +97,8 @@ ray.cancel(waiting, force=False)
 wait(lambda: states()["video-0004 action_units"] != "RUNNING")
 for reference in occupied:
     ray.cancel(reference, force=True)
-time.sleep(1)
-found["left of the waiting"] = [g["state"] for g in groups().values() if g["state"] != "REMOVED"]
+wait(lambda: all(group["state"] == "REMOVED" for group in groups().values()))
+wait(free)
 
 tasks = {}
 
@@ -120,6 +124,7 @@ for process in mine:
     except psutil.Error:
         pass
 found["listening"] = sorted(listening)
+found["left of the waiting"] = [g["state"] for g in groups().values() if g["state"] != "REMOVED"]
 stop_ray()
 print(json.dumps(found))
 """
@@ -169,7 +174,9 @@ def test_the_dashboard_has_a_trials_name_state_log_and_failure(seen: dict[str, A
     assert "NonFiniteLossError: The loss of fold" in seen["error"]
     assert "NonFiniteLossError" in seen["ended"]["bad"]
     run = seen["run"]
-    assert f"trial-{run.name}-audio-0002.log" in seen["logs"]
+    logs = {name for name in seen["logs"] if "-audio-" in name}
+    assert logs == {f"trial-{run.name}-audio-000{number}.log" for number in (1, 2, 3)}
+    assert seen["titled"] == {"audio-0003": True, "video-0003": True}, "processes are called by their trials"
     log = (run / "logs" / "audio-0001.log").read_text()
     assert seen["logs"][f"trial-{run.name}-audio-0001.log"] == log
     rung = next(line for line in log.splitlines() if line.startswith("100 %"))

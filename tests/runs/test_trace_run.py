@@ -25,7 +25,7 @@ def test_a_whole_search_over_traces(launch: Launcher, cache_folder: Path, tmp_pa
     prepare(load_recola(media, window_seconds=4.0), shards, settings)
     launch.defaults = {"runs_dir": tmp_path / "runs", **QUICKLY}
     out = launch.search(
-        data=shards, name="traced", trials=2, epochs=1, only="logmel_resnet,frame_cnn",
+        data=shards, name="traced", trials=3, epochs=2, only="logmel_resnet,frame_cnn,concatenation",
         confirm_seeds=1, page=True,
     ).finish()  # fmt: skip
     assert "arousal: fused" in out
@@ -33,7 +33,7 @@ def test_a_whole_search_over_traces(launch: Launcher, cache_folder: Path, tmp_pa
     summary = json.loads((run / "summary.json").read_text())
     assert summary["target"] == "auto"
     assert "1003" in summary["confirmed"]
-    assert {trial.partition("+")[0] for trial, _ in bank(run)} == {"audio-0000", "video-0000"}
+    assert {trial.partition("+")[0] for trial, _ in bank(run)} == {"audio-0000", "video-0000", "early-0000"}
     assert "is left out. It could not be drawn" not in (run / "report.html").read_text()
 
     launch.go_on(resume="traced").finish()

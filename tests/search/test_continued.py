@@ -248,3 +248,14 @@ def test_entries_that_are_lost_or_damaged_are_trained_again_with_the_same_number
         np.testing.assert_array_equal(after[name].logits, entry.logits)
     for key in ("headline", "confirmed"):
         assert summary(run)[key] == scores[key]
+
+
+def test_a_run_is_extended_by_a_modality_that_it_never_had(searched: Path, tmp_path: Path) -> None:
+    run = copy_of(searched, tmp_path)
+    assert search_here(*continued(run, "--extend", trials=2, only="concatenation")) == 0
+    assert set(summary(run)["headline"]) >= {"audio", "video", "early", "fused"}
+    assert sum(summary(run)["trials"].values()) == 4 + 2
+    before = entries(searched)
+    after = entries(run)
+    for trial, entry in before.items():
+        np.testing.assert_array_equal(after[trial].logits, entry.logits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,7 +85,8 @@ def test_values_are_repeated_while_a_trial_runs_and_no_longer(exporter: Exporter
         while len(exporter.sent) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert exporter.sent[:4] == [("score", 0.5, {"trial": "a"})] * 4
-    assert not [thread for thread in threading.enumerate() if thread.name == "gauges"]
+    assert gauges._thread is not None
+    assert not gauges._thread.is_alive(), "nothing more is sent"
 
 
 def test_outside_of_ray_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

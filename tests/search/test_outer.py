@@ -13,8 +13,10 @@ import pytest
 from datasets.index import ShardIndex
 from datasets.splits import make_folds
 from search.config import ConfigError, SearchConfig
+from search.folder import new_run, resumed_run
 from search.offer import Offer
 from search.outer import in_words, inner_splits, narrowed, outer_count, read_outer
+from search.run import main
 
 OFFER = Offer(
     single={"audio": ("logmel_resnet", "functionals"), "video": ("action_units", "frame_cnn")},
@@ -28,6 +30,25 @@ SECONDS = {
     "frame_cnn": 50.0,
     "functionals+action_units": 16.0,
 }
+
+
+def test_a_run_that_was_begun_with_nested_searches_goes_on_with_them(tmp_path: Path) -> None:
+    config = SearchConfig(data="x", outer=True, outer_folds=2, name="n", runs_dir=str(tmp_path))
+    new_run(config, "tiny")
+    again = resumed_run(SearchConfig(resume="n", runs_dir=str(tmp_path)), {"resume", "runs_dir"})
+    assert (again.config.outer, again.config.outer_folds) == (True, 2)
+
+
+def test_a_search_to_be_repeated_is_narrowed_before_it_begins(
+    tiny_shards: Path, cache_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", tiny_shards, "--protocol", "speaker-kfold:4", "--outer", "--dry-run"]
+    where = ["--runs-dir", tmp_path / "runs", "--cache-dir", cache_folder]
+    only = ["--only", "functionals,action_units,frame_cnn"]
+    assert main([str(a) for a in [*arguments, *where, *only]]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "12 trials, at most 1.8 min" in shown, "a fifth of what one search may take"
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 `$FAULTS` is a JSON list; nothing of the program knows of it. Each fault has
 
 * `kind`: `nan` (the loss is none), `memory` (batches of more than `clips` clips do not fit), `crash`
-  (the process dies), `hold` (the process waits, for the test to kill it or to make the file `FILE.release`),
+  (the process dies), `hold` (the process waits, for the test to kill it), `hold written` (it waits when the bank has
+  got the trial's posteriors at `percent`, which nobody was told yet),
 * `step`: at which step of a process's training of a trial, counted from 1,
 * `file`: gets a byte whenever the fault has happened,
 * `times`: how often it happens, in all processes together (default 1),
@@ -69,7 +70,7 @@ def _inject(module: Any) -> None:
         _now["step"] += 1
         factor = 1.0
         for fault in json.loads(os.environ["FAULTS"]):
-            if _is_due(fault, self.workers.rank, len(wanted)):
+            if "percent" not in fault and _is_due(fault, self.workers.rank, len(wanted)):
                 factor *= _happen(fault, module)
         return loss(self, inputs, wanted) * factor
 
@@ -95,10 +96,28 @@ def _happen(fault: dict[str, Any], module: Any) -> float:
     if fault["kind"] == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if fault["kind"] == "hold":
-        while not Path(f"{fault['file']}.release").exists():
-            time.sleep(0.05)
-        return 1.0
+        _wait_to_be_killed()
     return float("nan")
+
+
+def _hold_written(module: Any) -> None:
+    """Puts the faults behind the writing of `ensembles.bank`."""
+    write = module.PosteriorBank.write
+
+    def held(self: Any, entry: Any) -> Any:
+        path = write(self, entry)
+        for fault in json.loads(os.environ["FAULTS"]):
+            if (fault.get("trial"), fault.get("percent")) == (entry.trial, entry.percent):
+                Path(fault["file"]).write_bytes(b".")
+                _wait_to_be_killed()
+        return path
+
+    module.PosteriorBank.write = held
+
+
+def _wait_to_be_killed() -> None:
+    while True:
+        time.sleep(0.05)
 
 
 def _keep_saving_coverage() -> None:
@@ -112,7 +131,14 @@ def _keep_saving_coverage() -> None:
 
 if "FAULTS" in os.environ:
     sys.meta_path.insert(
-        0, _Patch({"search.train": _inject, "search.trial_process": _follow_trials})
+        0,
+        _Patch(
+            {
+                "search.train": _inject,
+                "search.trial_process": _follow_trials,
+                "ensembles.bank": _hold_written,
+            }
+        ),
     )
 if "COVERAGE_PROCESS_CONFIG" in os.environ:
     threading.Thread(target=_keep_saving_coverage, name="coverage", daemon=True).start()
