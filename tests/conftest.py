@@ -42,6 +42,7 @@ def _cores() -> int:
         return cores
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what is in `tests/runs` and not on the road as slow, and has the road begin first, as it takes longest.
 
