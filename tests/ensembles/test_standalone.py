@@ -57,6 +57,11 @@ def test_it_answers_as_the_project_does(
     assert (found.returncode, found.stderr) == (0, "")
     lines = [json.loads(line) for line in found.stdout.splitlines()]
     expected = list(Predictor(read_artifact(exported)).files([film, sound, other, mute]))
+    here = standalone.Ensemble(exported, None)  # the same program, in this process
+    for path, line in zip((film, sound, other, mute), lines, strict=True):
+        assert here.predict(path).probabilities == pytest.approx(line["probabilities"])
+    with pytest.raises(standalone.Failed, match="no such file"):
+        here.predict(tmp_path / "none.wav")
     assert [set(answer.experts) for answer in expected] == [
         {"audio-0000", "video-0000"}, {"audio-0000"}, {"audio-0000"}, {"video-0000"}
     ]  # fmt: skip

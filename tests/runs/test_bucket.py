@@ -30,7 +30,7 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(
     command.until(happened(file))
     listed = object_store.list_objects_v2(Bucket="kept", Prefix=f"runs/{name}/bank/")
     sent = {entry["Key"].rpartition("/")[2] for entry in listed["Contents"]}
-    assert {"audio-0000@100.npz", "video-0000@25.npz"} <= sent, "sent before it was reported"
+    assert {"audio-0000@100.npz", "video-0000@025.npz"} <= sent, "sent before it was reported"
     command.kill()
 
     elsewhere = tmp_path / "elsewhere"
