@@ -42,17 +42,11 @@ def _cores() -> int:
         return cores
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is in `tests/runs` and not on the road as slow, and has the road begin first, as it takes longest.
-
-    The hosts of the cluster tests share one subnet: one worker runs them all.
-    """
+    """Marks what is in `tests/runs` and not on the road as slow, and has the road begin first, as it takes longest."""
     for item in items:
         if item.path.parent.name == "runs" and not item.get_closest_marker("road"):
             item.add_marker("slow")
-        if item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("hosts"))
     items.sort(key=lambda item: item.get_closest_marker("road") is None)
 
 
