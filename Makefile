@@ -18,12 +18,12 @@ test: lint  ## lint, types, every quick test, and the whole runs that prove the 
 test-all: test test-rest  ## everything (25 minutes)
 
 test-rest: $(VENV)/.ready  ## what test-all adds: the other whole runs, several hosts, an imitation of AWS
-	$(PYTEST) --dist loadgroup -m "slow or cluster"
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "slow or cluster"
 
 coverage: $(VENV)/.ready  ## lines and branches of the four packages, in every process that test-all starts
 	$(BIN)/coverage erase
 	-$(COVERED) $(PYTEST_ARGUMENTS) --dist loadfile --no-loadscope-reorder -m "not slow and not cluster"
-	-$(COVERED) $(PYTEST_ARGUMENTS) --dist loadgroup -m "slow or cluster"
+	-$(COVERED) $(PYTEST_ARGUMENTS) --dist loadfile --no-loadscope-reorder -m "slow or cluster"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 	$(BIN)/coverage json --quiet -o coverage.json

@@ -43,11 +43,15 @@ def _cores() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is in `tests/runs` and not on the road as slow, and has the road begin first, as it takes longest."""
+    """Marks what is in `tests/runs` and not on the road as slow, and has the longest files begin first.
+
+    `test_aws.py` comes last: it waits for the subnet that `test_cluster.py`, the longest, has first.
+    """
     for item in items:
         if item.path.parent.name == "runs" and not item.get_closest_marker("road"):
             item.add_marker("slow")
-    items.sort(key=lambda item: item.get_closest_marker("road") is None)
+    first, last = ("test_road.py", "test_cluster.py"), "test_aws.py"
+    items.sort(key=lambda item: (item.path.name == last) - (item.path.name in first))
 
 
 @pytest.fixture(autouse=True, scope="session")

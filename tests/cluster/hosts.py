@@ -12,10 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock
 
 SUBNET = "10.99.7"
 PATIENCE_S = 600.0
@@ -52,6 +55,8 @@ class Hosts:
         self.outside = f"{SUBNET}.1"
         self.addresses = [f"{SUBNET}.{number}" for number in range(_FIRST, count + _FIRST)]
         self._bridge = f"es{os.getpid() % 100_000}"
+        # Whoever else makes hosts on this machine waits: all share one subnet.
+        self._alone = FileLock(Path(tempfile.gettempdir()) / "emotion-search-hosts.lock")
 
     @property
     def key(self) -> Path:
@@ -62,6 +67,7 @@ class Hosts:
         return f"{self._bridge}-{host}"
 
     def __enter__(self) -> Hosts:
+        self._alone.acquire()
         self.home(None).mkdir(parents=True)
         Path("/run/sshd").mkdir(exist_ok=True)
         _do("ssh-keygen", "-A")
@@ -206,6 +212,7 @@ class Hosts:
             )
             shutil.rmtree(self._etc(host), ignore_errors=True)
         subprocess.run(["ip", "link", "delete", self._bridge], capture_output=True, check=False)
+        self._alone.release()
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

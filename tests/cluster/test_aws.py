@@ -23,7 +23,6 @@ from tests.cluster.variants import FILE, images
 reason = why_not()
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.xdist_group("hosts"),  # all share one subnet
     pytest.mark.skipif(reason is not None, reason=str(reason)),
 ]
 

@@ -28,7 +28,6 @@ from tests.cluster.variants import FILE, own_hosts
 reason = why_not()
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.xdist_group("hosts"),  # all share one subnet
     pytest.mark.skipif(reason is not None, reason=str(reason)),
 ]
 

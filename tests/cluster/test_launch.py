@@ -28,7 +28,7 @@ from search.capacity import score_node_type
 from tests.cluster.cloud import Cloud
 from tests.cluster.variants import FILE, images, policy
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("hosts")]
+pytestmark = pytest.mark.cluster
 
 
 @dataclass

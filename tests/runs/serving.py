@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
 import signal
 import socket
 import tempfile
-import urllib.error
 import urllib.parse
-import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -63,12 +63,14 @@ class Server:
 
     def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """Status and JSON of an answer."""
-        request = urllib.request.Request(self.url + path, data=body, headers=headers)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
-                return response.status, json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
+            with suppress(BrokenPipeError, ConnectionResetError):  # refused while it is being sent
+                connection.request("POST" if body else "GET", path, body, headers)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
 
     def predict(self, path: Path) -> tuple[int, Any]:
         """Status and JSON of the answer to a file."""

@@ -33,7 +33,6 @@ from ensembles.serve import _is_local
 from tests.runs.process import PATIENCE_S
 from tests.runs.serving import Server
 
-pytestmark = pytest.mark.xdist_group("serve")  # one server for all
 LIMITS = ("--max-mb", 2, "--max-seconds", 6, "--window", 0.5, "--hop", 0.25)
 
 

@@ -15,8 +15,6 @@ from search.plan import TrialPlan
 from tests.faults.injection import injection
 from tests.runs.conftest import Launcher
 
-pytestmark = pytest.mark.xdist_group("tasks")  # one program for all
-
 PROGRAM = """
 import json, pathlib, signal, sys, time, urllib.request
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with &
