@@ -2,7 +2,7 @@
 
 `python -m benchmarks.assessment --other CHECKOUT [--experts 30] [--clips 200] [--classes 8] [--repeats 3]`
 
-Both assess the same made-up experts, in turn, each in an interpreter of its own with one thread. Printed
+Both assess the same made-up experts, in turn, each in a separate interpreter with one thread. Printed
 are the least CPU seconds of `ensembles.honesty.assess`, their ratio, how many recipes have the same
 experts in both, and the largest difference of an honest score.
 """

@@ -214,7 +214,7 @@ def measure_packed(setting: Setting) -> Iterator[Row]:
 def _train_in_turns(
     number: int, root: str, folder: Path, form: Form, device: str, turns: Any, found: Any
 ) -> None:
-    """A trial of its own process: trains while one, two … of them do, and waits while fewer do."""
+    """Train one trial in this process, in the windows in which this many trials are to train."""
     torch.set_num_threads(1)  # as a trial does
     try:
         data = open_data(read_index(root), folder)
@@ -389,7 +389,7 @@ def _versions() -> str:
 
 
 def _commit() -> str:
-    """Of the checkout that this is run from, and whether files differ from it."""
+    """Return the commit of this checkout, marked where files differ from it."""
     try:
         commit, changes = (
             subprocess.run(

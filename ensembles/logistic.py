@@ -16,7 +16,7 @@ from ensembles.rules import Inputs, LinearMap, posterior_table
 Scaling = Literal["standard", "minmax", "none"]
 
 _MOST_COLUMNS, _MOST_NUMBERS = 128, 50_000
-"""Of a table that Newton's method is used for; beyond, scikit-learn's L-BFGS is faster."""
+"""Largest table that Newton's method solves; above it scikit-learn's L-BFGS is faster."""
 
 _TO_CHOOSE, _TO_KEEP = 3e-5, 1e-6
 """Tolerances: posteriors are within a hundredth of the optimum's, and within 1e-4."""

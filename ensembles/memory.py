@@ -21,7 +21,7 @@ class Inner(Protocol):
         """(M, N, K), (N,), (N,) → self."""
 
     def rule(self) -> Rule:
-        """What was fitted."""
+        """Return the fitted rule."""
 
 
 _known: ContextVar[dict[bytes, Rule] | None] = ContextVar("known", default=None)

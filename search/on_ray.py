@@ -21,7 +21,7 @@ class OnRay:
 
     Args:
         run: Its folder.
-        context: What every trial is told; `start` adds `workers`, how many run at the same time.
+        context: Sent with every trial; `start` adds `workers`, how many trials run at the same time.
         address: Of the cluster that was joined, or None for Ray on this machine alone.
         screen: Shows the dashboard's address, and what is waited for.
         interrupt: Whether the run is to end.

@@ -27,7 +27,7 @@ for _name in ("EMOTION_CORPORA", "EMOTION_WEIGHTS"):
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """As many workers as this process may use cores; xdist itself counts the machine's physical ones."""
+    """Return the number of cores this process may use; xdist itself counts the machine's physical ones."""
     return max(1, min(_cores(), 8))
 
 
