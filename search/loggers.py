@@ -5,6 +5,7 @@ All of them are Tune's callbacks and run in the driver alone. The journal stays 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,7 +18,10 @@ from tensorboardX.summary import hparams
 
 from search.config import SearchConfig
 
+_log = logging.getLogger(__name__)
+
 _PROJECT = "emotion-search"
+_RUNG_VALUES = ("percent", "score", "clips_per_second", "gpu_memory_mib")
 _NOT_TOLD = ("epoch_losses", "config")
 """What a report holds for TensorBoard alone."""
 
@@ -98,7 +102,7 @@ def flatten(settings: Mapping[str, Any], before: str = "") -> dict[str, str | fl
 
 def loggers_for(config: SearchConfig, run: Path) -> list[LoggerCallback]:
     """TensorBoard's, and those that `log_to` names."""
-    makers = {"mlflow": _mlflow, "wandb": _wandb}
+    makers = {"mlflow": _mlflow, "wandb": WandbCallback}
     return [TensorBoardCallback(run), *(makers[name](run) for name in config.loggers)]
 
 
@@ -122,22 +126,68 @@ def _mlflow(run: Path) -> LoggerCallback:
     )
 
 
-def _wandb(run: Path) -> LoggerCallback:
-    """Tune's own callback, to the project WANDB_PROJECT; the run's name is the group."""
-    from ray.air.integrations.wandb import WandbLoggerCallback
+class WandbCallback(LoggerCallback):
+    """A run of Weights & Biases a trial, written by the driver itself.
 
-    class Plain(WandbLoggerCallback):
-        def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-            super().log_trial_result(iteration, trial, _told(result))
+    Tune's own starts two processes a trial and kills them at the end; under load a run was lost
+    without a word. Here a trial's run is complete before its end is reported.
 
-    folder = run.resolve() / "wandb"
-    folder.mkdir(exist_ok=True)
-    return Plain(
-        project=os.environ.get("WANDB_PROJECT", _PROJECT),
-        group=run.name,
-        dir=str(folder),
-        excludes=["context"],
-    )
+    Args:
+        run: The run's folder; its name is the group, and W&B's own files go to `wandb` in it.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.group = run.name
+        self.folder = run.resolve() / "wandb"
+        self.folder.mkdir(exist_ok=True)
+        self._runs: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune's own snapshot is never restored."""
+        return {}
+
+    def log_trial_start(self, trial: Any) -> None:
+        """Opens the trial's run with its settings."""
+        import wandb
+
+        name = str(trial)
+        self._finish(name)
+        try:
+            self._runs[name] = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", _PROJECT),
+                group=self.group,
+                name=name,
+                dir=str(self.folder),
+                config=_without_context(trial.config),
+                reinit="create_new",  # several trials at once in this process
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.Error as error:
+            _log.warning("%s is not logged to W&B: %s", name, error)
+
+    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+        """Logs a rung, and the losses of the epochs since the last one; steps are epochs."""
+        run, epoch = self._runs.get(str(trial)), int(result.get("epoch", 0))
+        if run is None or result.get("failed"):
+            return
+        losses = result["epoch_losses"]
+        for step, folds in enumerate(losses, start=epoch - len(losses) + 1):
+            run.log({"loss": sum(folds) / len(folds)}, step=step)
+        scores = {f"fold_scores/{fold}": score for fold, score in result["fold_scores"].items()}
+        run.log({**{name: result[name] for name in _RUNG_VALUES}, **scores}, step=epoch)
+
+    def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+        """Waits until the trial's run is written, or uploaded."""
+        self._finish(str(trial), exit_code=int(failed))
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Ends those that the end of the time cut off."""
+        for name in list(self._runs):
+            self._finish(name, exit_code=1)
+
+    def _finish(self, name: str, exit_code: int = 0) -> None:
+        if run := self._runs.pop(name, None):
+            run.finish(exit_code=exit_code)
 
 
 def _without_context(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -177,6 +177,48 @@ def test_mlflow_knows_the_trial_and_not_where_it_ran(
     assert [m.value for m in client.get_metric_history(found.info.run_id, "score")] == [0.5, 0.75]
 
 
+def test_wandb_has_several_trials_at_once_and_not_where_they_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "mine"
+    run.mkdir()
+    _, callback = loggers_for(SearchConfig(log_to="wandb"), run)
+    first, second = Trial("audio-0003"), Trial("audio-0004")
+    for trial in (first, second):
+        callback.log_trial_start(trial)
+    callback.log_trial_result(1, first, FIRST)
+    callback.log_trial_result(1, second, {"failed": "a reason", "percent": 0})
+    callback.log_trial_result(2, first, SECOND)
+    callback.log_trial_end(first)
+    callback.on_experiment_end([])  # the second was cut off
+    written = {path: path.read_bytes() for path in (run / "wandb").rglob("*.wandb")}
+    assert len(written) == 2
+    for content in written.values():
+        assert b"learning_rate" in content
+        assert b"private" not in content
+    scored = [content for content in written.values() if b"fold_scores/1" in content]
+    assert len(scored) == 1 and b"audio-0003" in scored[0]
+
+
+def test_wandb_that_cannot_be_reached_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**settings: Any) -> None:
+        raise wandb.errors.CommError("no route to host")
+
+    monkeypatch.setattr("wandb.init", refuse)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    _, callback = loggers_for(SearchConfig(log_to="wandb"), tmp_path)
+    callback.log_trial_start(Trial())
+    callback.log_trial_result(1, Trial(), FIRST)
+    callback.log_trial_end(Trial())
+    assert "audio-0003 is not logged to W&B: no route to host" in caplog.text
+
+
 def test_optuna_dashboard_opens_the_journal(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("optuna-dashboard")
     offer = offer_for(
