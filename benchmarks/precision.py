@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.common import arguments, machine, seconds
 from models import ClipShape, build_expert
-from models.expert import arrange_memory
+from models.build import arrange_memory
 from models.registry import architectures
 
 BATCH = 32

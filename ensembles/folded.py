@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ensembles import EnsembleError
 from models import ClipShape, Expert, build_expert
-from models.expert import Batch
-from models.frontends import Frames
+from models.base import Batch
+from models.frontends.frames import Frames
 from models.registry import Answers, ModelError
 
 _FOLD_FILE = re.compile(r"fold-(\d+)\.safetensors")

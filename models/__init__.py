@@ -4,7 +4,9 @@ Importing this package registers every architecture.
 """
 
 from models import audio, fusion, video
-from models.expert import BackboneEncoder, Encoder, Expert, build_expert
+from models.base import BackboneEncoder, Encoder
+from models.build import build_expert
+from models.expert import Expert
 from models.registry import Architecture, ClipShape, architectures, get_architecture
 
 __all__ = [

@@ -9,7 +9,7 @@ import torchaudio
 from torch import Tensor
 from torch.nn import functional
 
-from models.frontends import frame_mask
+from models.frontends.masks import frame_mask
 from models.layers import fit_length
 
 

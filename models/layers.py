@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.frontends import frame_mask
+from models.frontends.masks import frame_mask
 
 
 class AttentionPooling(nn.Module):

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from models.expert import build_expert
+from models.build import build_expert
 from models.pretrained import find_checkpoints
 from models.registry import Architecture, ClipShape, ModelError, architectures, get_architecture
 

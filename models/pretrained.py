@@ -9,46 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.expert import Backbone, BackboneEncoder, Expert, FrontEnd
-from models.registry import ModelError, Settings
-
-if TYPE_CHECKING:
-    from models.registry import Architecture
+from models.base import Backbone, BackboneEncoder, FrontEnd
+from models.expert import Expert
+from models.registry import Architecture, Checkpoint, ModelError
 
 TRANSFERS = ("scratch", "frozen", "finetune")
 """`scratch`: random weights. `frozen`: pretrained, and only the head trains on what the backbone
 made of each clip once. `finetune`: pretrained, and all of it trains."""
 
+
 OWN_SUFFIXES = (".safetensors", ".pt", ".pth")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """Weights that an architecture can start from.
-
-    Attributes:
-        files: Names under the weights' folder, the original's first; a name without suffix
-            is a folder in the Hugging Face layout (`config.json` and safetensors).
-        source: Where people get it, for the lists.
-        settings: Constructor settings that these weights need.
-        read: Folder or file → settings that depend on its content (a `config.json`).
-    """
-
-    files: tuple[str, ...]
-    source: str
-    settings: Settings
-    read: Callable[[Path], Settings] | None = None
 
 
 @dataclass(frozen=True)

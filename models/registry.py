@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-if TYPE_CHECKING:
-    from models.expert import Encoder, Fusion
-    from models.pretrained import Checkpoint
+from models.base import BackboneEncoder, Encoder, Fusion
 
 Modality = Literal["audio", "video", "early"]
 Answers = Literal["classes", "values", "traces"]
@@ -62,6 +61,24 @@ class ClipShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights that an architecture can start from.
+
+    Attributes:
+        files: Names under the weights' folder, the original's first; a name without suffix
+            is a folder in the Hugging Face layout (`config.json` and safetensors).
+        source: Where people get it, for the lists.
+        settings: Constructor settings that these weights need.
+        read: Folder or file → settings that depend on its content (a `config.json`).
+    """
+
+    files: tuple[str, ...]
+    source: str
+    settings: Settings
+    read: Callable[[Path], Settings] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A registered architecture.
 
@@ -110,8 +127,6 @@ class Architecture:
 
         Not what has one vector for a whole clip, nor what reads a part of a clip of its own choice.
         """
-        from models.expert import BackboneEncoder, Encoder
-
         if self.modality == "early":
             return True
         assert isinstance(self.build, type) and issubclass(self.build, Encoder)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models import build_expert, get_architecture
-from models.expert import arrange_memory
+from models.build import arrange_memory
 from models.pretrained import FrozenBackbone
 from search.inputs import TrainingData, augment
 from search.offer import SIDES, Offer, Transfer

@@ -28,8 +28,8 @@ from models.augmentation import (
     speed_perturb,
     time_crop,
 )
-from models.expert import Encoder, FrontEnd
-from models.frontends import frame_mask
+from models.base import Encoder, FrontEnd
+from models.frontends.masks import frame_mask
 from models.pretrained import FrozenBackbone
 from search.plan import TrainSettings, TrialPlan
 

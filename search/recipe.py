@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.expert import BackboneEncoder, Expert
+from models.base import BackboneEncoder
+from models.expert import Expert
 from search.plan import TrainSettings
 
 _PATIENCE, _PLATEAU_FACTOR = 3, 0.5

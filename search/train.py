@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from models import Expert, build_expert, get_architecture
 from models.augmentation import mixup
-from models.expert import arrange_memory
-from models.frontends import frame_mask
+from models.build import arrange_memory
+from models.frontends.masks import frame_mask
 from models.pretrained import share_frozen
 from models.registry import ModelError
 from search.inputs import TrainingData, augment

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.audio.colours import colour_map, picture
-from models.expert import Backbone, BackboneEncoder
-from models.frontends import LogMel
-from models.pretrained import Checkpoint
-from models.registry import ClipShape, Settings, register
+from models.base import Backbone, BackboneEncoder
+from models.frontends.colour_maps import colour_map, picture
+from models.frontends.spectral import LogMel
+from models.registry import Checkpoint, ClipShape, Settings, register
 
 _SIZE = 224
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's (torchvision)

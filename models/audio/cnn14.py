@@ -10,11 +10,11 @@ import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.audio.resampling import Resampling
-from models.expert import Backbone, BackboneEncoder, FrontEnd
-from models.frontends import Stft, frame_mask
-from models.pretrained import Checkpoint
-from models.registry import ClipShape, ModelError, Settings, register
+from models.base import Backbone, BackboneEncoder, FrontEnd
+from models.frontends.masks import frame_mask
+from models.frontends.resampling import Resampling
+from models.frontends.spectral import Stft
+from models.registry import Checkpoint, ClipShape, ModelError, Settings, register
 
 _RATES = {32000: (1024, 320, 14000.0), 16000: (512, 160, 8000.0)}
 """Sample rate in Hz → window and hop in samples, upper edge of the mel bands in Hz."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.expert import Encoder
-from models.frontends import Functionals
+from models.base import Encoder
+from models.frontends.functionals import Functionals
 from models.layers import Standardise
 from models.registry import ClipShape, Settings, register
 

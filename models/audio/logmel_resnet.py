@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.expert import Encoder
-from models.frontends import LogMel, frame_mask
+from models.base import Encoder
+from models.frontends.masks import frame_mask
+from models.frontends.spectral import LogMel
 from models.layers import AttentionPooling, Recurrence, peak_over_time
 from models.registry import ClipShape, Settings, register
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.expert import Encoder
-from models.frontends import LogMel, frame_mask
+from models.base import Encoder
+from models.frontends.masks import frame_mask
+from models.frontends.spectral import LogMel
 from models.layers import AttentionPooling, Recurrence
 from models.registry import ClipShape, ModelError, Settings, register
 

@@ -19,11 +19,10 @@ from models.audio.speech_transformer import (
     Waveform,
     complete_config,
 )
-from models.expert import BackboneEncoder
-from models.frontends import frame_mask
+from models.base import BackboneEncoder
+from models.frontends.masks import frame_mask
 from models.layers import AttentionPooling
-from models.pretrained import Checkpoint
-from models.registry import ClipShape, ModelError, Settings, register
+from models.registry import Checkpoint, ClipShape, ModelError, Settings, register
 
 _POOLINGS = ("mean", "attention")
 

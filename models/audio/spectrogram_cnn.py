@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.audio.colours import draw
-from models.expert import Encoder
-from models.frontends import SpectrogramImage
+from models.base import Encoder
+from models.frontends.colour_maps import draw
+from models.frontends.spectral import SpectrogramImage
 from models.layers import fit_length
 from models.registry import ClipShape, ModelError, Settings, register
 

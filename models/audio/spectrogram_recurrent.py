@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.audio.colours import draw
 from models.audio.spectrogram_cnn import SpectrogramConvolutions, convolution_cost
-from models.expert import Encoder
-from models.frontends import SpectrogramImage, frame_mask
+from models.base import Encoder
+from models.frontends.colour_maps import draw
+from models.frontends.masks import frame_mask
+from models.frontends.spectral import SpectrogramImage
 from models.layers import Recurrence, fit_length, mean_over_time
 from models.registry import ClipShape, ModelError, Settings, register
 

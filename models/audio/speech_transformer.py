@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.audio import huggingface
-from models.expert import Backbone, FrontEnd
-from models.frontends import frame_mask
+from models.base import Backbone, FrontEnd
+from models.frontends.masks import frame_mask
 from models.registry import ModelError
 
 SAMPLE_RATE_HZ = 16_000

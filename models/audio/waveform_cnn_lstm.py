@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.audio.resampling import Resampling
-from models.expert import Encoder, FrontEnd
-from models.frontends import frame_mask
+from models.base import Encoder, FrontEnd
+from models.frontends.masks import frame_mask
+from models.frontends.resampling import Resampling
 from models.layers import AttentionPooling
 from models.registry import ClipShape, ModelError, Settings, register
 

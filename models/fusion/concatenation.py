@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.expert import Encoder, Fusion, Part
+from models.base import Encoder, Fusion, Part
 from models.fusion.parts import cost_of_parts, vectors_of
 from models.registry import register
 

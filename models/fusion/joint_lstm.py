@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.expert import Encoder, Fusion, Part
-from models.frontends import frame_mask
+from models.base import Encoder, Fusion, Part
+from models.frontends.masks import frame_mask
 from models.fusion.parts import SMALLEST, cost_of_parts, steps_of
 from models.layers import AttentionPooling, Recurrence
 from models.registry import ClipShape, Settings, register

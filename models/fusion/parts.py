@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from models.expert import Part
+from models.base import Part
 from models.registry import ClipShape, Settings, get_architecture
 
 SMALLEST = 1e-2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.expert import Encoder
-from models.frontends import Features, frame_mask
+from models.base import Encoder
+from models.frontends.frames import Features
+from models.frontends.masks import frame_mask
 from models.layers import Recurrence, Standardise, TanhAttention
 from models.registry import ClipShape, Settings, register
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.expert import Encoder
-from models.frontends import Features
+from models.base import Encoder
+from models.frontends.frames import Features
 from models.layers import Standardise
 from models.registry import ClipShape, register
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.expert import Encoder
-from models.frontends import Frames
+from models.base import Encoder
+from models.frontends.frames import Frames
 from models.registry import ClipShape, Settings, register
 
 _MULTIPLES = (1, 2, 3, 4)

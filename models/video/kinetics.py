@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.expert import BackboneEncoder
-from models.frontends import Frames
+from models.base import BackboneEncoder
+from models.frontends.frames import Frames
 from models.layers import mean_over_time, peak_over_time
-from models.pretrained import Checkpoint
-from models.registry import ClipShape, ModelError, Settings, register
+from models.registry import Checkpoint, ClipShape, ModelError, Settings, register
 from models.video.staged import RESIDUAL_STAGES, StagedBackbone, convolutional_network
 from models.video.windows import WindowAttention
 

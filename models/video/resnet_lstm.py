@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.expert import BackboneEncoder
-from models.frontends import Frames
+from models.base import BackboneEncoder
+from models.frontends.frames import Frames
 from models.layers import AttentionPooling, Recurrence, mean_over_time
-from models.pretrained import Checkpoint
-from models.registry import ClipShape, ModelError, Settings, register
+from models.registry import Checkpoint, ClipShape, ModelError, Settings, register
 from models.video.staged import RESIDUAL_STAGES, StagedBackbone, convolutional_network
 
 # Millions of multiply-accumulates of the stem and the four stages for 96×96 pixels, as counted.

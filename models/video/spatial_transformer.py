@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.expert import Backbone, BackboneEncoder
-from models.frontends import Frames
+from models.base import Backbone, BackboneEncoder
+from models.frontends.frames import Frames
 from models.layers import Recurrence, TanhAttention
-from models.pretrained import OWN_SUFFIXES, Checkpoint, read_tensors
-from models.registry import ClipShape, ModelError, Settings, register
+from models.pretrained import OWN_SUFFIXES, read_tensors
+from models.registry import Checkpoint, ClipShape, ModelError, Settings, register
 
 GUIDES = ("none", "spectral", "maps")
 _SIZE = 48

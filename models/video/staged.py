@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.expert import Backbone
+from models.base import Backbone
 from models.layers import flatten_convolutions
 from models.registry import ModelError
 

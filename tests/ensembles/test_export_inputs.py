@@ -26,10 +26,12 @@ from ensembles.onnx_graph import example_batch, input_names
 from ensembles.predict import main
 from ensembles.predictor import Clip, Predictor
 from models import BackboneEncoder, ClipShape, Expert, build_expert, get_architecture
-from models.expert import Backbone, Encoder
-from models.frontends import Features, Frames, LogMel, frame_mask
-from models.pretrained import TRANSFERS, Checkpoint, find_checkpoints, sha256
-from models.registry import _ARCHITECTURES, register
+from models.base import Backbone, Encoder
+from models.frontends.frames import Features, Frames
+from models.frontends.masks import frame_mask
+from models.frontends.spectral import LogMel
+from models.pretrained import TRANSFERS, find_checkpoints, sha256
+from models.registry import _ARCHITECTURES, Checkpoint, register
 from search.plan import TrialPlan
 from search.run import _context
 from search.trial_process import train

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from models import ClipShape, build_expert, get_architecture
 from models.audio.alexnet import AlexNetBackbone, AlexNetEncoder
-from models.audio.colours import colour_map, draw
 from models.audio.waveform_cnn_lstm import SameConvolution, WaveformCnnLstm, WaveformFrames
+from models.frontends.colour_maps import colour_map, draw
 from models.pretrained import apply_transfer, find_checkpoints
 from models.registry import ModelError
 

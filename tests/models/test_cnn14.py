@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from models import ClipShape, build_expert, get_architecture
 from models.audio.cnn14 import Cnn14, Cnn14Encoder, Cnn14LogMel
-from models.audio.resampling import Resampling
+from models.frontends.resampling import Resampling
 from models.pretrained import Found, apply_transfer, find_checkpoints, load_backbone
 from models.registry import ModelError
 

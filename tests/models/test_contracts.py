@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import ClipShape, Expert, architectures, build_expert, get_architecture
-from models.expert import arrange_memory
+from models.build import arrange_memory
 from models.registry import Architecture, ModelError
 from tests.small import CASES, PAIRS, SMALL, case_name, early, every_network
 

@@ -9,16 +9,10 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from models.frontends import (
-    Features,
-    Frames,
-    Functionals,
-    LogMel,
-    SpectrogramImage,
-    Stft,
-    frame_mask,
-    normalise,
-)
+from models.frontends.frames import Features, Frames
+from models.frontends.functionals import Functionals
+from models.frontends.masks import frame_mask
+from models.frontends.spectral import LogMel, SpectrogramImage, Stft, normalise
 from models.registry import ModelError
 
 RATE = 16000

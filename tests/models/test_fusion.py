@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from models import ClipShape, Expert, architectures, build_expert
-from models.expert import Encoder, Part
-from models.frontends import Features
+from models.base import Encoder, Part
+from models.frontends.frames import Features
 from models.fusion.bilinear import Bilinear
 from models.fusion.gated import Gated
 from models.fusion.joint_lstm import JointLstm

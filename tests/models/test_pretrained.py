@@ -12,17 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models import ClipShape, Expert, build_expert
-from models.expert import Backbone, BackboneEncoder
-from models.frontends import Features
+from models.base import Backbone, BackboneEncoder
+from models.frontends.frames import Features
 from models.pretrained import (
-    Checkpoint,
     FrozenBackbone,
     find_checkpoints,
     load_backbone,
     read_tensors,
     share_frozen,
 )
-from models.registry import _ARCHITECTURES, ModelError, get_architecture, register
+from models.registry import _ARCHITECTURES, Checkpoint, ModelError, get_architecture, register
 from tests.bombs import PLANTS
 
 SHAPE = ClipShape(num_classes=3, num_features=5)

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import resnet, video
 
 from models import ClipShape, get_architecture
-from models.expert import build_encoder
+from models.build import build_encoder
 from models.layers import TanhAttention
 from models.pretrained import Found, find_checkpoints, load_backbone
 from models.registry import ModelError

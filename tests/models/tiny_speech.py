@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from models import ClipShape
 from models.audio.speech_transformer import SpeechTransformer, complete_config
-from models.expert import Encoder, build_encoder
+from models.base import Encoder
+from models.build import build_encoder
 from tests.small import SPEECH
 
 SHAPE = ClipShape(num_classes=3, sample_rate_hz=16_000, seconds=1.0)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from models import BackboneEncoder
-from models.expert import build_encoder
+from models.build import build_encoder
 from models.pretrained import ORIGIN, find_checkpoints
 from models.registry import get_architecture
 from search.inputs import TrainingData

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import BackboneEncoder, Expert
-from models.expert import Backbone, FrontEnd
+from models.base import Backbone, FrontEnd
 from models.fusion.concatenation import Concatenation
 from models.registry import ModelError
 from search.inputs import TrainingData

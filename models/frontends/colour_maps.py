@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.frontends import frame_mask
+from models.frontends.masks import frame_mask
 
 _DEVIATIONS = 3.0
 """On either side of a clip's mean, which span the picture's range."""
