@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from datasets.index import ShardIndex, read_index
-from datasets.shards import prepare
-from datasets.synthetic import load_synthetic
+from datasets.corpora.synthetic import load_synthetic
+from datasets.sharding.index import ShardIndex, read_index
+from datasets.sharding.writer import prepare
 from models import BackboneEncoder, build_expert
 from search.inputs import TrainingData
 

@@ -14,8 +14,8 @@ import av
 
 from benchmarks.common import arguments, machine, scratch
 from datasets.clips import ClipRecord, Corpus
-from datasets.crop import Crop
-from datasets.shards import ShardSettings, prepare
+from datasets.media.crop import Crop
+from datasets.sharding.writer import ShardSettings, prepare
 
 _FOLDERS = {"grid": "*.mpg", "crema_d": "*.flv", "ravdess_video": "*.mp4"}
 _CLIPS = 12

@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.common import corpus, machine, save_random_weights, scratch, seconds
-from datasets.cache import open_cache
-from datasets.index import ShardIndex, read_index
-from datasets.splits import make_folds
+from datasets.protocols.split import make_folds
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import ShardIndex, read_index
 from models import Expert, build_expert, get_architecture
 from models.pretrained import find_checkpoints
 from search.inputs import TrainingData

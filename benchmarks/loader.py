@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.common import arguments, corpus, machine, scratch, seconds
-from datasets.cache import open_cache
-from datasets.splits import make_folds
-from datasets.stream import stream_clips
+from datasets.protocols.split import make_folds
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.stream import stream_clips
 from models import build_expert
 from search.inputs import TrainingData
 from search.plan import TrialPlan

@@ -25,10 +25,12 @@ SPEAKERS, LABELS = 50, ("angry", "happy", "neutral", "sad")
 STEPS = {
     "prepare": "from datasets.prepare import main; "
     "sys.exit(main(['manifest', '--root', media, '--out', shards, *more]))",
-    "read the index": "from datasets.index import read_index; print(len(read_index(shards).clips))",
-    "stream": "from datasets.index import read_index; from datasets.stream import stream_clips; "
+    "read the index": "from datasets.sharding.index import read_index; print(len(read_index(shards).clips))",
+    "stream": "from datasets.sharding.index import read_index; "
+    "from datasets.sharding.stream import stream_clips; "
     "print(sum(1 for _ in stream_clips(read_index(shards))))",
-    "fill the cache": "from datasets.index import read_index; from datasets.cache import open_cache; "
+    "fill the cache": "from datasets.sharding.index import read_index; "
+    "from datasets.sharding.clip_cache import open_cache; "
     "print(len(open_cache(read_index(shards), Path(cache)).targets))",
     "verify": "from datasets.verify import main; sys.exit(main([shards]))",
 }

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 
 from benchmarks.common import machine, scratch
-from datasets.cache import open_cache
-from datasets.index import read_index
-from datasets.shards import ShardSettings, prepare
-from datasets.splits import make_folds
-from datasets.synthetic import load_synthetic
+from datasets.corpora.synthetic import load_synthetic
+from datasets.protocols.split import make_folds
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import read_index
+from datasets.sharding.writer import ShardSettings, prepare
 from models import get_architecture
 from models.registry import architectures
 from search.inputs import TrainingData

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.common import machine, scratch
-from datasets.cache import open_cache
-from datasets.index import ShardIndex, read_index
-from datasets.splits import Folds, make_folds
-from datasets.storage import default_cache_folder
+from datasets.protocols.folds import Folds
+from datasets.protocols.split import make_folds
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import ShardIndex, read_index
+from datasets.storage.synced_folder import default_cache_folder
 from ensembles.bank import BankEntry, PosteriorBank
 from ensembles.metrics import fold_mean, log_softmax
 from ensembles.recipes import CrossFitter, recipes_for

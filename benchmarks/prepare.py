@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.common import machine, scratch
-from datasets.synthetic import load_synthetic
+from datasets.corpora.synthetic import load_synthetic
 
 SETS = {
     # name: (files, how often they are copied, whether they have pictures)

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from benchmarks.common import corpus, scratch
-from datasets.cache import open_cache
-from datasets.splits import make_folds
+from datasets.protocols.split import make_folds
+from datasets.sharding.clip_cache import open_cache
 from models import get_architecture
 from search.inputs import TrainingData
 from search.plan import TrialPlan

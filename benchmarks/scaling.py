@@ -32,7 +32,7 @@ from benchmarks.replay import (
     busy_share,
     replay_trial,
 )
-from datasets.storage import KeptFolder
+from datasets.storage.synced_folder import KeptFolder
 from search import cluster, tuning
 from search.config import SearchConfig
 from search.folder import RunFolder

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import corpus, machine, save_random_weights, scratch
-from datasets.cache import open_cache
-from datasets.splits import make_folds
+from datasets.protocols.split import make_folds
+from datasets.sharding.clip_cache import open_cache
 from models import get_architecture
 from models.pretrained import find_checkpoints
 from search.inputs import TrainingData

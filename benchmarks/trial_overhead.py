@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import corpus, scratch
-from datasets.index import ShardIndex
+from datasets.sharding.index import ShardIndex
 
 TRIALS, PLAIN_TRIALS = 40, 4
 
@@ -24,9 +24,9 @@ def ours(
     folder: Path, runner: str, trials: int, device: str = "cpu", index: ShardIndex | None = None
 ) -> tuple[float, float]:
     """Seconds a trial in all, and seconds of training in it, over minimal trials."""
-    from datasets.cache import open_cache
-    from datasets.splits import make_folds
-    from datasets.storage import KeptFolder
+    from datasets.protocols.split import make_folds
+    from datasets.sharding.clip_cache import open_cache
+    from datasets.storage.synced_folder import KeptFolder
     from ensembles.bank import PosteriorBank
     from search import cluster, tuning
     from search.config import SearchConfig

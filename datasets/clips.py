@@ -9,6 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+SPLITS = ("train", "dev", "test")
+"""What a manifest's attribute `split` may say of a clip."""
+
 
 class DataError(ValueError):
     """A corpus, shard or manifest that cannot be used as it is; the text names the culprit."""

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from datasets.clips import DataError, Skipped
-from datasets.index import (
+from datasets.corpora.label_maps import LabelMap, parse_map
+from datasets.sharding.index import (
     ClipEntry,
     ShardEntry,
     ShardIndex,
@@ -31,9 +32,8 @@ from datasets.index import (
     read_index,
     write_index,
 )
-from datasets.labels import LabelMap, parse_map
-from datasets.remote import open_resuming
-from datasets.storage import is_url
+from datasets.storage.retrying import open_resuming
+from datasets.storage.synced_folder import is_url
 
 _NAME = re.compile(r"[\w.-]+")
 _NAMED = re.compile(r"([^=/]+)=(.+)")

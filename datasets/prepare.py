@@ -12,20 +12,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from datasets.clips import Corpus, DataError
-from datasets.crema_d import TARGETS, load_crema_d
-from datasets.crop import KINDS as CROPS
-from datasets.crop import MOST_MARGIN
-from datasets.faces import crop_by, open_finder
+from datasets.corpora.crema_d import TARGETS, load_crema_d
+from datasets.corpora.iemocap import CLASSES as IEMOCAP_CLASSES
+from datasets.corpora.iemocap import load_iemocap
+from datasets.corpora.manifest import load_manifest
+from datasets.corpora.ravdess import load_ravdess
+from datasets.corpora.recola import GOLDS, STEP_SECONDS, WINDOW_SECONDS, load_recola
 from datasets.features import MISSING_CHOICES, with_features
-from datasets.iemocap import CLASSES as IEMOCAP_CLASSES
-from datasets.iemocap import load_iemocap
-from datasets.index import FILE_NAME, ShardIndex
-from datasets.manifest import load_manifest
-from datasets.preview import write_preview
-from datasets.ravdess import load_ravdess
-from datasets.recola import GOLDS, STEP_SECONDS, WINDOW_SECONDS, load_recola
-from datasets.shards import ShardSettings, prepare
-from datasets.votes import TIES
+from datasets.media.crop import KINDS as CROPS
+from datasets.media.crop import MOST_MARGIN
+from datasets.media.faces import crop_by, open_finder
+from datasets.media.preview import write_preview
+from datasets.rater_votes import TIES
+from datasets.sharding.index import FILE_NAME, ShardIndex
+from datasets.sharding.writer import ShardSettings, prepare
 
 _MOST_FRAME_RATE = 100.0
 
@@ -335,7 +335,7 @@ def _load(options: argparse.Namespace) -> Corpus:
         return with_features(corpus, features, missing=missing) if features else corpus
     if options.corpus in ("recola", "synthetic_traces"):
         if options.corpus == "synthetic_traces":
-            from datasets.synthetic_traces import make_synthetic_traces
+            from datasets.corpora.synthetic_traces import make_synthetic_traces
 
             make_synthetic_traces(
                 root, speakers=options.speakers, minutes=options.minutes, seed=options.seed
@@ -347,7 +347,9 @@ def _load(options: argparse.Namespace) -> Corpus:
     if options.corpus == "manifest":
         ties = options.ties or "error"
         return load_manifest(root, features=features, missing_features=missing, ties=ties)
-    from datasets.synthetic import load_synthetic  # half a second, which no worker should spend
+    from datasets.corpora.synthetic import (
+        load_synthetic,  # half a second, which no worker should spend
+    )
 
     if features:
         raise DataError("The synthetic corpus has features of its own; leave out --features.")

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from datasets.clips import DataError
-from datasets.counts import (
+from datasets.checks.class_counts import (
     class_rows,
     describe_speakers,
     per_fold,
@@ -26,12 +25,14 @@ from datasets.counts import (
     print_table,
     speaker_rows,
 )
-from datasets.fingerprint import fingerprint, near_duplicates
-from datasets.index import ClipEntry, ShardIndex, read_index
-from datasets.published import compare_counts, published_classes
-from datasets.quality import Suspects, drifting, durations, source_rates
-from datasets.splits import Folds, make_folds
-from datasets.stream import Sample, content_hashes, content_sizes, stream_clips
+from datasets.checks.published_counts import compare_counts, published_classes
+from datasets.checks.quality import Suspects, drifting, durations, source_rates
+from datasets.clips import DataError
+from datasets.media.fingerprint import fingerprint, near_duplicates
+from datasets.protocols.folds import Folds
+from datasets.protocols.split import make_folds
+from datasets.sharding.index import ClipEntry, ShardIndex, read_index
+from datasets.sharding.stream import Sample, content_hashes, content_sizes, stream_clips
 
 _NAMED = 5
 _SPEAKERS_SHOWN = 32

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from datasets.clips import DataError
-from datasets.crop import CENTRE, Crop
-from datasets.faces import FaceFinder, open_finder
-from datasets.media import MAX_CLIP_SECONDS
+from datasets.media.containers import MAX_CLIP_SECONDS
+from datasets.media.crop import CENTRE, Crop
+from datasets.media.faces import FaceFinder, open_finder
 from ensembles import EnsembleError
 from ensembles.chosen import Fused
 from ensembles.traces.postprocess import PostProcessing

@@ -12,7 +12,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,12 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
 from ensembles.metrics import Array, Labels, fold_scores, log_softmax
 from ensembles.traces.table import FILE as _TRACES
 from ensembles.traces.table import TraceTable
 
 _CLIPS = "clips.csv"
+
+
 TABLE_FILES = (_CLIPS, _TRACES)
 """A bank has one of them: its rows are clips, or steps of traces."""
 
@@ -317,13 +319,3 @@ def _read_table(path: Path) -> ClipTable:
         labels=np.asarray([classes.index(row[3]) for row in rows], np.int64),
         classes=classes,
     )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file appears whole or not at all, also after a power cut."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -20,9 +20,9 @@ from typing import Any
 from rich.console import Console
 
 from datasets.clips import DataError
-from datasets.crop import Crop
-from datasets.faces import open_finder
-from datasets.storage import KeptFolder, default_cache_folder
+from datasets.media.crop import Crop
+from datasets.media.faces import open_finder
+from datasets.storage.synced_folder import KeptFolder, default_cache_folder
 from ensembles import EnsembleError
 from ensembles.artifact import (
     FACE_MODEL,

@@ -19,8 +19,8 @@ from rich.progress import track
 
 from datasets.clips import DataError
 from datasets.features import read_features
-from datasets.media import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, MediaError
-from datasets.windows import Windows
+from datasets.media.containers import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, MediaError
+from datasets.media.windows import Windows
 from ensembles import EnsembleError
 from ensembles.artifact import Artifact, read_artifact
 from ensembles.predictor import Answer, Predictor

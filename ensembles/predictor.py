@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.features import FeatureTable, clip_means
-from datasets.media import AUDIO_SUFFIXES, MediaError
-from datasets.pictures import read_frames
-from datasets.sound import read_audio
+from datasets.media.audio import read_audio
+from datasets.media.containers import AUDIO_SUFFIXES, MediaError
+from datasets.media.video import read_frames
 from ensembles import EnsembleError
 from ensembles.artifact import Artifact
 from ensembles.chosen import Fused

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from datasets.windows import MOST_FACE_SECONDS
+from datasets.media.windows import MOST_FACE_SECONDS
 from ensembles import EnsembleError
 from ensembles.artifact import read_artifact
 from ensembles.serving.limits import Limits

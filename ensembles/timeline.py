@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.media import MediaError
-from datasets.windows import Window, Windows, read_windows
+from datasets.media.containers import MediaError
+from datasets.media.windows import Window, Windows, read_windows
 from ensembles.predictor import Answer, Clip, Predictor, as_waveform
 
 _BATCH_SECONDS = 60.0

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from datasets.storage import KeptFolder
-from ensembles.bank import write_atomically
+from datasets.storage.atomic import write_atomically
+from datasets.storage.synced_folder import KeptFolder
 
 SECONDS_BETWEEN = 5.0
 """An epoch that ends sooner after the last checkpoint leaves none: small networks do many a second."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from datasets.storage import is_url
+from datasets.storage.synced_folder import is_url
 from ensembles.metrics import CCC, METRICS
 from search.objective import OBJECTIVES
 from search.papers import PAPERS

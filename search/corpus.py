@@ -11,13 +11,15 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from datasets.cache import ClipCache, open_cache
 from datasets.clips import DataError
-from datasets.index import FILE_NAME, KINDS, ShardIndex, read_index
-from datasets.shards import prepare
-from datasets.splits import Folds, corpus_speakers, make_folds, near_leaks
-from datasets.storage import default_cache_folder, local_folder
-from datasets.synthetic import VERSION, load_synthetic
+from datasets.corpora.synthetic import VERSION, load_synthetic
+from datasets.protocols.folds import Folds
+from datasets.protocols.leakage import near_leaks
+from datasets.protocols.split import corpus_speakers, make_folds
+from datasets.sharding.clip_cache import ClipCache, open_cache
+from datasets.sharding.index import FILE_NAME, KINDS, ShardIndex, read_index
+from datasets.sharding.writer import prepare
+from datasets.storage.synced_folder import default_cache_folder, local_folder
 from ensembles.bank import ClipTable, Table
 from ensembles.traces.table import TraceTable
 from search.config import ConfigError, SearchConfig

@@ -23,9 +23,9 @@ import psutil
 from rich.console import Console
 
 from datasets.clips import DataError
-from datasets.index import ShardIndex, read_index
-from datasets.remote import open_resuming
-from datasets.storage import KeptFolder, default_cache_folder, is_url
+from datasets.sharding.index import ShardIndex, read_index
+from datasets.storage.retrying import open_resuming
+from datasets.storage.synced_folder import KeptFolder, default_cache_folder, is_url
 from models.registry import ModelError
 from search.config import ConfigError, SearchConfig, default_runs_dir
 

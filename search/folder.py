@@ -19,8 +19,8 @@ import psutil
 import yaml
 from filelock import FileLock, Timeout
 
-from datasets.storage import KeptFolder, default_cache_folder, is_url
-from ensembles.bank import write_atomically
+from datasets.storage.atomic import write_atomically
+from datasets.storage.synced_folder import KeptFolder, default_cache_folder, is_url
 from search.config import (
     RESUME_KEYS,
     ConfigError,

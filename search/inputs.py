@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets.cache import ClipCache, RaggedFile
-from datasets.index import KINDS, ShardIndex
-from datasets.splits import Folds
-from datasets.traces import Traces, traces_of, values_of
+from datasets.protocols.folds import Folds
+from datasets.sharding.clip_cache import ClipCache
+from datasets.sharding.index import KINDS, ShardIndex
+from datasets.sharding.ragged import RaggedFile
+from datasets.targets import Traces, traces_of, values_of
 from models import ClipShape, Expert
 from models.augmentation import (
     add_noise,

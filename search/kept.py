@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import psutil
 
-from datasets.storage import KeptFolder
+from datasets.storage.synced_folder import KeptFolder
 from search.config import ConfigError
 
 JOURNAL = "journal.log"

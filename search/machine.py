@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from datasets.index import ShardIndex, own_name
-from datasets.storage import is_url
+from datasets.sharding.index import ShardIndex, own_name
+from datasets.storage.synced_folder import is_url
 from models.pretrained import sha256, tensor_file
 from search.config import ConfigError, SearchConfig, parse_duration
 from search.cost import Cost, measure_cost

@@ -23,9 +23,11 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from datasets.index import ShardIndex
-from datasets.splits import Folds, make_folds
-from ensembles.bank import ClipTable, write_atomically
+from datasets.protocols.folds import Folds
+from datasets.protocols.split import make_folds
+from datasets.sharding.index import ShardIndex
+from datasets.storage.atomic import write_atomically
+from ensembles.bank import ClipTable
 from ensembles.compare import Difference, difference
 from ensembles.honesty import Scored, scored
 from ensembles.metrics import Array

@@ -30,7 +30,7 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 )
 
 from datasets.clips import DataError
-from datasets.storage import is_url
+from datasets.storage.synced_folder import is_url
 from search.trial import ACTOR_CPUS, ATTEMPTS, title
 from search.trial_process import (
     Spec,

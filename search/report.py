@@ -20,8 +20,9 @@ from rich import box
 from rich import table as rich_table
 from rich.console import Console
 
+from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
-from ensembles.bank import ClipTable, Table, of_clips, write_atomically
+from ensembles.bank import ClipTable, Table, of_clips
 from ensembles.build import LEGEND, assessment_rows, leaderboard
 from ensembles.compare import Difference, fusion_gains
 from ensembles.correction import MIN_GROUPS

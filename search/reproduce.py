@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from datasets.index import ShardIndex
+from datasets.sharding.index import ShardIndex
 from ensembles.bank import Experts
 from ensembles.honesty import Scored, scored
 from ensembles.logistic import LogisticFusion

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ensembles.bank import write_atomically
+from datasets.storage.atomic import write_atomically
 from ensembles.honesty import Assessment
 from ensembles.metrics import Array
 from ensembles.traces.assess import Processed, dimension_scores, recording_scores

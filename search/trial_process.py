@@ -19,7 +19,7 @@ import ray
 from numpy.typing import NDArray
 
 from datasets.clips import DataError
-from datasets.storage import KeptFolder, default_cache_folder, local_folder
+from datasets.storage.synced_folder import KeptFolder, default_cache_folder, local_folder
 from search import metrics
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class _Record:
         """The networks as safetensors, one file a fold; `plan.json` comes last: it is complete."""
         from safetensors.torch import save
 
-        from ensembles.bank import write_atomically
+        from datasets.storage.atomic import write_atomically
 
         name = f"weights/{self.spec['trial']}"
         folder = self.run.path / name
@@ -265,7 +265,7 @@ class _Record:
         """Frozen backbones are alike in all folds and trials: one file a run; its name."""
         from safetensors.torch import save
 
-        from ensembles.bank import write_atomically
+        from datasets.storage.atomic import write_atomically
         from models.pretrained import FrozenBackbone
 
         expert = self.trial.trainers[0].expert
@@ -414,9 +414,9 @@ _OPEN: dict[str, Any] = {}
 
 def open_data(context: dict[str, Any], workers: Workers) -> Any:
     """The corpus, or this worker's part; opened once a process and kept for the next trials."""
-    from datasets.cache import open_cache
-    from datasets.index import read_index
-    from datasets.splits import make_folds
+    from datasets.protocols.split import make_folds
+    from datasets.sharding.clip_cache import open_cache
+    from datasets.sharding.index import read_index
     from search.inputs import TrainingData
 
     keys = (

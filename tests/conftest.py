@@ -16,7 +16,7 @@ from tests.shared import Shared
 
 if TYPE_CHECKING:
     from datasets.clips import Corpus
-    from datasets.index import ShardIndex
+    from datasets.sharding.index import ShardIndex
     from search.inputs import TrainingData
     from tests.small_run import JointCorpus, SmallRun
 
@@ -92,7 +92,7 @@ def weights_folder() -> Path:
 @pytest.fixture(scope="session")
 def tiny_corpus(shared: Shared) -> Corpus:
     """Four synthetic speakers, six emotions, one clip each: real FLAC and MP4 files."""
-    from datasets.synthetic import load_synthetic
+    from datasets.corpora.synthetic import load_synthetic
 
     return shared.make("media", lambda out: load_synthetic(out, speakers=4, repetitions=1, seed=0))
 
@@ -111,7 +111,7 @@ def tiny_shards(tiny_corpus: Corpus, shared: Shared) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_index(tiny_shards: Path) -> ShardIndex:
-    from datasets.index import read_index
+    from datasets.sharding.index import read_index
 
     return read_index(tiny_shards)
 
@@ -156,8 +156,8 @@ def cache_folder(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tiny_index: ShardIndex, cache_folder: Path) -> TrainingData:
     """The tiny corpus, cached, in two speaker-disjoint folds."""
-    from datasets.cache import open_cache
-    from datasets.splits import make_folds
+    from datasets.protocols.split import make_folds
+    from datasets.sharding.clip_cache import open_cache
     from search.inputs import TrainingData
 
     return TrainingData(

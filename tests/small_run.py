@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from datasets.clips import ClipRecord, Corpus
-from datasets.shards import ShardSettings, prepare
+from datasets.sharding.writer import ShardSettings, prepare
 from ensembles.bank import Experts, PosteriorBank
 from ensembles.honesty import Assessment, assess, scored
 from ensembles.recipes import CrossFitter, recipes_for

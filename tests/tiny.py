@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.clips import ClipRecord, Corpus
-from datasets.shards import ShardSettings, prepare
+from datasets.sharding.writer import ShardSettings, prepare
 
 
 def make_tiny_shards(tiny_corpus: Corpus, out: Path, name: str = "tiny") -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from datasets.clips import DataError
 from datasets.features.table import Rows
-from datasets.media import AUDIO_SUFFIXES, CONTAINER_SUFFIXES
+from datasets.media.containers import AUDIO_SUFFIXES, CONTAINER_SUFFIXES
 
 TIMES = ("frameTime", "frameIndex")
 """What openSMILE calls the columns that order frames."""

@@ -19,8 +19,8 @@ from typing import Any
 import av
 import numpy as np
 
-from datasets.media import AUDIO_SUFFIXES, MediaError
-from datasets.windows import Window, Windows, read_windows
+from datasets.media.containers import AUDIO_SUFFIXES, MediaError
+from datasets.media.windows import Window, Windows, read_windows
 from ensembles.artifact import read_artifact
 from ensembles.predictor import Predictor
 from ensembles.serving.limits import Limits, Refused

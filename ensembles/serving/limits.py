@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.media import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, MAX_CLIP_SECONDS
+from datasets.media.containers import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, MAX_CLIP_SECONDS
 from ensembles import EnsembleError
 
 SUFFIXES = AUDIO_SUFFIXES | CONTAINER_SUFFIXES

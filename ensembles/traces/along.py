@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datasets.media import MediaError
-from datasets.traces import join_windows
-from datasets.windows import Window, Windows, read_windows
+from datasets.media.containers import MediaError
+from datasets.media.windows import Window, Windows, read_windows
+from datasets.targets import join_windows
 from ensembles import EnsembleError
 from ensembles.metrics import Array
 from ensembles.predictor import Clip, Predictor, collate

@@ -8,8 +8,8 @@ import warnings
 from html import escape
 from pathlib import Path
 
+from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
-from ensembles.bank import write_atomically
 from search.pages import PAGE, sections, tables
 from search.pages.draw import save, styled
 from search.pages.evidence import Evidence, LeftOut, quiet_optuna, read_evidence

@@ -14,8 +14,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from datasets.clips import ClipRecord, Corpus
-from datasets.index import ClipEntry, ShardIndex, read_index
-from datasets.shards import ShardSettings, prepare
+from datasets.sharding.index import ClipEntry, ShardIndex, read_index
+from datasets.sharding.writer import ShardSettings, prepare
 
 WriteSound = Callable[..., Path]
 WriteVideo = Callable[..., Path]

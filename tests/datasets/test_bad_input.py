@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from datasets.crema_d import load_crema_d
-from datasets.iemocap import load_iemocap
-from datasets.index import read_index
-from datasets.media import MediaError
+from datasets.corpora.crema_d import load_crema_d
+from datasets.corpora.iemocap import load_iemocap
+from datasets.corpora.ravdess import load_ravdess
+from datasets.media.audio import read_audio
+from datasets.media.containers import MediaError
 from datasets.prepare import main
-from datasets.ravdess import load_ravdess
-from datasets.sound import read_audio
+from datasets.sharding.index import read_index
 from datasets.verify import main as verify_main
 
 Tree = Callable[[Path], None]

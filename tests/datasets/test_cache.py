@@ -22,13 +22,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets import cache as cache_module
-from datasets.cache import Batch, open_cache
 from datasets.clips import Corpus, DataError
-from datasets.index import ShardIndex, read_index
-from datasets.shards import ShardSettings, prepare
-from datasets.storage import default_cache_folder
-from datasets.stream import stream_clips
+from datasets.sharding import clip_cache
+from datasets.sharding.clip_cache import Batch, open_cache
+from datasets.sharding.index import ShardIndex, read_index
+from datasets.sharding.stream import stream_clips
+from datasets.sharding.writer import ShardSettings, prepare
+from datasets.storage.synced_folder import default_cache_folder
 
 ROOT = Path(__file__).parents[2]
 ChangeMember = Callable[[Path, str, Callable[[bytes], bytes]], None]
@@ -348,7 +348,7 @@ def test_a_full_disk_fails_before_anything_is_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("datasets.cache.os.posix_fallocate", full)
+    monkeypatch.setattr("datasets.sharding.clip_cache.os.posix_fallocate", full)
     with pytest.raises(DataError, match=r"Cannot write the cache in '.*': No space left on device"):
         open_cache(small_index, tmp_path / "cache")
 
@@ -365,8 +365,8 @@ FILL = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-from datasets.cache import open_cache
-from datasets.index import read_index
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import read_index
 shards, cache, begun, go = sys.argv[1], *map(Path, sys.argv[2:])
 filled = []
 def note(done, total):
@@ -400,7 +400,7 @@ def test_who_comes_while_another_process_fills_the_cache_waits_for_it(
         while not begun.exists():
             assert other.poll() is None
             time.sleep(0.01)
-        monkeypatch.setattr(cache_module, "FileLock", Noted)
+        monkeypatch.setattr(clip_cache, "FileLock", Noted)
         with ThreadPoolExecutor(1) as pool:
             note = lambda done, total: filled.append(done)  # noqa: E731
             here = pool.submit(open_cache, small_index, folder, on_progress=note)
@@ -496,17 +496,17 @@ def test_pages_that_are_let_go_while_it_is_filled_keep_their_content(
     small_index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go = []
-    real = cache_module._let_go
+    real = clip_cache._let_go
 
     def count(mapped: Iterable[NDArray[Any]]) -> None:
         let_go.append(1)
         real(mapped)
 
-    monkeypatch.setattr(cache_module, "_let_go", count)
+    monkeypatch.setattr(clip_cache, "_let_go", count)
     rows = np.arange(len(small_index.clips))
     kept = open_cache(small_index, tmp_path / "kept").batch(rows, ["audio", "features"])
     assert not let_go
-    monkeypatch.setattr(cache_module, "_RESIDENT_BYTES", 0)
+    monkeypatch.setattr(clip_cache, "_RESIDENT_BYTES", 0)
     batch = open_cache(small_index, tmp_path / "let go").batch(rows, ["audio", "features"])
     assert len(let_go) == len(small_index.clips)
     for name, values in kept.items():

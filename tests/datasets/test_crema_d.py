@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from datasets.clips import DataError
-from datasets.crema_d import load_crema_d
+from datasets.corpora.crema_d import load_crema_d
 from datasets.features import with_features
-from datasets.index import read_index
 from datasets.prepare import main as prepare_main
-from datasets.shards import ShardSettings, prepare
-from datasets.splits import make_folds
+from datasets.protocols.split import make_folds
+from datasets.sharding.index import read_index
+from datasets.sharding.writer import ShardSettings, prepare
 from tests.search.here import search_briefly
 
 WriteSound = Callable[..., Path]

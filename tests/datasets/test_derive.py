@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.cache import Batch, ClipCache, RaggedFile, RaggedWriter, open_cache
 from datasets.clips import Corpus, DataError
-from datasets.index import ShardIndex
-from datasets.shards import prepare
+from datasets.sharding.clip_cache import Batch, ClipCache, open_cache
+from datasets.sharding.index import ShardIndex
+from datasets.sharding.ragged import RaggedFile, RaggedWriter
+from datasets.sharding.writer import prepare
 
 ROOT = Path(__file__).parents[2]
 Compute = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -191,7 +192,7 @@ def test_a_folder_that_is_gone_is_named(cache: ClipCache, monkeypatch: pytest.Mo
     def refused(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("datasets.cache.os.fsync", refused)
+    monkeypatch.setattr("datasets.sharding.clip_cache.os.fsync", refused)
     with pytest.raises(DataError, match=r"Cannot write the cache in '.*': Permission denied"):
         cache.derive("same", "feature_sequence", same)
     assert files(cache) == set()
@@ -244,8 +245,8 @@ def test_the_derivation_used_longest_ago_makes_room(cache: ClipCache) -> None:
 KILLED = """
 import signal, sys
 from pathlib import Path
-from datasets.cache import open_cache
-from datasets.index import read_index
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import read_index
 cache = open_cache(read_index(sys.argv[1]), Path(sys.argv[2]))
 def compute(batch):
     return batch["feature_sequence"], batch["feature_sequence_lengths"]

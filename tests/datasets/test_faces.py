@@ -15,11 +15,11 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from datasets import pictures, verify
-from datasets import shards as module
+from datasets import verify
 from datasets.clips import ClipRecord, Corpus, DataError, Part
-from datasets.crop import Crop
-from datasets.faces import (
+from datasets.media import video
+from datasets.media.crop import Crop
+from datasets.media.faces import (
     Box,
     CascadeDetector,
     FaceFinder,
@@ -32,13 +32,14 @@ from datasets.faces import (
     open_finder,
     steadiest,
 )
-from datasets.index import read_index
-from datasets.pictures import read_frames, take_frames
+from datasets.media.preview import _some, write_preview
+from datasets.media.video import read_frames, take_frames
+from datasets.media.windows import Windows, read_windows
 from datasets.prepare import main
-from datasets.preview import _some, write_preview
-from datasets.shards import ShardSettings, prepare
-from datasets.stream import stream_clips
-from datasets.windows import Windows, read_windows
+from datasets.sharding import writer as module
+from datasets.sharding.index import read_index
+from datasets.sharding.stream import stream_clips
+from datasets.sharding.writer import ShardSettings, prepare
 from tests.faces import FACE, square, write_yunet
 
 Frames = NDArray[np.uint8]
@@ -195,7 +196,7 @@ def test_a_long_clip_is_decoded_twice_to_the_same_frames(
         given = {"part": part, "faces": faces}
         held = take_frames(path, 9, (48, 48), **given)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
-            patch.setattr(pictures, "_HELD_BYTES", 1_000_000)
+            patch.setattr(video, "_HELD_BYTES", 1_000_000)
             again = take_frames(path, 9, (48, 48), **given)  # type: ignore[arg-type]
         np.testing.assert_array_equal(held.frames, again.frames)
         assert held.box == again.box

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from datasets.clips import Corpus, DataError
 from datasets.features import FeatureTable, read_features, with_features
 from datasets.features.text import read_rows, read_table
-from datasets.index import read_index
 from datasets.prepare import main
+from datasets.sharding.index import read_index
 from datasets.verify import verify
 
 ONE_A_CLIP = {"ann": [0.5, -2.0], "bob": [1e-3, 4.0]}

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datasets.cache import Batch, open_cache
 from datasets.clips import Corpus, DataError
+from datasets.corpora.manifest import load_manifest
+from datasets.corpora.ravdess import load_ravdess
 from datasets.features import clip_means, read_features
-from datasets.index import ShardIndex, read_index
-from datasets.manifest import load_manifest
 from datasets.prepare import main
-from datasets.ravdess import load_ravdess
-from datasets.shards import ShardSettings, prepare
-from datasets.stream import stream_clips
+from datasets.sharding.clip_cache import Batch, open_cache
+from datasets.sharding.index import ShardIndex, read_index
+from datasets.sharding.stream import stream_clips
+from datasets.sharding.writer import ShardSettings, prepare
 from datasets.verify import main as verify_main
 from datasets.verify import verify
 

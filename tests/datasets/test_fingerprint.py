@@ -10,10 +10,10 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from datasets import fingerprint as module
 from datasets.clips import ClipRecord, Corpus
-from datasets.fingerprint import fingerprint, near_duplicates
-from datasets.shards import prepare
+from datasets.media import fingerprint as module
+from datasets.media.fingerprint import fingerprint, near_duplicates
+from datasets.sharding.writer import prepare
 from datasets.verify import verify
 
 RATE = 16_000

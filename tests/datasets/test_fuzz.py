@@ -12,9 +12,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from datasets.clips import ClipRecord, Corpus
-from datasets.index import read_index
 from datasets.prepare import main
-from datasets.shards import ShardSettings, prepare
+from datasets.sharding.index import read_index
+from datasets.sharding.writer import ShardSettings, prepare
 
 WriteVideo = Callable[..., Path]
 Generator = np.random.Generator

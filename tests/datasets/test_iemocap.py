@@ -14,11 +14,11 @@ import pytest
 import soundfile
 
 from datasets.clips import DataError
-from datasets.iemocap import load_iemocap
-from datasets.index import read_index
+from datasets.corpora.iemocap import load_iemocap
 from datasets.prepare import main as prepare_main
-from datasets.splits import make_folds
-from datasets.stream import stream_clips
+from datasets.protocols.split import make_folds
+from datasets.sharding.index import read_index
+from datasets.sharding.stream import stream_clips
 from datasets.verify import main as verify_main
 from tests.search.here import search_briefly
 

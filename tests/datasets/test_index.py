@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datasets.clips import DataError, Skipped
-from datasets.index import ShardEntry, ShardIndex, read_index, write_index
+from datasets.sharding.index import ShardEntry, ShardIndex, read_index, write_index
 
 MakeIndex = Callable[..., ShardIndex]
 ROWS = [("c1", "ann", "glad"), ("c2", "ann", "sad"), ("c3", "bob", "sad"), ("c4", "bob", "odd")]

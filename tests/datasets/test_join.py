@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from datasets import join as join_module
-from datasets.cache import open_cache
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
-from datasets.crop import Crop
-from datasets.index import FILE_NAME, ShardIndex, read_index, write_index
+from datasets.corpora.label_maps import parse_map
 from datasets.join import Part, join, main, read_part
-from datasets.labels import parse_map
+from datasets.media.crop import Crop
 from datasets.prepare import main as prepare_main
-from datasets.shards import ShardSettings, prepare
-from datasets.splits import corpus_speakers, make_folds
-from datasets.stream import stream_clips
+from datasets.protocols.split import corpus_speakers, make_folds
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import FILE_NAME, ShardIndex, read_index, write_index
+from datasets.sharding.stream import stream_clips
+from datasets.sharding.writer import ShardSettings, prepare
 from datasets.verify import main as verify_main
 from tests.corpora import write_crema_d, write_iemocap, write_ravdess
 

@@ -23,10 +23,10 @@ import pytest
 import soundfile
 
 from datasets.clips import ClipRecord, Corpus, DataError
-from datasets.manifest import load_manifest
+from datasets.corpora.manifest import load_manifest
 from datasets.prepare import main, pace
-from datasets.shards import ShardSettings, prepare
-from datasets.workforce import Job, Marker, run_jobs
+from datasets.sharding.worker_pool import Job, Marker, run_jobs
+from datasets.sharding.writer import ShardSettings, prepare
 from tests.faults.storage import small_disk
 
 ROOT = Path(__file__).parents[2]

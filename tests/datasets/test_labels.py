@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from datasets.clips import DataError
-from datasets.labels import MAPS, VOCABULARIES, LabelMap, parse_map
+from datasets.corpora.label_maps import MAPS, VOCABULARIES, LabelMap, parse_map
 
 
 def test_a_named_map_says_what_becomes_of_every_label_of_every_corpus() -> None:

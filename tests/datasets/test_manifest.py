@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from datasets.clips import Corpus, DataError
-from datasets.manifest import load_manifest
-from datasets.media import MediaError
-from datasets.shards import ShardSettings, decode_record
+from datasets.corpora.manifest import load_manifest
+from datasets.media.containers import MediaError
+from datasets.sharding.writer import ShardSettings, decode_record
 
 
 @pytest.fixture()

@@ -13,11 +13,11 @@ import soundfile
 import torchaudio
 from numpy.typing import NDArray
 
-from datasets import pictures, sound
 from datasets.clips import Part
-from datasets.media import MediaError
-from datasets.pictures import read_frames
-from datasets.sound import read_audio
+from datasets.media import audio, video
+from datasets.media.audio import read_audio
+from datasets.media.containers import MediaError
+from datasets.media.video import read_frames
 
 GreyFrames = Callable[[int], NDArray[np.uint8]]
 
@@ -418,7 +418,7 @@ def test_clips_beyond_the_longest_allowed_are_refused(
     write_video: Callable[..., Path],
     grey_frames: GreyFrames,
 ) -> None:
-    monkeypatch.setattr("datasets.media.MAX_CLIP_SECONDS", 1.0)
+    monkeypatch.setattr("datasets.media.containers.MAX_CLIP_SECONDS", 1.0)
     message = "is longer than 1 s; cut it into utterances"
     with pytest.raises(MediaError, match=message):
         read_audio(write_sound("long.wav", samples=16_001), 16_000)
@@ -443,7 +443,7 @@ def test_a_part_of_a_sound_file_is_the_same_to_the_sample_as_with_all_before_it(
     soundfile.write(path, noise, 44_100, subtype=subtype)
     parts = [(0.0, 1.0), (1.23456, 2.5), (3.9, 5.0), (4.5, 5.1), (4.99, 5.0)]
     found = [read_audio(path, 16_000, Part(start_s=start, end_s=end)) for start, end in parts]
-    monkeypatch.setattr(sound, "_seek_sound", lambda *_: None)
+    monkeypatch.setattr(audio, "_seek_sound", lambda *_: None)
     for (start, end), heard in zip(parts, found, strict=True):
         expected = read_audio(path, 16_000, Part(start_s=start, end_s=end))
         np.testing.assert_array_equal(heard, expected)
@@ -486,14 +486,14 @@ def test_only_frames_that_are_taken_are_converted(
 ) -> None:
     path = write_video(f"clip{suffix}", grey_frames(12))
     converted: list[float] = []
-    real = pictures._scale_and_crop
+    real = video._scale_and_crop
 
     def count(frame: av.VideoFrame, *arguments: object) -> NDArray[np.uint8]:
         converted.append(frame.time)
         return real(frame, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pictures, "_scale_and_crop", count)
-    monkeypatch.setattr(pictures, "_HELD_PACKET_BYTES", held)
+    monkeypatch.setattr(video, "_scale_and_crop", count)
+    monkeypatch.setattr(video, "_HELD_PACKET_BYTES", held)
     frames = read_frames(path, 4, (16, 24))
     assert brightness(frames) == [1, 4, 7, 10]
     assert len(converted) == (4 if held else 12)
@@ -507,13 +507,13 @@ def test_packets_that_announce_other_moments_change_nothing(
     monkeypatch: pytest.MonkeyPatch, write_video: Callable[..., Path], grey_frames: GreyFrames
 ) -> None:
     path = write_video("clip.mp4", grey_frames(12))
-    right = pictures._look_ahead
+    right = video._look_ahead
 
     def wrong(*arguments: object) -> object:
         packets, stamps = right(*arguments)  # type: ignore[arg-type]
         return packets, stamps * 1.7 + 0.01
 
-    monkeypatch.setattr(pictures, "_look_ahead", wrong)
+    monkeypatch.setattr(video, "_look_ahead", wrong)
     assert brightness(read_frames(path, 4, (16, 24))) == [1, 4, 7, 10]
 
 
@@ -547,7 +547,7 @@ def test_real_containers_decode_to_frames_and_sound(
 ) -> None:
     sound = read_audio(corpora / name, 16_000)
     assert len(sound) / 16_000 == pytest.approx(seconds, abs=0.05)
-    assert np.abs(sound.astype(np.int32)).max() > 1000
+    assert np.abs(audio.astype(np.int32)).max() > 1000
     frames = read_frames(corpora / name, 5, (60, 100))
     assert frames.shape == (5, 60, 100, 3)
     assert frames.std() > 20  # a picture, not a grey field

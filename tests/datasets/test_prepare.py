@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import shards as module
 from datasets.clips import ClipRecord, Corpus, DataError
-from datasets.index import ShardIndex, read_index
 from datasets.prepare import main
-from datasets.shards import ShardSettings, prepare
-from datasets.stream import Sample, stream_clips
+from datasets.sharding import writer as module
+from datasets.sharding.index import ShardIndex, read_index
+from datasets.sharding.stream import Sample, stream_clips
+from datasets.sharding.writer import ShardSettings, prepare
 
 FOUR = ShardSettings(clips_per_shard=4)
 
@@ -260,7 +260,7 @@ def test_a_full_disk_is_a_data_error(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("datasets.shards.os.fsync", full)
+    monkeypatch.setattr("datasets.sharding.writer.os.fsync", full)
     with pytest.raises(DataError, match=r"Cannot write to '.*/out': No space left on device"):
         prepare(small_corpus, tmp_path / "out")
     assert list((tmp_path / "out").glob("*.tar")) == []

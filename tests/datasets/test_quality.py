@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from datasets.checks.published_counts import compare_counts
+from datasets.checks.quality import Suspects, drifting, durations, is_black, is_frozen, source_rates
 from datasets.clips import ClipRecord, Part
-from datasets.index import ShardIndex
-from datasets.probe import measure_sources
-from datasets.published import compare_counts
-from datasets.quality import Suspects, drifting, durations, is_black, is_frozen, source_rates
+from datasets.media.probe import measure_sources
+from datasets.sharding.index import ShardIndex
 
 MakeIndex = Callable[..., ShardIndex]
 WriteSound = Callable[..., Path]

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from datasets.clips import Corpus, DataError
-from datasets.index import read_index
-from datasets.ravdess import LABELS, load_ravdess
-from datasets.shards import ShardSettings, prepare
+from datasets.corpora.ravdess import LABELS, load_ravdess
+from datasets.sharding.index import read_index
+from datasets.sharding.writer import ShardSettings, prepare
 
 CLIP = "01-03-02-01-02-07"  # speech, happy, strong, sentence 1, repetition 2, actor 7
 

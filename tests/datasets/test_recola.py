@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from datasets.cache import open_cache
 from datasets.clips import DataError
+from datasets.corpora.recola import gold_standard, load_recola
+from datasets.corpora.synthetic_traces import make_synthetic_traces
 from datasets.features import with_features
-from datasets.index import ShardIndex
 from datasets.prepare import main
-from datasets.recola import gold_standard, load_recola
-from datasets.shards import ShardSettings, prepare
-from datasets.splits import make_folds
-from datasets.synthetic_traces import make_synthetic_traces
-from datasets.traces import traces_of
+from datasets.protocols.split import make_folds
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import ShardIndex
+from datasets.sharding.writer import ShardSettings, prepare
+from datasets.targets import traces_of
 
 SECONDS = 9.0
 STEPS = 225
@@ -188,7 +188,7 @@ def test_the_challenges_parts_are_folds(challenge: Path, tmp_path: Path) -> None
 def test_windows_of_a_recording_on_two_sides_are_a_leak(shards: ShardIndex) -> None:
     from dataclasses import replace
 
-    from datasets.splits import guard_against_leaks
+    from datasets.protocols.leakage import guard_against_leaks
 
     clips = tuple(replace(e, speaker=e.clip) for e in shards.clips)
     folds = np.arange(len(clips)) % 2

@@ -14,13 +14,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from datasets import remote
-from datasets.cache import open_cache
 from datasets.clips import DataError
-from datasets.index import ShardIndex, read_index
-from datasets.remote import open_resuming
-from datasets.storage import KeptFolder, OutsideError
-from datasets.stream import stream_clips
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import ShardIndex, read_index
+from datasets.sharding.stream import stream_clips
+from datasets.storage import retrying
+from datasets.storage.retrying import open_resuming
+from datasets.storage.synced_folder import KeptFolder, OutsideError
 
 
 class WebServer(ThreadingHTTPServer):
@@ -116,7 +116,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         else:
             sleep(seconds)
 
-    monkeypatch.setattr(remote.time, "sleep", noted)
+    monkeypatch.setattr(retrying.time, "sleep", noted)
     return waits
 
 
@@ -188,7 +188,7 @@ def test_a_server_that_stays_away_is_named_in_the_end(
     url = f"{web.url}/shards/{small_index.shards[0].name}"
     with pytest.raises(DataError, match=rf"shard '{url}'.*given up after 8 attempts"):
         list(stream_clips(index))
-    assert len(short_waits) == remote.ATTEMPTS - 1
+    assert len(short_waits) == retrying.ATTEMPTS - 1
     assert 20 < sum(short_waits) < 100, "about a minute"
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datasets.cache import open_cache
 from datasets.clips import ClipRecord, Corpus, DataError
-from datasets.index import read_index
-from datasets.manifest import load_manifest
-from datasets.media import MediaError
-from datasets.pictures import read_frames
-from datasets.shards import ShardSettings, prepare
-from datasets.stream import stream_clips
+from datasets.corpora.manifest import load_manifest
+from datasets.media.containers import MediaError
+from datasets.media.video import read_frames
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import read_index
+from datasets.sharding.stream import stream_clips
+from datasets.sharding.writer import ShardSettings, prepare
 from datasets.verify import main as verify_main
 from datasets.verify import verify
 

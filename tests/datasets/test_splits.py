@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from datasets.clips import DataError
-from datasets.index import ShardIndex
-from datasets.splits import default_protocol, guard_against_leaks, make_folds
+from datasets.protocols.leakage import guard_against_leaks
+from datasets.protocols.split import default_protocol, make_folds
+from datasets.sharding.index import ShardIndex
 
 MakeIndex = Callable[..., ShardIndex]
 

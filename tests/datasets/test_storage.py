@@ -9,7 +9,14 @@ from typing import Any
 import fsspec
 import pytest
 
-from datasets.storage import KeptFolder, OutsideError, below, is_url, local_folder, working_copy
+from datasets.storage.synced_folder import (
+    KeptFolder,
+    OutsideError,
+    below,
+    is_url,
+    local_folder,
+    working_copy,
+)
 from ensembles.export import main as export_main
 from search.kept import bring_together
 

@@ -16,9 +16,9 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from datasets.clips import Corpus, DataError
-from datasets.index import ShardIndex, read_index, write_index
-from datasets.sound import read_audio
-from datasets.stream import content_hashes, decode_clip, encode_clip, stream_clips
+from datasets.media.audio import read_audio
+from datasets.sharding.index import ShardIndex, read_index, write_index
+from datasets.sharding.stream import content_hashes, decode_clip, encode_clip, stream_clips
 
 ChangeMember = Callable[[Path, str, Callable[[bytes], bytes]], None]
 

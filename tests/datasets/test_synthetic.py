@@ -12,12 +12,12 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from datasets import synthetic
 from datasets.clips import ClipRecord, Corpus, DataError
+from datasets.corpora import synthetic
+from datasets.corpora.synthetic import ACTION_UNITS, FRAME_RATE_HZ, LABELS, load_synthetic
 from datasets.features import clip_means
-from datasets.pictures import read_frames
-from datasets.sound import read_audio
-from datasets.synthetic import ACTION_UNITS, FRAME_RATE_HZ, LABELS, load_synthetic
+from datasets.media.audio import read_audio
+from datasets.media.video import read_frames
 
 
 def sound(record: ClipRecord) -> NDArray[np.int16]:

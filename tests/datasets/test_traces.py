@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from datasets.clips import DataError
-from datasets.index import ShardIndex
-from datasets.traces import Traces, values_of
+from datasets.sharding.index import ShardIndex
+from datasets.targets import Traces, values_of
 
 
 @pytest.fixture()

@@ -11,11 +11,11 @@ import pytest
 import soundfile
 from rich.console import Console
 
+from datasets.checks.class_counts import describe_speakers, print_table
 from datasets.clips import ClipRecord, Corpus
-from datasets.counts import describe_speakers, print_table
-from datasets.index import ShardIndex, read_index, write_index
-from datasets.shards import prepare
-from datasets.stream import stream_clips
+from datasets.sharding.index import ShardIndex, read_index, write_index
+from datasets.sharding.stream import stream_clips
+from datasets.sharding.writer import prepare
 from datasets.verify import main, verify
 
 ChangeMember = Callable[[Path, str, Callable[[bytes], bytes]], None]

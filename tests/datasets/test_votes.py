@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.cache import open_cache
 from datasets.clips import Corpus
-from datasets.index import read_index
-from datasets.shards import prepare
-from datasets.votes import parse_votes, soft_targets, winners
+from datasets.rater_votes import parse_votes, soft_targets, winners
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import read_index
+from datasets.sharding.writer import prepare
 
 
 @pytest.mark.parametrize(

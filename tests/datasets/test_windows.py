@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 from datasets.clips import DataError
-from datasets.media import MediaError
-from datasets.sound import read_audio
-from datasets.windows import Windows, read_windows
+from datasets.media.audio import read_audio
+from datasets.media.containers import MediaError
+from datasets.media.windows import Windows, read_windows
 
 
 @pytest.fixture()

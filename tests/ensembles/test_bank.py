@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
-from ensembles.bank import BankEntry, ClipTable, PosteriorBank, write_atomically
+from ensembles.bank import BankEntry, ClipTable, PosteriorBank
 from ensembles.metrics import log_softmax
 
 TABLE = ClipTable(

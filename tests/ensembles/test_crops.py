@@ -19,14 +19,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from datasets.cache import open_cache
 from datasets.clips import ClipRecord, Corpus
-from datasets.crop import CENTRE, Crop
-from datasets.faces import open_finder
-from datasets.index import ShardIndex, read_index
-from datasets.pictures import read_frames
-from datasets.shards import ShardSettings, prepare
-from datasets.stream import stream_clips
+from datasets.media.crop import CENTRE, Crop
+from datasets.media.faces import open_finder
+from datasets.media.video import read_frames
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import ShardIndex, read_index
+from datasets.sharding.stream import stream_clips
+from datasets.sharding.writer import ShardSettings, prepare
 from ensembles import EnsembleError, serve, standalone
 from ensembles.artifact import Artifact, read_artifact
 from ensembles.export import export, read_run

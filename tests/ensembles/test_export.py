@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 
-from datasets.pictures import read_frames
-from datasets.sound import read_audio
+from datasets.media.audio import read_audio
+from datasets.media.video import read_frames
 from ensembles.artifact import manifest_sha256, read_artifact
 from ensembles.bank import PosteriorBank
 from ensembles.card import model_card

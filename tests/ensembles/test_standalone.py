@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from datasets import sound as sounds
+from datasets.media import audio as sounds
 from ensembles import standalone
 from ensembles.artifact import manifest_sha256, read_artifact
 from ensembles.metrics import log_softmax

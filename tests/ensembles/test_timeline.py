@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from datasets.sound import read_audio
+from datasets.media.audio import read_audio
 from ensembles.artifact import read_artifact
 from ensembles.predict import main
 from ensembles.predictor import Answer, Predictor

@@ -32,8 +32,8 @@ import optuna
 import psutil
 from moto.server import ThreadedMotoServer
 
-from datasets.storage import working_copy
-from datasets.synthetic import load_synthetic
+from datasets.corpora.synthetic import load_synthetic
+from datasets.storage.synced_folder import working_copy
 from ensembles.bank import PosteriorBank
 from search.sampler import open_journal
 from tests.faults.injection import injection

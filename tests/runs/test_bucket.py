@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datasets.storage import KeptFolder
+from datasets.storage.synced_folder import KeptFolder
 from tests.faults.injection import injection
 from tests.runs.conftest import Launcher, Searched
 from tests.runs.process import happened, journal

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.recola import load_recola
-from datasets.shards import ShardSettings, prepare
-from datasets.synthetic_traces import make_synthetic_traces
+from datasets.corpora.recola import load_recola
+from datasets.sharding.writer import (ShardSettings, prepare)
+from datasets.corpora.synthetic_traces import make_synthetic_traces
 from ensembles.artifact import read_artifact
 from ensembles.export import export, read_run
 from ensembles.predictor import Predictor

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.synthetic import load_synthetic
+from datasets.corpora.synthetic import load_synthetic
 from search.run import main
 from tests.runs.conftest import Launcher
 from tests.runs.process import one_error

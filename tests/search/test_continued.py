@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets.index import read_index, write_index
+from datasets.sharding.index import read_index, write_index
 from ensembles.bank import BankEntry, PosteriorBank
 from tests.search.here import Spec, broken, continued, copy_of, search_here
 

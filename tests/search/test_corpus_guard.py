@@ -10,10 +10,10 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from datasets.cache import ClipCache
 from datasets.clips import Corpus, DataError
 from datasets.join import join, read_part
-from datasets.shards import ShardSettings, prepare
+from datasets.sharding.clip_cache import ClipCache
+from datasets.sharding.writer import ShardSettings, prepare
 from search.config import SearchConfig
 from search.corpus import load_corpus
 

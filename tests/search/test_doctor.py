@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datasets.index import ShardEntry, ShardIndex
+from datasets.sharding.index import ShardEntry, ShardIndex
 from search.config import SearchConfig
 from search.doctor import (
     NodeFacts,

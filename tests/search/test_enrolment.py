@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from datasets.cache import open_cache
-from datasets.index import ShardIndex
-from datasets.splits import make_folds
-from datasets.storage import KeptFolder
+from datasets.protocols.split import make_folds
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import ShardIndex
+from datasets.storage.synced_folder import KeptFolder
 from ensembles.bank import PosteriorBank
 from ensembles.honesty import Assessment, Scored, scored
 from models import Expert, build_expert

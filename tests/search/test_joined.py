@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 
 from datasets.clips import DataError
+from datasets.corpora.label_maps import parse_map
 from datasets.join import join, read_part
-from datasets.labels import parse_map
 from datasets.prepare import main as prepare_main
 from ensembles.bank import ClipTable, Experts, PosteriorBank
 from ensembles.export import export, read_run

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from datasets.storage import KeptFolder
+from datasets.storage.synced_folder import KeptFolder
 from search.config import ConfigError
 from search.kept import Mirror, bring_together, mend_journal
 from search.run import main

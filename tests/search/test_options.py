@@ -18,9 +18,9 @@ from optuna.trial import TrialState
 from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
-from datasets.index import read_index, write_index
+from datasets.corpora.synthetic import load_synthetic
 from datasets.join import join, read_part
-from datasets.synthetic import load_synthetic
+from datasets.sharding.index import read_index, write_index
 from ensembles.bank import PosteriorBank
 from ensembles.metrics import log_softmax
 from search.config import SearchConfig

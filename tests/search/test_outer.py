@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets.index import ShardIndex
-from datasets.splits import make_folds
+from datasets.protocols.split import make_folds
+from datasets.sharding.index import ShardIndex
 from search.config import ConfigError, SearchConfig
 from search.folder import new_run, resumed_run
 from search.offer import Offer

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from datasets.index import ClipEntry
+from datasets.sharding.index import ClipEntry
 from ensembles.bank import ClipTable, Experts
 from ensembles.honesty import assess, detail
 from ensembles.metrics import log_softmax

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from datasets.clips import DataError
-from datasets.index import ShardIndex, read_index, write_index
+from datasets.sharding.index import ShardIndex, read_index, write_index
 from search.config import ConfigError, SearchConfig, parse_arguments
 from search.corpus import load_corpus
 from search.inputs import TrainingData

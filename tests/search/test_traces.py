@@ -15,10 +15,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from datasets.index import ShardIndex
-from datasets.recola import load_recola
-from datasets.shards import ShardSettings, prepare
-from datasets.synthetic_traces import make_synthetic_traces
+from datasets.corpora.recola import load_recola
+from datasets.corpora.synthetic_traces import make_synthetic_traces
+from datasets.sharding.index import ShardIndex
+from datasets.sharding.writer import ShardSettings, prepare
 from ensembles.artifact import read_artifact
 from ensembles.bank import Experts, PosteriorBank
 from ensembles.export import export, read_run
@@ -384,8 +384,8 @@ def test_numbers_of_whole_clips_are_learned_and_exported(
         replace(e, attributes={"valence": str(2.0 + tiny_index.labels.index(e.label))})
         for e in tiny_index.clips
     )
-    from datasets.cache import open_cache
-    from datasets.splits import make_folds
+    from datasets.protocols.split import make_folds
+    from datasets.sharding.clip_cache import open_cache
 
     index = replace(tiny_index, clips=clips)
     data = TrainingData(

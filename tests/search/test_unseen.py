@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.splits import make_folds
-from datasets.storage import KeptFolder
+from datasets.protocols.split import make_folds
+from datasets.storage.synced_folder import KeptFolder
 from ensembles import EnsembleError
 from ensembles.bank import PosteriorBank
 from ensembles.export import export, read_run

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
-from datasets.cache import open_cache
 from datasets.clips import DataError
-from datasets.index import ShardIndex, read_index
-from datasets.splits import make_folds
+from datasets.protocols.split import make_folds
+from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.index import ShardIndex, read_index
 from search.inputs import TrainingData
 from search.plan import TrialPlan
 from search.train import FoldTrainer, LockstepTrial

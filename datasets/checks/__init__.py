@@ -1,0 +1,1 @@
+"""Checks of prepared shards: counts, published counts, and suspicious clips."""

@@ -1,0 +1,1 @@
+"""Decoding of audio and video files, faces, crops and windows."""

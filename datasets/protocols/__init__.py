@@ -1,0 +1,1 @@
+"""Who is tested when: folds, published protocols, and the guard against leaks."""

@@ -1,0 +1,1 @@
+"""WebDataset shards: written, indexed, streamed, and cached decoded on a node."""
