@@ -3,7 +3,7 @@
 `python -m benchmarks.assessment --other CHECKOUT [--experts 30] [--clips 200] [--classes 8] [--repeats 3]`
 
 Both assess the same made-up experts, in turn, each in a separate interpreter with one thread. Printed
-are the least CPU seconds of `ensembles.honesty.assess`, their ratio, how many recipes have the same
+are the least CPU seconds of `ensembles.evaluation.assessment.assess`, their ratio, how many recipes have the same
 experts in both, and the largest difference of an honest score.
 """
 
@@ -27,8 +27,9 @@ from benchmarks.fusion import make
 _ASSESS = """
 import json, sys, time
 import numpy as np
-from ensembles.bank import ClipTable, Experts
-from ensembles.honesty import assess
+from ensembles.bank.posterior_bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank.posterior_bank import Experts
+from ensembles.evaluation.assessment import assess
 found = np.load(sys.argv[1])
 table = ClipTable(
     clips=tuple(found["clips"].tolist()), speakers=tuple(found["speakers"].tolist()),

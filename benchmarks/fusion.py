@@ -30,16 +30,17 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import machine, seconds
-from ensembles.bank import ClipTable, Experts
-from ensembles.calibrate import CalibratedFusion
-from ensembles.greedy import GreedySelection
-from ensembles.honesty import assess
-from ensembles.late import AverageFusion, WeightedFusion
-from ensembles.logistic import PENALTIES, LogisticFusion
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts
+from ensembles.evaluation.assessment import assess
+from ensembles.fusion.base import Fusion
+from ensembles.fusion.calibration import CalibratedFusion
+from ensembles.fusion.greedy import GreedySelection
+from ensembles.fusion.late import AverageFusion, WeightedFusion
+from ensembles.fusion.logistic import PENALTIES, LogisticFusion
+from ensembles.fusion.rules import Pooling, Space, posterior_table
+from ensembles.fusion.stacking import StackedFusion
 from ensembles.metrics import Array, Labels, log_softmax, score
-from ensembles.recipes import Fusion
-from ensembles.rules import Pooling, Space, posterior_table
-from ensembles.stacking import StackedFusion
 
 _STEPS = 50
 

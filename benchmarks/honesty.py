@@ -17,11 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensembles.bank import ClipTable, Experts
-from ensembles.correction import Candidates
-from ensembles.honesty import speaker_interval
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts
+from ensembles.evaluation.bias_correction import Candidates
+from ensembles.evaluation.cross_fitting import CrossFitter
+from ensembles.evaluation.intervals import speaker_interval
+from ensembles.fusion.candidates import recipes_for
 from ensembles.metrics import Array, fold_mean
-from ensembles.recipes import CrossFitter, recipes_for
 
 _CLASSES = 4
 

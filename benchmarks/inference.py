@@ -29,14 +29,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.common import machine, scratch
-from ensembles.artifact import Artifact, Member, read_artifact, write_manifest
-from ensembles.chosen import Fused
-from ensembles.folded import load_folded
-from ensembles.formats import write_expert
+from ensembles.artifact.fitted_ensemble import Fused
+from ensembles.artifact.fold_networks import load_folded
+from ensembles.artifact.formats import write_expert
+from ensembles.artifact.manifest import Artifact, Member, read_artifact, write_manifest
+from ensembles.artifact.onnx_export import TOLERANCE, example_batch
+from ensembles.fusion.rules import Pooling
+from ensembles.inference.predictor import Predictor
 from ensembles.metrics import Array
-from ensembles.onnx_graph import TOLERANCE, example_batch
-from ensembles.predictor import Predictor
-from ensembles.rules import Pooling
 from models import ClipShape, build_expert
 from models.registry import get_architecture
 

@@ -29,9 +29,10 @@ from datasets.protocols.split import make_folds
 from datasets.sharding.clip_cache import open_cache
 from datasets.sharding.index import ShardIndex, read_index
 from datasets.storage.synced_folder import default_cache_folder
-from ensembles.bank import BankEntry, PosteriorBank
+from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
+from ensembles.evaluation.cross_fitting import CrossFitter
+from ensembles.fusion.candidates import recipes_for
 from ensembles.metrics import fold_mean, log_softmax
-from ensembles.recipes import CrossFitter, recipes_for
 from search.corpus import clip_table
 from search.inputs import TrainingData
 from search.objective import GAIN_WEIGHT, EnsembleObjective

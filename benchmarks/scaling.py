@@ -25,13 +25,7 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.common import scratch
-from benchmarks.replay import (
-    OFFER,
-    Record,
-    SimulatedActors,
-    busy_share,
-    replay_trial,
-)
+from benchmarks.replay import OFFER, Record, SimulatedActors, busy_share, replay_trial
 from datasets.storage.synced_folder import KeptFolder
 from search import cluster, tuning
 from search.config import SearchConfig

@@ -27,7 +27,7 @@ def ours(
     from datasets.protocols.split import make_folds
     from datasets.sharding.clip_cache import open_cache
     from datasets.storage.synced_folder import KeptFolder
-    from ensembles.bank import PosteriorBank
+    from ensembles.bank.posterior_bank import PosteriorBank
     from search import cluster, tuning
     from search.config import SearchConfig
     from search.corpus import clip_table

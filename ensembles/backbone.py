@@ -16,8 +16,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ensembles import EnsembleError
-from ensembles.bank import PosteriorBank
-from ensembles.folded import load_folded, read_plan
+from ensembles.artifact.fold_networks import load_folded, read_plan
+from ensembles.bank.posterior_bank import PosteriorBank
 from models import BackboneEncoder, get_architecture
 from models.pretrained import ORIGIN
 

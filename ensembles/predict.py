@@ -22,11 +22,11 @@ from datasets.features import read_features
 from datasets.media.containers import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, MediaError
 from datasets.media.windows import Windows
 from ensembles import EnsembleError
-from ensembles.artifact import Artifact, read_artifact
-from ensembles.predictor import Answer, Predictor
-from ensembles.shown import Form, printer, trace_printer
-from ensembles.timeline import Moment, timeline
-from ensembles.traces.along import trace_of
+from ensembles.artifact.manifest import Artifact, read_artifact
+from ensembles.inference.predictor import Answer, Predictor
+from ensembles.inference.printers import Form, printer, trace_printer
+from ensembles.inference.sliding_windows import Moment, timeline
+from ensembles.inference.traces import trace_of
 
 _MANY = 20
 

@@ -26,7 +26,7 @@ import psutil
 
 from datasets.media.windows import MOST_FACE_SECONDS
 from ensembles import EnsembleError
-from ensembles.artifact import read_artifact
+from ensembles.artifact.manifest import read_artifact
 from ensembles.serving.limits import Limits
 
 _RAY_SETTINGS = {

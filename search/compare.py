@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ensembles import EnsembleError
-from ensembles.bank import ClipTable
-from ensembles.compare import Difference, difference, recall_differences
+from ensembles.bank.clip_table import ClipTable
+from ensembles.evaluation.paired_comparison import Difference, difference, recall_differences
 from ensembles.metrics import METRICS, Array, check_metric, fold_mean
 
 _FILES = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ensembles.honesty import Assessment, Scored, replay
-from ensembles.traces.assess import Processed, apply_by_fold
+from ensembles.evaluation.assessment import Assessment, Scored, replay
+from ensembles.evaluation.trace_assessment import Processed, apply_by_fold
 from search.session import Session
 from search.space import MODALITIES
 

@@ -20,8 +20,9 @@ from datasets.sharding.clip_cache import ClipCache, open_cache
 from datasets.sharding.index import FILE_NAME, KINDS, ShardIndex, read_index
 from datasets.sharding.writer import prepare
 from datasets.storage.synced_folder import default_cache_folder, local_folder
-from ensembles.bank import ClipTable, Table
-from ensembles.traces.table import TraceTable
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Table
+from ensembles.bank.trace_table import TraceTable
 from search.config import ConfigError, SearchConfig
 from search.inputs import EMOTION, TRACES, TrainingData, enrolment_order
 

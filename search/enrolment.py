@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ensembles.bank import ClipTable, Experts, of_clips
-from ensembles.honesty import Assessment, Scored, replay
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts, of_clips
+from ensembles.evaluation.assessment import Assessment, Scored, replay
 from search.inputs import TrainingData, enrolment_order
 from search.session import Session
 from search.trial_process import enrolled_name

@@ -11,8 +11,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from ensembles.bank import BankEntry, Experts, PosteriorBank
-from ensembles.greedy import GreedySelection
+from ensembles.bank.posterior_bank import BankEntry, Experts, PosteriorBank
+from ensembles.fusion.greedy import GreedySelection
 from ensembles.metrics import Array, Labels, log_softmax, utility
 
 OBJECTIVES = ("solo", "ensemble")

@@ -27,9 +27,9 @@ from datasets.protocols.folds import Folds
 from datasets.protocols.split import make_folds
 from datasets.sharding.index import ShardIndex
 from datasets.storage.atomic import write_atomically
-from ensembles.bank import ClipTable
-from ensembles.compare import Difference, difference
-from ensembles.honesty import Scored, scored
+from ensembles.bank.clip_table import ClipTable
+from ensembles.evaluation.assessment import Scored, scored
+from ensembles.evaluation.paired_comparison import Difference, difference
 from ensembles.metrics import Array
 from search.config import ConfigError, SearchConfig, to_document
 from search.folder import RunFolder

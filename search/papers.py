@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ensembles.logistic import Scaling
+from ensembles.fusion.logistic import Scaling
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class PosteriorFusion:
 
     Attributes:
         members: Labels of settings.
-        scaling: Of its inputs, as `ensembles.logistic.LogisticFusion`'s.
+        scaling: Of its inputs, as `ensembles.fusion.logistic.LogisticFusion`'s.
         published: As `Setting`'s.
         saw: As `Published`'s.
         differs: As `Setting`'s.

@@ -22,13 +22,15 @@ from rich.console import Console
 
 from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
-from ensembles.bank import ClipTable, Table, of_clips
-from ensembles.build import LEGEND, assessment_rows, leaderboard
-from ensembles.compare import Difference, fusion_gains
-from ensembles.correction import MIN_GROUPS
-from ensembles.honesty import Assessment, Detail, Scored, detail
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Table, of_clips
+from ensembles.bank.trace_table import TraceTable
+from ensembles.evaluation.assessment import Assessment, Scored
+from ensembles.evaluation.bias_correction import MIN_GROUPS
+from ensembles.evaluation.breakdown import Detail, detail
+from ensembles.evaluation.leaderboard import LEGEND, assessment_rows, leaderboard
+from ensembles.evaluation.paired_comparison import Difference, fusion_gains
 from ensembles.metrics import Array, told
-from ensembles.traces.table import TraceTable
 from search.pages import PAGE
 from search.trace_report import print_traces, trace_legend, write_traces
 

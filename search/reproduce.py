@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from datasets.sharding.index import ShardIndex
-from ensembles.bank import Experts
-from ensembles.honesty import Scored, scored
-from ensembles.logistic import LogisticFusion
+from ensembles.bank.posterior_bank import Experts
+from ensembles.bank.trace_table import TraceTable
+from ensembles.evaluation.assessment import Scored, scored
+from ensembles.fusion.logistic import LogisticFusion
 from ensembles.metrics import CCC, Array
-from ensembles.traces.table import TraceTable
 from models import get_architecture
 from search.config import ConfigError, SearchConfig
 from search.inputs import TrainingData

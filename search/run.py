@@ -16,19 +16,14 @@ from rich.console import Console
 
 from datasets.clips import DataError
 from ensembles import EnsembleError
-from ensembles.bank import Experts, PosteriorBank
-from ensembles.honesty import Assessment, Scored, assess
+from ensembles.bank.posterior_bank import Experts, PosteriorBank
+from ensembles.evaluation.assessment import Assessment, Scored, assess
+from ensembles.evaluation.trace_assessment import Processed, assess_traces
 from ensembles.metrics import CCC
-from ensembles.traces.assess import Processed, assess_traces
 from models.registry import ModelError
 from search import outer, reproduce, weights
 from search.chatter import chatter_to
-from search.config import (
-    ConfigError,
-    SearchConfig,
-    for_numbers,
-    parse_arguments,
-)
+from search.config import ConfigError, SearchConfig, for_numbers, parse_arguments
 from search.corpus import bank_table, load_corpus, people, refuse_for_numbers
 from search.cost import drop_expensive, key_of, slow_changes
 from search.doctor import quick_findings

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ensembles.bank import BankEntry, PosteriorBank
-from ensembles.honesty import Assessment
+from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
+from ensembles.evaluation.assessment import Assessment
 from search import tuning, weights
 from search.config import ConfigError
 from search.folder import RunFolder

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from datasets.storage.atomic import write_atomically
-from ensembles.honesty import Assessment
+from ensembles.bank.trace_table import TraceTable
+from ensembles.evaluation.assessment import Assessment
+from ensembles.evaluation.trace_assessment import Processed, dimension_scores, recording_scores
+from ensembles.fusion.postprocessing import STEPS
 from ensembles.metrics import Array
-from ensembles.traces.assess import Processed, dimension_scores, recording_scores
-from ensembles.traces.postprocess import STEPS
-from ensembles.traces.table import TraceTable
 
 LEGEND = """\
 CCC      concordance: of each fold's recordings joined into one, the mean over folds

@@ -141,7 +141,7 @@ class _Record:
     ) -> None:
         import torch
 
-        from ensembles.bank import TABLE_FILES, PosteriorBank
+        from ensembles.bank.posterior_bank import TABLE_FILES, PosteriorBank
 
         self.spec, self.trial, self.log, self.started = spec, trial, log, started
         self.gauges = gauges
@@ -224,7 +224,7 @@ class _Record:
         return f"; out of memory: batches of {size} in {parts} parts" if parts > 1 else ""
 
     def _write(self, title: str, rung: RungResult, logits: NDArray[np.float32]) -> None:
-        from ensembles.bank import BankEntry
+        from ensembles.bank.posterior_bank import BankEntry
 
         written = self.bank.write(
             BankEntry(

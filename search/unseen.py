@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensembles.bank import ClipTable, Experts
-from ensembles.chosen import Chooser, Fused
-from ensembles.folded import FoldedExpert, average_folds, load_folded
-from ensembles.honesty import Assessment, detail
+from ensembles.artifact.fitted_ensemble import Fused
+from ensembles.artifact.fold_networks import FoldedExpert, average_folds, load_folded
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts
+from ensembles.evaluation.assessment import Assessment
+from ensembles.evaluation.breakdown import detail
+from ensembles.exporting.refit import Chooser
 from ensembles.metrics import Array, score
 from search.corpus import clip_table, people
 from search.folder import RunFolder

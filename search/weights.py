@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ensembles.honesty import Assessment
+from ensembles.evaluation.assessment import Assessment
 from search.folder import RunFolder
 
 PLAN = "plan.json"

@@ -195,7 +195,8 @@ def small_run(joint: JointCorpus, cache_folder: Path, shared: Shared) -> SmallRu
 @pytest.fixture(scope="session")
 def exported(small_run: SmallRun, shared: Shared) -> Path:
     """The small run's ensemble, as `ensembles.export` leaves it; to be read, not changed."""
-    from ensembles.export import export, read_run
+    from ensembles.exporting.finished_run import read_run
+    from ensembles.exporting.writer import export
 
     def build(folder: Path) -> Path:
         export(read_run(small_run.path), folder / "ensemble")

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from datasets.clips import ClipRecord, Corpus
 from datasets.sharding.writer import ShardSettings, prepare
-from ensembles.bank import Experts, PosteriorBank
-from ensembles.honesty import Assessment, assess, scored
-from ensembles.recipes import CrossFitter, recipes_for
+from ensembles.bank.posterior_bank import Experts, PosteriorBank
+from ensembles.evaluation.assessment import Assessment, assess, scored
+from ensembles.evaluation.cross_fitting import CrossFitter
+from ensembles.fusion.candidates import recipes_for
 from search import weights
 from search.config import SearchConfig
 from search.corpus import clip_table, load_corpus

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ensembles import EnsembleError, standalone
-from ensembles.artifact import MANIFEST, read_artifact
-from ensembles.folded import load_folded, read_plan
-from ensembles.onnx_graph import open_session
+from ensembles import EnsembleError
+from ensembles.artifact import standalone
+from ensembles.artifact.fold_networks import load_folded, read_plan
+from ensembles.artifact.manifest import MANIFEST, read_artifact
+from ensembles.artifact.onnx_export import open_session
 from ensembles.serving.decoder import _read
 from models import ClipShape, build_expert, get_architecture
 from models.pretrained import find_checkpoints, read_tensors

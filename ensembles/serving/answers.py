@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ensembles.predictor import Answer, Clip, Predictor
+from ensembles.inference.predictor import Answer, Clip, Predictor
 from ensembles.serving.app import Prediction, WindowAnswer
 from ensembles.serving.decoder import Decoded
 from ensembles.serving.limits import Refused

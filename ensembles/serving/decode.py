@@ -21,10 +21,10 @@ import numpy as np
 
 from datasets.media.containers import AUDIO_SUFFIXES, MediaError
 from datasets.media.windows import Window, Windows, read_windows
-from ensembles.artifact import read_artifact
-from ensembles.predictor import Predictor
+from ensembles.artifact.manifest import read_artifact
+from ensembles.inference.predictor import Predictor
+from ensembles.inference.sliding_windows import clip_of
 from ensembles.serving.limits import Limits, Refused
-from ensembles.timeline import clip_of
 
 _MEMORY_BYTES = 6 << 30
 """Of addresses, of which torch alone takes more than one GiB."""

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ensembles.predictor import Clip
+from ensembles.inference.predictor import Clip
 from ensembles.serving.limits import Limits, Refused
 
 _START_S = 120.0

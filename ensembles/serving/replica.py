@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import ray.serve._private.replica as serve_replica
 from ray import serve
 
-from ensembles.artifact import read_artifact
-from ensembles.predictor import Predictor
+from ensembles.artifact.manifest import read_artifact
+from ensembles.inference.predictor import Predictor
 from ensembles.serving.answers import answer_uploads
 from ensembles.serving.app import Health, Prediction, make_app
 from ensembles.serving.decoder import Decoded, Decoder

@@ -6,7 +6,7 @@ from collections import Counter
 from html import escape
 from typing import Any
 
-from ensembles.build import LEGEND
+from ensembles.evaluation.leaderboard import LEGEND
 from ensembles.metrics import CCC
 from search.pages.evidence import MODALITIES, Evidence
 from search.pages.html import Cell, code, definitions, paragraph, table

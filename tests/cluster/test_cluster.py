@@ -19,7 +19,7 @@ import optuna
 import pytest
 import yaml
 
-from ensembles.bank import PosteriorBank
+from ensembles.bank.posterior_bank import PosteriorBank
 from search.sampler import open_journal
 from tests.cluster.cloud import Cloud
 from tests.cluster.hosts import PATIENCE_S, Hosts, wait_until, why_not

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensembles.artifact import checksum
-from ensembles.bank import ClipTable, Experts
-from ensembles.export import export, read_run
+from ensembles.artifact.manifest import checksum
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts
+from ensembles.exporting.finished_run import read_run
+from ensembles.exporting.writer import export
 from ensembles.metrics import log_softmax
 
 MakeExperts = Callable[..., Experts]

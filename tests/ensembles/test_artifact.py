@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from ensembles import EnsembleError
-from ensembles.artifact import (
+from ensembles.artifact.manifest import (
     MANIFEST,
     Artifact,
     manifest_sha256,

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from ensembles.backbone import main
-from ensembles.bank import ClipTable, PosteriorBank
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import PosteriorBank
 from models import ClipShape, build_expert, get_architecture
 from models.pretrained import find_checkpoints
 from tests.small import SMALL

@@ -14,7 +14,8 @@ import pytest
 
 from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
-from ensembles.bank import BankEntry, ClipTable, PosteriorBank
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
 from ensembles.metrics import log_softmax
 
 TABLE = ClipTable(

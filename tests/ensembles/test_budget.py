@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from ensembles import EnsembleError
-from ensembles.bank import Experts
-from ensembles.budget import PAPERS_MB, Budget, Candidates, Choice, Cost, ReducingFitter
-from ensembles.greedy import GreedySelection
-from ensembles.honesty import _score_recipe
+from ensembles.bank.posterior_bank import Experts
+from ensembles.evaluation.assessment import _score_recipe
+from ensembles.exporting.budget import PAPERS_MB, Budget, Candidates, Choice, Cost, ReducingFitter
+from ensembles.fusion.candidates import recipes_for
+from ensembles.fusion.greedy import GreedySelection
 from ensembles.metrics import fold_mean
-from ensembles.recipes import recipes_for
 
 MakeExperts = Callable[..., Experts]
 RECIPES = ("best audio", "best video", "a+v: product", "top 3 each: average", "greedy: product")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ensembles import EnsembleError
-from ensembles.bank import BankEntry, Experts, PosteriorBank
-from ensembles.build import fit_on_training, join, main, read_posteriors
+from ensembles.bank.posterior_bank import BankEntry, Experts, PosteriorBank
+from ensembles.bank.prediction_tables import join, read_posteriors
+from ensembles.build import fit_on_training, main
 from ensembles.metrics import log_softmax
 
 Write = Callable[..., Path]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ensembles import EnsembleError
-from ensembles.bank import Experts
-from ensembles.chosen import Chooser, Fused
-from ensembles.honesty import assess
+from ensembles.artifact.fitted_ensemble import Fused
+from ensembles.bank.posterior_bank import Experts
+from ensembles.evaluation.assessment import assess
+from ensembles.exporting.refit import Chooser
 from ensembles.metrics import Array
 
 MakeExperts = Callable[..., Experts]

@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensembles.compare import Difference, difference, fusion_gains, recall_differences
-from ensembles.honesty import assess
+from ensembles.evaluation.assessment import assess
+from ensembles.evaluation.paired_comparison import (
+    Difference,
+    difference,
+    fusion_gains,
+    recall_differences,
+)
 from ensembles.metrics import METRICS, fold_mean, score
 
 

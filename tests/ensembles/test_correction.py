@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensembles.bank import ClipTable
-from ensembles.correction import MIN_GROUPS, Candidates
-from ensembles.honesty import assess
+from ensembles.bank.clip_table import ClipTable
+from ensembles.evaluation.assessment import assess
+from ensembles.evaluation.bias_correction import MIN_GROUPS, Candidates
 from ensembles.metrics import METRICS, fold_mean, fold_scores, score, utility
 
 

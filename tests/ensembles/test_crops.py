@@ -27,14 +27,16 @@ from datasets.sharding.clip_cache import open_cache
 from datasets.sharding.index import ShardIndex, read_index
 from datasets.sharding.stream import stream_clips
 from datasets.sharding.writer import ShardSettings, prepare
-from ensembles import EnsembleError, serve, standalone
-from ensembles.artifact import Artifact, read_artifact
-from ensembles.export import export, read_run
+from ensembles import EnsembleError, serve
+from ensembles.artifact import standalone
+from ensembles.artifact.manifest import Artifact, read_artifact
 from ensembles.export import main as export_main
-from ensembles.predictor import Answer, Clip, Predictor
+from ensembles.exporting.finished_run import read_run
+from ensembles.exporting.writer import export
+from ensembles.inference.predictor import Answer, Clip, Predictor
+from ensembles.inference.sliding_windows import timeline
 from ensembles.serving.decode import _decode
 from ensembles.serving.limits import Limits
-from ensembles.timeline import timeline
 from models import build_expert
 from models.registry import ClipShape
 from search.inputs import clip_shape

@@ -15,12 +15,14 @@ import torch
 
 from datasets.media.audio import read_audio
 from datasets.media.video import read_frames
-from ensembles.artifact import manifest_sha256, read_artifact
-from ensembles.bank import PosteriorBank
-from ensembles.card import model_card
-from ensembles.chosen import Chooser
-from ensembles.export import export, main, read_run
-from ensembles.folded import load_folded
+from ensembles.artifact.fold_networks import load_folded
+from ensembles.artifact.manifest import manifest_sha256, read_artifact
+from ensembles.bank.posterior_bank import PosteriorBank
+from ensembles.export import main
+from ensembles.exporting.finished_run import read_run
+from ensembles.exporting.model_card import model_card
+from ensembles.exporting.refit import Chooser
+from ensembles.exporting.writer import export
 
 
 @pytest.fixture()

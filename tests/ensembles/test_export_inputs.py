@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from datasets.features import FeatureTable, clip_means, read_features
 from ensembles import EnsembleError
-from ensembles.artifact import read_artifact
-from ensembles.bank import PosteriorBank
-from ensembles.export import export, read_run
-from ensembles.folded import load_folded, read_plan
-from ensembles.onnx_graph import example_batch, input_names
+from ensembles.artifact.fold_networks import load_folded, read_plan
+from ensembles.artifact.manifest import read_artifact
+from ensembles.artifact.onnx_export import example_batch, input_names
+from ensembles.bank.posterior_bank import PosteriorBank
+from ensembles.exporting.finished_run import read_run
+from ensembles.exporting.writer import export
+from ensembles.inference.predictor import Clip, Predictor
 from ensembles.predict import main
-from ensembles.predictor import Clip, Predictor
 from models import BackboneEncoder, ClipShape, Expert, build_expert, get_architecture
 from models.base import Backbone, Encoder
 from models.frontends.frames import Features, Frames

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from ensembles import EnsembleError
-from ensembles.folded import FoldedExpert, average_folds, load_folded, read_plan
+from ensembles.artifact.fold_networks import FoldedExpert, average_folds, load_folded, read_plan
 from models import ClipShape, Expert, build_expert
 
 SHAPE = ClipShape(num_classes=3, num_features=4)

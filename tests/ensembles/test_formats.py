@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from ensembles import EnsembleError
-from ensembles.artifact import read_artifact
-from ensembles.budget import Budget
-from ensembles.export import main, read_run
-from ensembles.folded import FoldedExpert
-from ensembles.formats import UnknownLengthsError, parse_formats, to_program
-from ensembles.onnx_graph import Graph, check_parity, example_batch
+from ensembles.artifact.fold_networks import FoldedExpert
+from ensembles.artifact.formats import UnknownLengthsError, parse_formats, to_program
+from ensembles.artifact.manifest import read_artifact
+from ensembles.artifact.onnx_export import Graph, check_parity, example_batch
+from ensembles.export import main
+from ensembles.exporting.budget import Budget
+from ensembles.exporting.finished_run import read_run
+from ensembles.exporting.selection import under_a_budget
+from ensembles.inference.predictor import Predictor
 from ensembles.predict import main as predict
-from ensembles.predictor import Predictor
-from ensembles.to_export import under_a_budget
 from models import ClipShape, build_expert
 from tests.small import small_settings
 

@@ -12,19 +12,21 @@ from scipy.optimize import check_grad
 from scipy.optimize import minimize as scipy_minimize
 from sklearn.linear_model import LogisticRegression
 
-import ensembles.late
-from ensembles.bank import ClipTable, Experts
-from ensembles.calibrate import CalibratedFusion, TemperedFusion, best_power
-from ensembles.greedy import GreedySelection
-from ensembles.late import AverageFusion, GroupedFusion, WeightedFusion
-from ensembles.logistic import PENALTIES, LogisticFusion
-from ensembles.memory import fitted as remembered
-from ensembles.memory import remembering
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts
+from ensembles.fusion import late
+from ensembles.fusion.base import Fusion
+from ensembles.fusion.calibration import CalibratedFusion, TemperedFusion, best_power
+from ensembles.fusion.candidates import recipes_for
+from ensembles.fusion.greedy import GreedySelection
+from ensembles.fusion.late import AverageFusion, GroupedFusion, WeightedFusion
+from ensembles.fusion.logistic import PENALTIES, LogisticFusion
+from ensembles.fusion.memory import fitted as remembered
+from ensembles.fusion.memory import remembering
+from ensembles.fusion.regression import Regressions
+from ensembles.fusion.rules import Pooling, rule_from_json
+from ensembles.fusion.stacking import StackedFusion
 from ensembles.metrics import log_softmax, score
-from ensembles.recipes import Fusion, recipes_for
-from ensembles.regression import Regressions
-from ensembles.rules import Pooling, rule_from_json
-from ensembles.stacking import StackedFusion
 
 Build = Callable[[Sequence[str]], Fusion]
 """Makes the fusion of experts of these modalities."""
@@ -253,7 +255,7 @@ def test_the_weighted_products_gradient_is_right(
         losses.append(loss)
         return scipy_minimize(loss, start, **options)
 
-    monkeypatch.setattr(ensembles.late, "minimize", remember)
+    monkeypatch.setattr(late, "minimize", remember)
     WeightedFusion("log").fit(experts.log_posteriors, experts.table.labels, experts.table.folds)
     (loss,) = losses
     for weights in ([0.3, 0.3, 0.3], [2.0, 0.1, 0.0]):

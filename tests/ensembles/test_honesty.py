@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ensembles.bank import ClipTable, Experts
-from ensembles.honesty import Assessment, Scored, assess, detail, replay, scored, speaker_interval
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts
+from ensembles.evaluation.assessment import Assessment, Scored, assess, replay, scored
+from ensembles.evaluation.breakdown import detail
+from ensembles.evaluation.cross_fitting import CrossFitter
+from ensembles.evaluation.intervals import speaker_interval
+from ensembles.fusion.candidates import recipes_for
 from ensembles.metrics import METRICS, fold_mean, log_softmax, score
-from ensembles.recipes import CrossFitter, recipes_for
 
 THREE = ("audio", "video", "early")
 CHEAP = re.compile(

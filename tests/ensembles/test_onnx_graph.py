@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ensembles import EnsembleError
-from ensembles.folded import FoldedExpert, average_folds
-from ensembles.onnx_graph import (
+from ensembles.artifact.fold_networks import FoldedExpert, average_folds
+from ensembles.artifact.onnx_export import (
     TOLERANCE,
     example_batch,
     input_names,

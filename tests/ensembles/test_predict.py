@@ -17,10 +17,11 @@ import soundfile
 import torch
 
 from datasets.features import FeatureTable, read_features
-from ensembles.artifact import read_artifact
-from ensembles.export import export, read_run
+from ensembles.artifact.manifest import read_artifact
+from ensembles.exporting.finished_run import read_run
+from ensembles.exporting.writer import export
+from ensembles.inference.predictor import Answer, Backend, Clip, Predictor, collate
 from ensembles.predict import find_media, main
-from ensembles.predictor import Answer, Backend, Clip, Predictor, collate
 
 ALL = ("audio-0000", "video-0000", "early-0000")
 both_backends = pytest.mark.parametrize("backend", ["onnx", "torch"])

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from ensembles import EnsembleError
-from ensembles.metrics import log_softmax
-from ensembles.rules import (
+from ensembles.fusion.rules import (
     Calibrated,
     LinearMap,
     Pooling,
@@ -20,6 +19,7 @@ from ensembles.rules import (
     posterior_table,
     rule_from_json,
 )
+from ensembles.metrics import log_softmax
 
 LOG_POSTERIORS = np.log([[[0.8, 0.2]], [[0.5, 0.5]]])
 """Two experts, one clip, two classes."""

@@ -16,14 +16,14 @@ import pytest
 import soundfile
 
 from ensembles import EnsembleError
-from ensembles.artifact import read_artifact
-from ensembles.predictor import Clip, Predictor
+from ensembles.artifact.manifest import read_artifact
+from ensembles.inference.predictor import Clip, Predictor
+from ensembles.inference.sliding_windows import timeline
 from ensembles.serve import main
 from ensembles.serving.answers import answer_uploads
 from ensembles.serving.app import PAGE, Prediction, content_policy, make_app
 from ensembles.serving.decoder import Decoded, Decoder, Part
 from ensembles.serving.limits import Limits, Refused, check_name
-from ensembles.timeline import timeline
 
 # A decoder that answers `ready` and then does as it is told by the file's content.
 FATEFUL = """

@@ -16,11 +16,9 @@ import pytest
 import soundfile
 
 from datasets.media import audio as sounds
-from ensembles import standalone
-from ensembles.artifact import manifest_sha256, read_artifact
-from ensembles.metrics import log_softmax
-from ensembles.predictor import Predictor
-from ensembles.rules import (
+from ensembles.artifact import standalone
+from ensembles.artifact.manifest import manifest_sha256, read_artifact
+from ensembles.fusion.rules import (
     _READERS,
     Calibrated,
     Inputs,
@@ -31,6 +29,8 @@ from ensembles.rules import (
     Stacked,
     Tempered,
 )
+from ensembles.inference.predictor import Predictor
+from ensembles.metrics import log_softmax
 
 
 def run_alone(folder: Path, where: Path, *arguments: object, isolated: bool = True) -> Any:

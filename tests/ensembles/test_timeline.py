@@ -13,10 +13,10 @@ import pytest
 import soundfile
 
 from datasets.media.audio import read_audio
-from ensembles.artifact import read_artifact
+from ensembles.artifact.manifest import read_artifact
+from ensembles.inference.predictor import Answer, Predictor
+from ensembles.inference.sliding_windows import timeline
 from ensembles.predict import main
-from ensembles.predictor import Answer, Predictor
-from ensembles.timeline import timeline
 
 RATE = 16_000
 

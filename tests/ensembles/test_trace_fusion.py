@@ -8,21 +8,29 @@ import numpy as np
 import pytest
 
 from ensembles import EnsembleError
-from ensembles.bank import BankEntry, Experts, PosteriorBank
-from ensembles.correction import Candidates
-from ensembles.honesty import assess, speaker_interval
-from ensembles.metrics import CCC, Array, ccc, fold_mean, rmse, score, told
-from ensembles.recipes import CrossFitter, recipes_for
-from ensembles.rules import TraceMap, rule_from_json
-from ensembles.traces.assess import (
+from ensembles.bank.posterior_bank import BankEntry, Experts, PosteriorBank
+from ensembles.bank.trace_table import TraceTable
+from ensembles.evaluation.assessment import assess
+from ensembles.evaluation.bias_correction import Candidates
+from ensembles.evaluation.cross_fitting import CrossFitter
+from ensembles.evaluation.intervals import speaker_interval
+from ensembles.evaluation.trace_assessment import (
     apply_by_fold,
     assess_traces,
     dimension_scores,
     recording_scores,
 )
-from ensembles.traces.fusions import Moments, TraceAverage, TraceGreedy, TraceRidge, TraceWeights
-from ensembles.traces.postprocess import OneChain, PostProcessing, fit_postprocessing
-from ensembles.traces.table import TraceTable
+from ensembles.fusion.candidates import recipes_for
+from ensembles.fusion.postprocessing import OneChain, PostProcessing, fit_postprocessing
+from ensembles.fusion.rules import TraceMap, rule_from_json
+from ensembles.fusion.trace_fusion import (
+    Moments,
+    TraceAverage,
+    TraceGreedy,
+    TraceRidge,
+    TraceWeights,
+)
+from ensembles.metrics import CCC, Array, ccc, fold_mean, rmse, score, told
 
 RECORDINGS, STEPS, FOLDS = 6, 200, 3
 

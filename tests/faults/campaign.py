@@ -34,7 +34,7 @@ from moto.server import ThreadedMotoServer
 
 from datasets.corpora.synthetic import load_synthetic
 from datasets.storage.synced_folder import working_copy
-from ensembles.bank import PosteriorBank
+from ensembles.bank.posterior_bank import PosteriorBank
 from search.sampler import open_journal
 from tests.faults.injection import injection
 from tests.faults.storage import Trouble, small_disk

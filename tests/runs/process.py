@@ -18,7 +18,7 @@ import numpy as np
 import optuna
 import psutil
 
-from ensembles.bank import PosteriorBank
+from ensembles.bank.posterior_bank import PosteriorBank
 from search.sampler import open_journal
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ensembles.artifact import read_artifact
-from ensembles.export import export, read_run
-from ensembles.folded import load_folded
-from ensembles.predictor import Predictor
+from ensembles.artifact.manifest import read_artifact
+from ensembles.exporting.writer import export
+from ensembles.exporting.finished_run import read_run
+from ensembles.artifact.fold_networks import load_folded
+from ensembles.inference.predictor import Predictor
 from models import BackboneEncoder, ClipShape, build_expert
 from models.pretrained import sha256
 from tests.runs.conftest import Launcher

@@ -27,8 +27,8 @@ import psutil
 import pytest
 import soundfile
 
-from ensembles.artifact import read_artifact
-from ensembles.predictor import Predictor
+from ensembles.artifact.manifest import read_artifact
+from ensembles.inference.predictor import Predictor
 from ensembles.serve import _is_local
 from tests.runs.process import PATIENCE_S
 from tests.runs.serving import Server

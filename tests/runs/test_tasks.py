@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ensembles.bank import PosteriorBank
+from ensembles.bank.posterior_bank import PosteriorBank
 from search.corpus import clip_table
 from search.inputs import TrainingData
 from search.plan import TrialPlan

@@ -10,10 +10,11 @@ import numpy as np
 from datasets.corpora.recola import load_recola
 from datasets.sharding.writer import (ShardSettings, prepare)
 from datasets.corpora.synthetic_traces import make_synthetic_traces
-from ensembles.artifact import read_artifact
-from ensembles.export import export, read_run
-from ensembles.predictor import Predictor
-from ensembles.traces.along import trace_of
+from ensembles.artifact.manifest import read_artifact
+from ensembles.exporting.writer import export
+from ensembles.exporting.finished_run import read_run
+from ensembles.inference.predictor import Predictor
+from ensembles.inference.traces import trace_of
 from tests.runs.conftest import QUICKLY, Launcher
 from tests.runs.process import bank
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ensembles.bank import PosteriorBank
+from ensembles.bank.posterior_bank import PosteriorBank
 from tests.faults.injection import injection
 from tests.runs.conftest import Launcher, Searched
 from tests.runs.process import assert_same_entries, bank, happened, journal, words

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from datasets.sharding.index import read_index, write_index
-from ensembles.bank import BankEntry, PosteriorBank
+from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
 from tests.search.here import Spec, broken, continued, copy_of, search_here
 
 ROOT = Path(__file__).parents[2]

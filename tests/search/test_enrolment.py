@@ -20,8 +20,8 @@ from datasets.protocols.split import make_folds
 from datasets.sharding.clip_cache import open_cache
 from datasets.sharding.index import ShardIndex
 from datasets.storage.synced_folder import KeptFolder
-from ensembles.bank import PosteriorBank
-from ensembles.honesty import Assessment, Scored, scored
+from ensembles.bank.posterior_bank import PosteriorBank
+from ensembles.evaluation.assessment import Assessment, Scored, scored
 from models import Expert, build_expert
 from search.config import ConfigError, SearchConfig
 from search.corpus import _check_enrolment, clip_table, load_corpus

@@ -20,9 +20,11 @@ from datasets.clips import DataError
 from datasets.corpora.label_maps import parse_map
 from datasets.join import join, read_part
 from datasets.prepare import main as prepare_main
-from ensembles.bank import ClipTable, Experts, PosteriorBank
-from ensembles.export import export, read_run
-from ensembles.honesty import Assessment, assess
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts, PosteriorBank
+from ensembles.evaluation.assessment import Assessment, assess
+from ensembles.exporting.finished_run import read_run
+from ensembles.exporting.writer import export
 from search.config import ConfigError, SearchConfig, for_numbers
 from search.corpus import bank_table, load_corpus
 from search.folder import RunFolder, new_run

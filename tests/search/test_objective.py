@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensembles.bank import BankEntry, ClipTable, Experts, PosteriorBank
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import BankEntry, Experts, PosteriorBank
 from ensembles.metrics import log_softmax, utility
 from models import ClipShape
 from search import objective

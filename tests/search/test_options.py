@@ -21,7 +21,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 from datasets.corpora.synthetic import load_synthetic
 from datasets.join import join, read_part
 from datasets.sharding.index import read_index, write_index
-from ensembles.bank import PosteriorBank
+from ensembles.bank.posterior_bank import PosteriorBank
 from ensembles.metrics import log_softmax
 from search.config import SearchConfig
 from search.corpus import load_corpus

@@ -13,8 +13,10 @@ import pytest
 from rich.console import Console
 
 from datasets.sharding.index import ClipEntry
-from ensembles.bank import ClipTable, Experts
-from ensembles.honesty import assess, detail
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts
+from ensembles.evaluation.assessment import assess
+from ensembles.evaluation.breakdown import detail
 from ensembles.metrics import log_softmax
 from search.corpus import people
 from search.report import print_report, write_reports

@@ -12,7 +12,8 @@ from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 from datasets.clips import Corpus
-from ensembles.bank import ClipTable, Experts
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts
 from ensembles.metrics import log_softmax
 from models import ClipShape, get_architecture
 from search.config import ConfigError, SearchConfig

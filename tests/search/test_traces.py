@@ -19,15 +19,16 @@ from datasets.corpora.recola import load_recola
 from datasets.corpora.synthetic_traces import make_synthetic_traces
 from datasets.sharding.index import ShardIndex
 from datasets.sharding.writer import ShardSettings, prepare
-from ensembles.artifact import read_artifact
-from ensembles.bank import Experts, PosteriorBank
-from ensembles.export import export, read_run
+from ensembles.artifact.manifest import read_artifact
+from ensembles.bank.posterior_bank import Experts, PosteriorBank
+from ensembles.bank.trace_table import TraceTable
+from ensembles.evaluation.trace_assessment import assess_traces
+from ensembles.exporting.finished_run import read_run
+from ensembles.exporting.writer import export
+from ensembles.inference.predictor import Predictor
+from ensembles.inference.traces import trace_of
 from ensembles.metrics import CCC, ccc
 from ensembles.predict import main as predict
-from ensembles.predictor import Predictor
-from ensembles.traces.along import trace_of
-from ensembles.traces.assess import assess_traces
-from ensembles.traces.table import TraceTable
 from models import ClipShape
 from search import reproduce, weights
 from search.config import ConfigError, SearchConfig, for_numbers

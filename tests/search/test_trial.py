@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensembles.bank import PosteriorBank
+from ensembles.bank.posterior_bank import PosteriorBank
 from search.corpus import clip_table
 from search.inputs import TrainingData
 from search.plan import TrialPlan

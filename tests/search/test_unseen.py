@@ -17,8 +17,9 @@ import torch
 from datasets.protocols.split import make_folds
 from datasets.storage.synced_folder import KeptFolder
 from ensembles import EnsembleError
-from ensembles.bank import PosteriorBank
-from ensembles.export import export, read_run
+from ensembles.bank.posterior_bank import PosteriorBank
+from ensembles.exporting.finished_run import read_run
+from ensembles.exporting.writer import export
 from search import weights
 from search.folder import RunFolder
 from search.inputs import TrainingData

@@ -101,7 +101,7 @@ def _happen(fault: dict[str, Any], module: Any) -> float:
 
 
 def _hold_written(module: Any) -> None:
-    """Puts the faults behind the writing of `ensembles.bank`."""
+    """Puts the faults behind the writing of `ensembles.bank.posterior_bank`."""
     write = module.PosteriorBank.write
 
     def held(self: Any, entry: Any) -> Any:
@@ -136,7 +136,7 @@ if "FAULTS" in os.environ:
             {
                 "search.train": _inject,
                 "search.trial_process": _follow_trials,
-                "ensembles.bank": _hold_written,
+                "ensembles.bank.posterior_bank": _hold_written,
             }
         ),
     )

@@ -13,9 +13,10 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from ensembles.bank import ClipTable, Experts
-from ensembles.correction import Corrected
-from ensembles.honesty import Assessment, Scored, scored
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts
+from ensembles.evaluation.assessment import Assessment, Scored, scored
+from ensembles.evaluation.bias_correction import Corrected
 from ensembles.metrics import log_softmax
 from search.report import write_reports
 from search.sampler import open_journal

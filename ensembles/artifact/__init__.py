@@ -1,0 +1,1 @@
+"""An exported ensemble: its manifest, networks and formats."""

@@ -1,0 +1,1 @@
+"""Honest scores: cross-fitting, intervals, comparisons and corrections."""

@@ -1,0 +1,1 @@
+"""Fusion methods, and the candidates that the fusion search tries."""

@@ -1,0 +1,210 @@
+"""The fusion search: which experts, fused how. Every candidate is cross-fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ensembles.bank.posterior_bank import Experts
+from ensembles.fusion.base import Fusion
+from ensembles.fusion.calibration import CalibratedFusion, TemperedFusion
+from ensembles.fusion.greedy import GreedySelection
+from ensembles.fusion.late import AverageFusion, GroupedFusion, WeightedFusion
+from ensembles.fusion.logistic import LogisticFusion
+from ensembles.fusion.stacking import StackedFusion
+from ensembles.fusion.trace_fusion import TraceAverage, TraceGreedy, TraceRidge, TraceWeights
+from ensembles.metrics import CCC, Array
+
+Selection = Callable[[Experts, Array], list[int]]
+"""(experts, (M,) merit of each on the rows that may choose) → indices of those taken."""
+
+
+def best_of(*modalities: str, count: int = 1) -> Selection:
+    """The `count` best experts of each modality; modalities without any are left out."""
+
+    def select(experts: Experts, merit: Array) -> list[int]:
+        taken: list[int] = []
+        for modality in modalities:
+            members = [m for m, name in enumerate(experts.modalities) if name == modality]
+            taken += sorted(members, key=lambda m: -merit[m])[:count]
+        return taken
+
+    return select
+
+
+def all_of(modality: str) -> Selection:
+    """Every expert of a modality, best first."""
+
+    def select(experts: Experts, merit: Array) -> list[int]:
+        order = everything(experts, merit)
+        return [m for m in order if experts.modalities[m] == modality]
+
+    return select
+
+
+def everything(experts: Experts, merit: Array) -> list[int]:
+    """All experts, best first."""
+    return [int(m) for m in np.argsort(-merit, kind="stable")]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to an ensemble.
+
+    Attributes:
+        name: What the leaderboard calls it.
+        select: Which experts.
+        build: Makes the fusion of experts of these modalities.
+        single: One expert as it is; nothing is fused.
+        within: The modality that all its experts are of, or None.
+    """
+
+    name: str
+    select: Selection
+    build: Callable[[Sequence[str]], Fusion]
+    single: bool = False
+    within: str | None = None
+
+
+_PAIR = ("audio", "video")
+
+
+_ALL = ("audio", "video", "early")
+
+
+def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
+    """The recipes that these experts allow: single experts first, then from plain to elaborate."""
+    if metric == CCC:
+        return _of_traces(experts)
+    present = [m for m in _ALL if m in experts.modalities]
+    strangers = sorted(set(experts.modalities) - set(_ALL))
+    singles = [
+        Recipe(f"best {m}", best_of(m), lambda _: AverageFusion(), single=True, within=m)
+        for m in [*present, *strangers]
+    ]
+    if len(experts.names) < 2:
+        return singles
+    recipes = list(singles)
+    for modality in present:
+        if experts.modalities.count(modality) > 1:
+            recipes += _within(modality, experts, metric)
+    if strangers:
+        recipes += _combinations("all", everything, {**_WAYS, **_PUBLISHED})
+    if set(_PAIR) <= set(present):
+        recipes += _combinations("a+v", best_of(*_PAIR), {**_WAYS, **_PUBLISHED})
+    if present == list(_ALL):
+        recipes += _combinations("a+v+e", best_of(*_ALL), _WAYS)
+    for count, least in ((3, 1), (5, 3)):
+        if len(present) > 1 and not strangers and _more_than(least, experts, present):
+            select, name = best_of(*_ALL, count=count), f"top {count} each"
+            recipes += [*_combinations(name, select, _WAYS), *_grouped(name, select)]
+    if len(present) > 1 or strangers:
+        recipes += _greedy("greedy", everything, metric)
+    return recipes
+
+
+def _of_traces(experts: Experts) -> list[Recipe]:
+    """Recipes for traces."""
+    present = [m for m in _ALL if m in experts.modalities]
+    recipes = [
+        Recipe(f"best {m}", best_of(m), lambda _: TraceAverage(), single=True, within=m)
+        for m in present
+    ]
+    for modality in present:
+        if experts.modalities.count(modality) > 1:
+            within = _combinations(f"{modality} top 3", best_of(modality, count=3), _TRACE_WAYS)
+            recipes += [replace(recipe, within=modality) for recipe in within]
+    if set(_PAIR) <= set(present):
+        recipes += _combinations("a+v", best_of(*_PAIR), _TRACE_WAYS)
+    if len(present) > 1 and _more_than(1, experts, present):
+        recipes += _combinations("top 3 each", best_of(*_ALL, count=3), _TRACE_WAYS)
+        recipes.append(Recipe("greedy", everything, lambda _: TraceGreedy()))
+    return recipes
+
+
+def _more_than(count: int, experts: Experts, present: list[str]) -> bool:
+    return any(experts.modalities.count(modality) > count for modality in present)
+
+
+def _within(modality: str, experts: Experts, metric: str) -> list[Recipe]:
+    """Ensembles of one modality; every way to combine them where there is no other."""
+    recipes = []
+    for count in (3, 5):
+        select, name = best_of(modality, count=count), f"{modality} top {count}"
+        if set(experts.modalities) == {modality}:
+            recipes += _combinations(name, select, _WAYS)
+        else:
+            recipes += [
+                Recipe(f"{name}: product", select, lambda _: AverageFusion("log")),
+                Recipe(f"{name}: weighted product", select, lambda _: WeightedFusion("log")),
+            ]
+        if experts.modalities.count(modality) <= count:
+            break
+    recipes += _greedy(f"{modality} greedy", all_of(modality), metric)
+    return [replace(recipe, within=modality) for recipe in recipes]
+
+
+def _greedy(name: str, select: Selection, metric: str) -> list[Recipe]:
+    return [
+        Recipe(f"{name}: average", select, lambda _: GreedySelection("arithmetic", metric=metric)),
+        Recipe(f"{name}: product", select, lambda _: GreedySelection("log", metric=metric)),
+        Recipe(f"{name}: by log-loss", select, lambda _: GreedySelection("log", metric="log_loss")),
+        Recipe(
+            f"{name}: bagged",
+            select,
+            lambda _: GreedySelection("log", metric="log_loss", bags=_BAGS),
+        ),
+    ]
+
+
+def _combinations(
+    name: str, select: Selection, ways: Mapping[str, Callable[[Sequence[str]], Fusion]]
+) -> list[Recipe]:
+    """Every way to combine a selection; `logistic` is logistic regression on posteriors."""
+    return [Recipe(f"{name}: {way}", select, build) for way, build in ways.items()]
+
+
+def _grouped(name: str, select: Selection) -> list[Recipe]:
+    """Where a modality has several experts: one weight for all of them."""
+    return [Recipe(f"{name}: grouped product", select, GroupedFusion)]
+
+
+_BAGS = 10
+
+
+_TRACE_WAYS: dict[str, Callable[[Sequence[str]], Fusion]] = {
+    "average": lambda _: TraceAverage(),
+    "weighted average": lambda _: TraceWeights(),
+    "ridge": lambda _: TraceRidge(),
+}
+
+
+_WAYS: dict[str, Callable[[Sequence[str]], Fusion]] = {
+    "average": lambda _: AverageFusion("arithmetic"),
+    "product": lambda _: AverageFusion("log"),
+    "tempered average": lambda _: TemperedFusion(AverageFusion),
+    "weighted average": lambda _: WeightedFusion("arithmetic"),
+    "weighted product": lambda _: WeightedFusion("log"),
+    "weighted product + vector": lambda _: CalibratedFusion(WeightedFusion, "vector"),
+    "logistic (probabilities)": lambda _: LogisticFusion("probabilities"),
+    "logistic (logits)": lambda _: LogisticFusion("logits"),
+    "logistic + temperature": lambda _: CalibratedFusion(lambda: LogisticFusion("logits", (0.03,))),
+    "stacked": lambda _: StackedFusion(
+        [
+            WeightedFusion,
+            lambda: LogisticFusion("logits", (0.03,)),
+            lambda: GreedySelection("log", metric="log_loss"),
+        ],
+        WeightedFusion,
+    ),
+}
+"""Ways to combine given experts, from plain to elaborate."""
+
+
+_PUBLISHED: dict[str, Callable[[Sequence[str]], Fusion]] = {
+    "logistic (min-max)": lambda _: LogisticFusion("probabilities", scaling="minmax"),
+    "logistic (raw)": lambda _: LogisticFusion("probabilities", scaling="none"),
+}
+"""Further ways that published work took, for few experts."""

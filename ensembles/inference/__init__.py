@@ -1,0 +1,1 @@
+"""Predict clips and recordings with an exported ensemble."""
