@@ -17,7 +17,7 @@ from datasets.corpora.synthetic import load_synthetic
 from datasets.sharding.index import ShardIndex, read_index
 from datasets.sharding.writer import prepare
 from models import BackboneEncoder, build_expert
-from search.inputs import TrainingData
+from search.data.training_data import TrainingData
 
 
 def arguments(what: str) -> argparse.Namespace:

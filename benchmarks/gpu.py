@@ -42,9 +42,11 @@ from datasets.sharding.clip_cache import open_cache
 from datasets.sharding.index import ShardIndex, read_index
 from models import Expert, build_expert, get_architecture
 from models.pretrained import find_checkpoints
-from search.inputs import TrainingData
-from search.plan import TrainSettings, TrialPlan
-from search.train import FoldTrainer, LockstepTrial, choose_precision
+from search.data.training_data import TrainingData
+from search.training.cross_validation import LockstepTrial
+from search.training.device import choose_precision
+from search.training.fold_trainer import FoldTrainer
+from search.trial_config import TrainSettings, TrialPlan
 
 FOLDS = "speaker-kfold:2"
 

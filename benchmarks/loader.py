@@ -18,9 +18,9 @@ from datasets.protocols.split import make_folds
 from datasets.sharding.clip_cache import open_cache
 from datasets.sharding.stream import stream_clips
 from models import build_expert
-from search.inputs import TrainingData
-from search.plan import TrialPlan
-from search.train import FoldTrainer
+from search.data.training_data import TrainingData
+from search.training.fold_trainer import FoldTrainer
+from search.trial_config import TrialPlan
 
 BATCH = 32
 

@@ -33,9 +33,10 @@ from datasets.sharding.index import read_index
 from datasets.sharding.writer import ShardSettings, prepare
 from models import get_architecture
 from models.registry import architectures
-from search.inputs import TrainingData
-from search.plan import TrialPlan
-from search.train import FoldTrainer, choose_precision
+from search.data.training_data import TrainingData
+from search.training.device import choose_precision
+from search.training.fold_trainer import FoldTrainer
+from search.trial_config import TrialPlan
 
 _PARTS = {
     "audio": {"architecture": "logmel_resnet", "settings": {}},

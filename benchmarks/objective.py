@@ -33,13 +33,13 @@ from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.fusion.candidates import recipes_for
 from ensembles.metrics import fold_mean, log_softmax
-from search.corpus import clip_table
-from search.inputs import TrainingData
-from search.objective import GAIN_WEIGHT, EnsembleObjective
-from search.offer import Offer, offer_for
-from search.plan import TrialPlan
-from search.sampler import DealtSearch
-from search.train import LockstepTrial, RungResult
+from search.data.bank_tables import clip_table
+from search.data.training_data import TrainingData
+from search.space.scope import Offer, offer_for
+from search.training.cross_validation import LockstepTrial, RungResult
+from search.trial_config import TrialPlan
+from search.tuning.objective import GAIN_WEIGHT, EnsembleObjective
+from search.tuning.searcher import DealtSearch
 
 ONLY = ("functionals", "action_units")
 METRIC = "accuracy"

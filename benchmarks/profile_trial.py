@@ -22,9 +22,10 @@ from benchmarks.common import corpus, scratch
 from datasets.protocols.split import make_folds
 from datasets.sharding.clip_cache import open_cache
 from models import get_architecture
-from search.inputs import TrainingData
-from search.plan import TrialPlan
-from search.train import FoldTrainer, choose_precision
+from search.data.training_data import TrainingData
+from search.training.device import choose_precision
+from search.training.fold_trainer import FoldTrainer
+from search.trial_config import TrialPlan
 
 STAGES = ("_examples", "_loss", "_backward", "_update")
 _EPOCHS = 3

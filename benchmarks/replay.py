@@ -20,8 +20,9 @@ from typing import Any
 import ray
 from ray.air.execution._internal.tracked_actor import TrackedActor
 
-from search import trial, trial_process
-from search.offer import Offer
+from search import trial_config
+from search.execution import trial_spec, trial_task
+from search.space.scope import Offer
 
 RUNGS = (25, 50, 75, 100)
 HANDOVER_SECONDS = 0.12
@@ -56,7 +57,7 @@ _CURVES = _recorded()
 
 def replayed(config: dict[str, Any], name: str) -> list[Report]:
     """A trial's reports: a recorded curve of its architecture, chosen by its name."""
-    architecture = config.get("architecture") or trial_process.describe(config["plan"])
+    architecture = config.get("architecture") or trial_config.describe(config["plan"])
     seconds, scores = random.Random(zlib.crc32(name.encode())).choice(_CURVES[architecture])
     return [
         {
@@ -260,19 +261,19 @@ _TUNE_ADDS = {
 
 
 def replay_trial(config: dict[str, Any]) -> None:
-    """As `search.trial.run_trial`, with a task that sleeps."""
-    trial.train_trial = sleep_through
-    trial.run_trial(config)
+    """As `search.execution.trial_task.run_trial`, with a task that sleeps."""
+    trial_task.train_trial = sleep_through
+    trial_task.run_trial(config)
 
 
 @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
-def sleep_through(spec: trial_process.Spec) -> Iterator[Report]:
-    """As `search.trial.train_trial`."""
-    setattr(trial, "train", _sleep)  # noqa: B010
-    yield from trial.train_trial._function(spec)
+def sleep_through(spec: trial_spec.Spec) -> Iterator[Report]:
+    """As `search.execution.trial_task.train_trial`."""
+    setattr(trial_task, "train", _sleep)  # noqa: B010
+    yield from trial_task.train_trial._function(spec)
 
 
-def _sleep(spec: trial_process.Spec) -> Iterator[Report]:
+def _sleep(spec: trial_spec.Spec) -> Iterator[Report]:
     """Waits from rung to rung; leaves in a file when it began and when it reached the last one."""
     begin = time.time()
     file = Path(spec["context"]["run"]) / "slept" / spec["trial"]

@@ -27,12 +27,14 @@ from ray.tune.search.optuna import OptunaSearch
 from benchmarks.common import scratch
 from benchmarks.replay import OFFER, Record, SimulatedActors, busy_share, replay_trial
 from datasets.storage.synced_folder import KeptFolder
-from search import cluster, tuning
+from search.cluster import connection
 from search.config import SearchConfig
-from search.folder import RunFolder
-from search.sampler import DealtSearch, open_journal
-from search.space import space_of
-from search.trial import ACTOR_CPUS
+from search.execution import tuner
+from search.execution.trial_spec import ACTOR_CPUS
+from search.persistence.run_folder import RunFolder
+from search.space.suggest import space_of
+from search.tuning.searcher import DealtSearch
+from search.tuning.study import open_journal
 
 RAY_REPLAYS = ((8, 1.0), (16, 1.0), (16, 4.0))
 """Workers, and how much faster than recorded. Each takes two processes, here all on one machine:
@@ -64,7 +66,7 @@ def ours(folder: Path, workers: int, trials: int, record: Record) -> None:
     """Our search, as `search.run` runs it."""
     search = deal(folder, trials)
     _measure(record, search, "suggest", "report_rung", "on_trial_complete", result="report_rung")
-    tuning.run_search(search, context(folder, workers), kept(folder), seconds=86_400)
+    tuner.run_search(search, context(folder, workers), kept(folder), seconds=86_400)
 
 
 def plain(folder: Path, workers: int, trials: int, record: Record) -> None:
@@ -158,15 +160,15 @@ def print_cost(name: str, run: Run, trials: int, workers: int = 64) -> None:
 
 def print_ray(workers: int, seconds: float, speed: float) -> None:
     """Real Ray on this machine, with trials that sleep: their share of time asleep."""
-    cluster.start_ray(None, workers, dashboard=False)
+    connection.start_ray(None, workers, dashboard=False)
     try:
-        with mock.patch.object(tuning, "run_trial", replay_trial), scratch() as scratched:
+        with mock.patch.object(tuner, "run_trial", replay_trial), scratch() as scratched:
             folder = Path(scratched)
             for name in ("slept", "logs"):
                 (folder / name).mkdir()
             search = deal(folder, trials=1_000_000)
             cpu, begin = time.process_time(), time.time()
-            tuning.run_search(
+            tuner.run_search(
                 search, {**context(folder, workers), "speed": speed}, kept(folder), seconds=seconds
             )
             end, cpu = begin + seconds, time.process_time() - cpu
@@ -177,7 +179,7 @@ def print_ray(workers: int, seconds: float, speed: float) -> None:
                 if not file.suffix
             }
     finally:
-        cluster.stop_ray()
+        connection.stop_ray()
     running = {name for name, trial in trials.items() if not trial.state.is_finished()}
     trained = [(a, end if name in running else b) for name, (a, b) in slept.items()]
     if len(trained) < workers:
@@ -203,7 +205,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     if arguments.part in (None, "busy", "cost"):
-        cluster.start_ray(None, None, dashboard=False)
+        connection.start_ray(None, None, dashboard=False)
         try:
             if arguments.part != "cost":
                 print_busy(arguments.trials_a_worker)
@@ -211,7 +213,7 @@ def main() -> None:
                 print_cost("ours", ours, arguments.trials)
                 print_cost("OptunaSearch and ASHA", plain, arguments.plain_trials)
         finally:
-            cluster.stop_ray()
+            connection.stop_ray()
     if arguments.part in (None, "ray"):
         print("Ray workers  speed  trials    busy  ramp-up s  controller: share of a core")
         for workers, speed in RAY_REPLAYS:

@@ -1,4 +1,4 @@
-"""What it costs a search that TPE is shown a bounded part of its trials (`search/history.py`).
+"""What it costs a search that TPE is shown a bounded part of its trials (`search/tuning/history.py`).
 
 `python -m benchmarks.shown_trials`. The score is a made-up function of the real audio space,
 with noise; a search takes the trial with the best noisy score. The same seeds for every bound.
@@ -17,9 +17,9 @@ from typing import Any
 
 import optuna
 
-from search import history
-from search.offer import Offer
-from search.sampler import StudySearch
+from search.space.scope import Offer
+from search.tuning import history
+from search.tuning.study import StudySearch
 
 SEEDS, TRIALS, NOISE = 5, 1000, 0.01
 OFFER = Offer(single={"audio": ("functionals", "logmel_resnet")})

@@ -20,9 +20,9 @@ from datasets.protocols.split import make_folds
 from datasets.sharding.clip_cache import open_cache
 from models import get_architecture
 from models.pretrained import find_checkpoints
-from search.inputs import TrainingData
-from search.plan import TrialPlan
-from search.train import LockstepTrial
+from search.data.training_data import TrainingData
+from search.training.cross_validation import LockstepTrial
+from search.trial_config import TrialPlan
 
 
 def main() -> None:

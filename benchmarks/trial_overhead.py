@@ -28,14 +28,16 @@ def ours(
     from datasets.sharding.clip_cache import open_cache
     from datasets.storage.synced_folder import KeptFolder
     from ensembles.bank.posterior_bank import PosteriorBank
-    from search import cluster, tuning
+    from search.cluster import connection
     from search.config import SearchConfig
-    from search.corpus import clip_table
-    from search.folder import RunFolder
-    from search.inputs import TrainingData, clip_shape
-    from search.machine import data_context
-    from search.offer import offer_for
-    from search.sampler import DealtSearch, open_journal
+    from search.data.bank_tables import clip_table
+    from search.data.training_data import TrainingData, clip_shape
+    from search.execution import tuner
+    from search.execution.trial_spec import data_context
+    from search.persistence.run_folder import RunFolder
+    from search.space.scope import offer_for
+    from search.tuning.searcher import DealtSearch
+    from search.tuning.study import open_journal
 
     index = index or corpus(None, folder)
     cache = open_cache(index, folder / "cache")
@@ -52,12 +54,12 @@ def ours(
         "precision": "auto", "runner": runner, "workers_per_trial": 1, "workers": 1,
         "cpus_per_trial": 1, "gpu_share": {},
     }  # fmt: skip
-    cluster.start_ray(None, 1, dashboard=True)
+    connection.start_ray(None, 1, dashboard=True)
     try:
         warm = DealtSearch(
             offer, open_journal(run / "warm.log"), seed=0, trials=2, deadline=time.monotonic() + 600
         )
-        tuning.run_search(warm, context, folder_of_run, seconds=600)
+        tuner.run_search(warm, context, folder_of_run, seconds=600)
         search = DealtSearch(
             offer,
             open_journal(run / "journal.log"),
@@ -66,11 +68,11 @@ def ours(
             deadline=time.monotonic() + 600,
         )
         started = time.perf_counter()
-        tuning.run_search(search, context, folder_of_run, seconds=600)
+        tuner.run_search(search, context, folder_of_run, seconds=600)
         total = time.perf_counter() - started
         training = sum(t.user_attrs["seconds"] for t in search.parts["audio"].asked())
     finally:
-        cluster.stop_ray()
+        connection.stop_ray()
     return total / trials, training / trials
 
 

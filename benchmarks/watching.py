@@ -12,12 +12,14 @@ from rich.console import Console
 
 from benchmarks.common import scratch
 from models import ClipShape
-from search import cluster
-from search.metrics import show_epoch, show_rung, trial_gauges
-from search.offer import offer_for
-from search.progress import ProgressTable, tally
-from search.sampler import DealtSearch, open_journal
-from search.train import FoldEpoch
+from search.cluster import connection
+from search.monitoring.gauges import show_epoch, show_rung, trial_gauges
+from search.monitoring.progress import ProgressTable
+from search.space.scope import offer_for
+from search.training.cross_validation import FoldEpoch
+from search.tuning.searcher import DealtSearch
+from search.tuning.study import open_journal
+from search.tuning.tally import tally
 
 _SHAPE = ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5)
 
@@ -60,14 +62,14 @@ def _table(trials: int, journal: Path) -> None:
 
 def main() -> None:
     """Prints milliseconds and microseconds."""
-    cluster.start_ray(None, 1, dashboard=False)
+    connection.start_ray(None, 1, dashboard=False)
     try:
         _gauges()
         with scratch() as folder:
             for trials in (300, 5000):
                 _table(trials, Path(folder) / f"journal-{trials}")
     finally:
-        cluster.stop_ray()
+        connection.stop_ray()
 
 
 if __name__ == "__main__":

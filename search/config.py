@@ -14,8 +14,9 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from datasets.storage.synced_folder import is_url
 from ensembles.metrics import CCC, METRICS
-from search.objective import OBJECTIVES
-from search.papers import PAPERS
+
+OBJECTIVES = ("solo", "ensemble")
+"""What a finished trial is worth to the search."""
 
 
 class ConfigError(ValueError):
@@ -181,14 +182,14 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         """Every setting is checked once, here."""
-        _known("preset", self.preset, tuple(PRESETS))
-        _known("metric", self.metric, (*METRICS, CCC))
-        _known("near_duplicates", self.near_duplicates, ("refuse", "warn"))
-        _known("objective", self.objective, OBJECTIVES)
-        _known("device", self.device, ("auto", "cpu", "cuda"))
-        _known("runner", self.runner, ("auto", "actor", "train"))
-        _known("keep_weights", self.keep_weights, ("all", "chosen"))
-        _known("precision", self.precision, ("auto", "float32", "bfloat16"))
+        check_known("preset", self.preset, tuple(PRESETS))
+        check_known("metric", self.metric, (*METRICS, CCC))
+        check_known("near_duplicates", self.near_duplicates, ("refuse", "warn"))
+        check_known("objective", self.objective, OBJECTIVES)
+        check_known("device", self.device, ("auto", "cpu", "cuda"))
+        check_known("runner", self.runner, ("auto", "actor", "train"))
+        check_known("keep_weights", self.keep_weights, ("all", "chosen"))
+        check_known("precision", self.precision, ("auto", "float32", "bfloat16"))
         for name, least in (
             ("trials", 1),
             ("epochs", 1),
@@ -219,13 +220,12 @@ class SearchConfig:
                 f"Give one of test_corpus ({self.test_corpus}) and test_speakers ({self.test_speakers})."
             )
         _check_outer(self)
-        _check_reproduce(self)
         parse_duration(self.time_budget or "1m")
         parse_duration(self.wait, "wait")
         _ = self.gpu_packing
         _ = self.enrolment_counts
         for name in self.loggers:
-            _known("log_to", name, LOGGERS)
+            check_known("log_to", name, LOGGERS)
             if find_spec(name) is None:
                 raise ConfigError(
                     f"log_to {name}: {name} is not installed. "
@@ -390,7 +390,8 @@ def _explain(text: str, known: list[str]) -> str:
     return line
 
 
-def _known(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_known(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ConfigError where a setting's value is none of its choices."""
     if value not in choices:
         raise ConfigError(f"Unknown {name} '{value}'. Known: {', '.join(choices)}.")
 
@@ -409,60 +410,6 @@ def _check_outer(config: SearchConfig) -> None:
         raise ConfigError(
             f"outer keeps its searches in the run's folder, which must be on a disk, got '{config.runs_dir}'."
         )
-
-
-def _check_reproduce(config: SearchConfig) -> None:
-    """A paper says what is trained and how; what is left to say is on which data, and where."""
-    if config.reproduce is None:
-        return
-    _known("paper", config.reproduce, tuple(PAPERS))
-    settled = (
-        "preset",
-        "trials",
-        "only",
-        "target",
-        "metric",
-        "objective",
-        "outer",
-        "extend",
-        "enrolment",
-    )
-    usual = {f.name: f.default for f in fields(SearchConfig)}
-    if config.metric == PAPERS[config.reproduce].metric:
-        usual["metric"] = config.metric
-    if changed := [name for name in settled if getattr(config, name) != usual[name]]:
-        raise ConfigError(f"reproduce trains what the paper trained: leave out {changed[0]}.")
-
-
-def for_numbers(config: SearchConfig, given: set[str]) -> SearchConfig:
-    """A search for traces or values: scored by concordance.
-
-    Raises:
-        ConfigError: A setting that is of classes alone.
-    """
-    if "metric" in given and config.metric != CCC:
-        raise ConfigError(f"metric {config.metric} is of classes; traces and numbers have ccc.")
-    of_classes = (
-        "classes",
-        "soft_labels",
-        "objective",
-        "outer",
-        "enrolment",
-        "test_speakers",
-        "test_corpus",
-        "reproduce",
-    )
-    usual = {f.name: f.default for f in fields(SearchConfig)}
-    if config.reproduce and PAPERS[config.reproduce].metric == CCC:
-        usual["reproduce"] = config.reproduce
-    if changed := [name for name in of_classes if getattr(config, name) != usual[name]]:
-        raise ConfigError(f"{changed[0]} is not to be had for traces and numbers: leave it out.")
-    if config.workers_per_trial > 1:
-        raise ConfigError(
-            "workers_per_trial must be 1 for traces and numbers: a recording's windows lie in "
-            "several shards, and what is wanted of one reaches into the next."
-        )
-    return replace(config, metric=CCC)
 
 
 def _check_wandb_login() -> None:

@@ -246,9 +246,11 @@ def check_cost(config: SearchConfig, address: str | None) -> Iterator[Finding]:
         config: The search.
         address: Of the cluster that was joined, or None.
     """
-    from search.corpus import load_corpus
-    from search.machine import choose_device, find_cost, offer_as_asked
-    from search.tuning import trials_at_once
+    from search.cluster.placement import choose_device
+    from search.data.corpus import load_corpus
+    from search.execution.remote_cost import find_cost
+    from search.execution.tuner import trials_at_once
+    from search.space.eligibility import offer_as_asked
 
     quiet = Console(quiet=True)
     data = load_corpus(config, quiet)
@@ -321,7 +323,7 @@ def _probes(runs: KeptFolder, probe: str) -> list[str]:
 
 def examine(config: SearchConfig, *, cost: bool = True) -> Iterator[tuple[str, Finding]]:
     """Every check: (section, finding), as they come."""
-    from search.cluster import find_cluster, on_every_node, start_ray, stop_ray
+    from search.cluster.connection import find_cluster, on_every_node, start_ray, stop_ray
 
     index = None
     if config.data:

@@ -17,7 +17,7 @@ from tests.shared import Shared
 if TYPE_CHECKING:
     from datasets.clips import Corpus
     from datasets.sharding.index import ShardIndex
-    from search.inputs import TrainingData
+    from search.data.training_data import TrainingData
     from tests.small_run import JointCorpus, SmallRun
 
 for _name in ("EMOTION_CORPORA", "EMOTION_WEIGHTS"):
@@ -158,7 +158,7 @@ def tiny_data(tiny_index: ShardIndex, cache_folder: Path) -> TrainingData:
     """The tiny corpus, cached, in two speaker-disjoint folds."""
     from datasets.protocols.split import make_folds
     from datasets.sharding.clip_cache import open_cache
-    from search.inputs import TrainingData
+    from search.data.training_data import TrainingData
 
     return TrainingData(
         open_cache(tiny_index, cache_folder), make_folds(tiny_index, "speaker-kfold:2")
@@ -183,7 +183,7 @@ def small_run(joint: JointCorpus, cache_folder: Path, shared: Shared) -> SmallRu
     """Three trained experts, three folds, a test speaker: all that a search writes, without Ray."""
     from rich.console import Console
 
-    from search.corpus import load_corpus
+    from search.data.corpus import load_corpus
     from tests.small_run import SmallRun, make_small_run
 
     made = shared.make("small-run", lambda home: make_small_run(joint, cache_folder, home))

@@ -16,16 +16,18 @@ from ensembles.bank.posterior_bank import Experts, PosteriorBank
 from ensembles.evaluation.assessment import Assessment, assess, scored
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.fusion.candidates import recipes_for
-from search import weights
 from search.config import SearchConfig
-from search.corpus import clip_table, load_corpus
-from search.folder import RunFolder, new_run, provenance
-from search.inputs import TrainingData
-from search.plan import TrialPlan
-from search.report import write_predictions, write_reports
-from search.run import _context, _find_out
-from search.trial_process import train
-from search.unseen import score_unseen
+from search.data.bank_tables import clip_table
+from search.data.corpus import load_corpus
+from search.data.training_data import TrainingData
+from search.execution.trial_process import train
+from search.persistence import weights
+from search.persistence.run_folder import RunFolder, new_run, provenance
+from search.reporting.results import write_predictions, write_reports
+from search.stages.search import _context
+from search.stages.setup import new_facts
+from search.stages.test_speakers import score_unseen
+from search.trial_config import TrialPlan
 
 EXPERTS = {
     "audio-0000": ("logmel_resnet", {}),
@@ -153,7 +155,7 @@ def make_small_run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     data = load_corpus(config, console)
-    facts = _find_out(config, data, console, None)
+    facts = new_facts(config, data, console, None)
     run = new_run(config, "joint")
     bank = PosteriorBank.create(run.path / "bank", clip_table(data))
     for name, (architecture, settings) in EXPERTS.items():

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from ensembles.bank.posterior_bank import PosteriorBank
-from search.sampler import open_journal
+from search.tuning.study import open_journal
 from tests.cluster.cloud import Cloud
 from tests.cluster.hosts import PATIENCE_S, Hosts, wait_until, why_not
 from tests.cluster.variants import FILE, own_hosts

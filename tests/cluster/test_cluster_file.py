@@ -14,7 +14,7 @@ from ray.autoscaler._private.node_provider_availability_tracker import (
 )
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from search.capacity import score_node_type
+from search.cluster.node_scorer import score_node_type
 from tests.cluster.variants import FILE, own_hosts
 
 TEXT = FILE.read_text()

@@ -24,7 +24,7 @@ from ray.autoscaler._private.providers import _clear_provider_cache, _get_node_p
 from ray.autoscaler._private.resource_demand_scheduler import get_nodes_for
 from ray.autoscaler._private.util import ConcurrentCounter
 
-from search.capacity import score_node_type
+from search.cluster.node_scorer import score_node_type
 from tests.cluster.cloud import Cloud
 from tests.cluster.variants import FILE, images, policy
 

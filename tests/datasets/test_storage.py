@@ -18,7 +18,7 @@ from datasets.storage.synced_folder import (
     working_copy,
 )
 from ensembles.export import main as export_main
-from search.kept import bring_together
+from search.persistence.remote_mirror import bring_together
 
 
 @pytest.fixture()

@@ -39,7 +39,7 @@ from ensembles.serving.decode import _decode
 from ensembles.serving.limits import Limits
 from models import build_expert
 from models.registry import ClipShape
-from search.inputs import clip_shape
+from search.data.training_data import clip_shape
 from tests.faces import square, write_yunet
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], object]], None]

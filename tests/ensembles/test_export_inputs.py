@@ -33,9 +33,9 @@ from models.frontends.masks import frame_mask
 from models.frontends.spectral import LogMel
 from models.pretrained import TRANSFERS, find_checkpoints, sha256
 from models.registry import _ARCHITECTURES, Checkpoint, register
-from search.plan import TrialPlan
-from search.run import _context
-from search.trial_process import train
+from search.execution.trial_process import train
+from search.stages.search import _context
+from search.trial_config import TrialPlan
 from tests.small import SMALL
 
 CLASSES = 6

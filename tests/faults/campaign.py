@@ -35,7 +35,7 @@ from moto.server import ThreadedMotoServer
 from datasets.corpora.synthetic import load_synthetic
 from datasets.storage.synced_folder import working_copy
 from ensembles.bank.posterior_bank import PosteriorBank
-from search.sampler import open_journal
+from search.tuning.study import open_journal
 from tests.faults.injection import injection
 from tests.faults.storage import Trouble, small_disk
 from tests.tiny import make_tiny_shards

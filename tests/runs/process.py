@@ -19,7 +19,7 @@ import optuna
 import psutil
 
 from ensembles.bank.posterior_bank import PosteriorBank
-from search.sampler import open_journal
+from search.tuning.study import open_journal
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 600.0

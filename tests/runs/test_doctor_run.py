@@ -28,7 +28,7 @@ def test_a_cluster_that_is_not_there_is_an_error(launch: Launcher, tiny_shards: 
 
 INTERFACE = """
 import os, ray
-hook = {"worker_process_setup_hook": "search.network.use_cluster_interface"}
+hook = {"worker_process_setup_hook": "search.cluster.worker_setup.use_cluster_interface"}
 ray.init(address="local", num_cpus=1, include_dashboard=False, runtime_env=hook, log_to_driver=False)
 where = ray.remote(lambda: (os.environ["GLOO_SOCKET_IFNAME"], ray.util.get_node_ip_address()))
 print(*ray.get(where.remote()))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ensembles.bank.posterior_bank import PosteriorBank
-from search.corpus import clip_table
-from search.inputs import TrainingData
-from search.plan import TrialPlan
+from search.data.bank_tables import clip_table
+from search.data.training_data import TrainingData
+from search.trial_config import TrialPlan
 from tests.faults.injection import injection
 from tests.runs.conftest import Launcher
 
@@ -20,8 +20,8 @@ import json, pathlib, signal, sys, time, urllib.request
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with &
 import psutil, ray
 from ray.util.state import list_tasks
-from search.cluster import start_ray, stop_ray
-from search.trial import start
+from search.cluster.connection.connection import start_ray, stop_ray
+from search.execution.trial_task import start
 
 PATIENCE_S = 300
 spec = json.load(sys.stdin)

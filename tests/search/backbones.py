@@ -13,8 +13,8 @@ from models import BackboneEncoder
 from models.build import build_encoder
 from models.pretrained import ORIGIN, find_checkpoints
 from models.registry import get_architecture
-from search.inputs import TrainingData
-from search.plan import TrialPlan
+from search.data.training_data import TrainingData
+from search.trial_config import TrialPlan
 from tests.small import SMALL
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from search import trial_process
-from search.folder import RunFolder
-from search.interrupt import Interrupt
+from search.execution import trial_process
+from search.monitoring.interrupt import Interrupt
+from search.persistence.run_folder import RunFolder
 from search.run import main
-from search.sampler import DealtSearch
+from search.tuning.searcher import DealtSearch
 
 Spec = dict[str, Any]
 Change = Callable[[Spec], Spec]
@@ -32,9 +32,11 @@ def search_here(*arguments: object, change: Change = lambda spec: spec) -> int:
     """
     with pytest.MonkeyPatch.context() as patch, one_thread():
         ours = _Here(change)
-        patch.setattr("search.on_ray.OnRay.start", lambda ray: ray.context.update(workers=1))
-        patch.setattr("search.tuning.run_search", ours.run_search)
-        patch.setattr("search.tuning.run_seeds", ours.run_seeds)
+        patch.setattr(
+            "search.execution.ray_session.OnRay.start", lambda ray: ray.context.update(workers=1)
+        )
+        patch.setattr("search.execution.tuner.run_search", ours.run_search)
+        patch.setattr("search.execution.tuner.run_seeds", ours.run_seeds)
         return main([*map(str, arguments), "--address", "local"])
 
 
@@ -58,7 +60,7 @@ def one_thread() -> Iterator[None]:
 
 
 class _Here:
-    """Stands for `search.tuning`."""
+    """Stands for `search.execution.tuner`."""
 
     def __init__(self, change: Change) -> None:
         self.change = change

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.compare import main, read_predictions
+from search.compare import main
+from search.reporting.predictions import read_predictions
 
 Edit = Callable[[list[dict[str, str]]], object]
 

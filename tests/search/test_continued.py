@@ -114,7 +114,7 @@ def test_a_run_whose_data_changed_is_neither_resumed_nor_extended(
 _HOLD = """
 import sys
 from search.config import SearchConfig
-from search.folder import resumed_run
+from search.persistence.run_folder import resumed_run
 run = resumed_run(SearchConfig(resume=sys.argv[2], runs_dir=sys.argv[1]), {"resume"})
 with run.locked():
     print("locked", flush=True)

@@ -15,7 +15,7 @@ from datasets.join import join, read_part
 from datasets.sharding.clip_cache import ClipCache
 from datasets.sharding.writer import ShardSettings, prepare
 from search.config import SearchConfig
-from search.corpus import load_corpus
+from search.data.corpus import load_corpus
 
 
 def _with_a_near_copy(corpus: Corpus, folder: Path) -> Corpus:

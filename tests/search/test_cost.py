@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from search import cost
-from search.cost import (
+from search.data.training_data import TrainingData
+from search.space import step_cost
+from search.space.scope import Offer, offer_for
+from search.space.search_space import WAVEFORM_RECIPE
+from search.space.step_cost import (
     _PROCESS_BYTES,
     _macs,
     _Step,
@@ -18,10 +21,8 @@ from search.cost import (
     measure_cost,
     slow_changes,
 )
-from search.inputs import TrainingData
-from search.offer import Offer, offer_for
-from search.plan import TrainSettings, TrialPlan
-from search.space import WAVEFORM_RECIPE, space_of
+from search.space.suggest import space_of
+from search.trial_config import TrainSettings, TrialPlan
 
 GIB = 2**30
 
@@ -50,18 +51,18 @@ def _of_its_macs(plan: TrialPlan, data: TrainingData, *_: Any, **__: Any) -> _St
 @pytest.fixture()
 def by_macs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps take what they take on that machine, whatever this one is busy with."""
-    monkeypatch.setattr(cost, "_time_step", _of_its_macs)
+    monkeypatch.setattr(step_cost, "_time_step", _of_its_macs)
 
 
 def test_everything_on_offer_has_a_cost(tiny_data: TrainingData) -> None:
     """A step of each is trained here; its seconds are this machine's."""
     offer = offer_for(tiny_data.shape, ("functionals", "logmel_resnet", "cnn3d", "concatenation"))
-    cost = measure_cost(offer, tiny_data, "cpu", "auto")
-    assert cost.gpu_share == {}
-    assert set(cost.seconds) == {
+    step_cost = measure_cost(offer, tiny_data, "cpu", "auto")
+    assert step_cost.gpu_share == {}
+    assert set(step_cost.seconds) == {
         "functionals", "logmel_resnet", "cnn3d", "functionals+cnn3d", "logmel_resnet+cnn3d",
     }  # fmt: skip
-    assert all(0 < seconds < float("inf") for seconds in cost.seconds.values())
+    assert all(0 < seconds < float("inf") for seconds in step_cost.seconds.values())
     assert _PROCESS_BYTES < GIB
 
 
@@ -109,7 +110,7 @@ def test_changes_of_waveforms_that_take_too_long_are_not_searched(
         now[0] += 10.0 if key == "pitch_perturbation" else 1.0
 
     monkeypatch.setattr(TrainingData, "fixed", slowly)
-    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(step_cost, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     known = {"logmel_resnet": 100.0, "functionals": 1.0}
 
     def slow(longest: float) -> dict[str, tuple[str, ...]]:

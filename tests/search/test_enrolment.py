@@ -24,18 +24,21 @@ from ensembles.bank.posterior_bank import PosteriorBank
 from ensembles.evaluation.assessment import Assessment, Scored, scored
 from models import Expert, build_expert
 from search.config import ConfigError, SearchConfig
-from search.corpus import _check_enrolment, clip_table, load_corpus
-from search.enrolment import score_enrolment
-from search.folder import RunFolder
-from search.inputs import TrainingData, enrolment_order
-from search.interrupt import Interrupt
-from search.offer import offer_for
-from search.on_ray import OnRay
-from search.plan import TrialPlan
-from search.sampler import DealtSearch, open_journal
-from search.session import Session
-from search.train import FoldTrainer, LockstepTrial
-from search.trial_process import train
+from search.data.bank_tables import clip_table
+from search.data.corpus import _check_enrolment, load_corpus
+from search.data.training_data import TrainingData, enrolment_order
+from search.execution.ray_session import OnRay
+from search.execution.trial_process import train
+from search.monitoring.interrupt import Interrupt
+from search.persistence.run_folder import RunFolder
+from search.space.scope import offer_for
+from search.stages.enrolment import score_enrolment
+from search.stages.session import Session
+from search.training.cross_validation import LockstepTrial
+from search.training.fold_trainer import FoldTrainer
+from search.trial_config import TrialPlan
+from search.tuning.searcher import DealtSearch
+from search.tuning.study import open_journal
 
 NOBODY_MISSING = np.zeros(24, bool)
 
@@ -378,7 +381,7 @@ class Here:
 @pytest.fixture()
 def here(monkeypatch: pytest.MonkeyPatch) -> Here:
     ours = Here([])
-    monkeypatch.setattr("search.tuning.run_seeds", ours)
+    monkeypatch.setattr("search.execution.tuner.run_seeds", ours)
     return ours
 
 

@@ -12,10 +12,12 @@ import pytest
 from optuna.trial import TrialState
 
 from models import ClipShape
-from search import history, sampler
-from search.history import History
-from search.offer import Offer, offer_for
-from search.sampler import DealtSearch, HalvingScheduler, open_journal
+from search.space.scope import Offer, offer_for
+from search.tuning import history, sampler
+from search.tuning.history import History
+from search.tuning.scheduler import HalvingScheduler
+from search.tuning.searcher import DealtSearch
+from search.tuning.study import open_journal
 
 SHAPE = ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5)
 

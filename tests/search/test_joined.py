@@ -25,19 +25,25 @@ from ensembles.bank.posterior_bank import Experts, PosteriorBank
 from ensembles.evaluation.assessment import Assessment, assess
 from ensembles.exporting.finished_run import read_run
 from ensembles.exporting.writer import export
-from search.config import ConfigError, SearchConfig, for_numbers
-from search.corpus import bank_table, load_corpus
-from search.folder import RunFolder, new_run
-from search.inputs import TrainingData
-from search.machine import data_context, refuse_known_speakers
-from search.pages.evidence import read_evidence
-from search.pages.tables import markdown
-from search.plan import TrialPlan
-from search.report import draw_report, print_report, write_reports
-from search.run import Findings, _context, _find_out, _report
-from search.trial_process import open_data, train
-from search.unseen import UnseenScore, score_unseen
-from search.workers import Workers
+from search.config import ConfigError, SearchConfig
+from search.data.bank_tables import bank_table
+from search.data.corpus import load_corpus
+from search.data.training_data import TrainingData
+from search.execution.trial_process import open_data, train
+from search.execution.trial_spec import data_context
+from search.persistence.run_folder import RunFolder, new_run
+from search.report import draw_report
+from search.reporting.html.run_results import read_evidence
+from search.reporting.html.tables import markdown
+from search.reporting.results import write_reports
+from search.reporting.terminal import print_report
+from search.run import _report
+from search.space.eligibility import refuse_known_speakers
+from search.stages.search import Findings, _context
+from search.stages.setup import for_numbers, new_facts
+from search.stages.test_speakers import UnseenScore, score_unseen
+from search.training.distributed import Workers
+from search.trial_config import TrialPlan
 from tests.corpora import write_crema_d, write_ravdess
 
 
@@ -90,7 +96,7 @@ def search(shards: Path, home: Path, **options: Any) -> Searched:
     )
     console = Console(quiet=True)
     data = load_corpus(config, console)
-    facts = _find_out(config, data, console, None)
+    facts = new_facts(config, data, console, None)
     run = new_run(config, data.index.corpus)
     bank = PosteriorBank.create(run.path / "bank", bank_table(data))
     for number in range(2):

@@ -13,7 +13,7 @@ import pytest
 
 from datasets.storage.synced_folder import KeptFolder
 from search.config import ConfigError
-from search.kept import Mirror, bring_together, mend_journal
+from search.persistence.remote_mirror import Mirror, bring_together, mend_journal
 from search.run import main
 
 
@@ -89,10 +89,10 @@ def test_the_lease_of_a_machine_that_is_gone_runs_out(
     one, other = Mirror(machine(tmp_path / "one")), Mirror(machine(tmp_path / "other"))
     one._take_lease()
     now = time.time()
-    monkeypatch.setattr("search.kept.time.time", lambda: now + 59)
+    monkeypatch.setattr("search.persistence.remote_mirror.time.time", lambda: now + 59)
     with pytest.raises(ConfigError, match="in use by"), other.working():
         pass
-    monkeypatch.setattr("search.kept.time.time", lambda: now + 61)
+    monkeypatch.setattr("search.persistence.remote_mirror.time.time", lambda: now + 61)
     with other.working():
         assert json.loads((other.kept.path / "lease.json").read_text())["at"] == now + 61
 

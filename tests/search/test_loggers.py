@@ -16,9 +16,10 @@ import pytest
 
 from models import ClipShape
 from search.config import ConfigError, SearchConfig
-from search.loggers import TensorBoardCallback, flatten, loggers_for
-from search.offer import offer_for
-from search.sampler import DealtSearch, open_journal
+from search.monitoring.loggers import TensorBoardCallback, flatten, loggers_for
+from search.space.scope import offer_for
+from search.tuning.searcher import DealtSearch
+from search.tuning.study import open_journal
 
 PLAN = {
     "architecture": "functionals",

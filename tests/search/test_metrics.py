@@ -10,10 +10,17 @@ from typing import Any
 
 import pytest
 
-from search import metrics
-from search.metrics import SEARCH_GAUGES, TRIAL_GAUGES, Gauges, show_epoch, show_rung, show_search
-from search.progress import Tally
-from search.train import FoldEpoch
+from search.monitoring import gauges
+from search.monitoring.gauges import (
+    SEARCH_GAUGES,
+    TRIAL_GAUGES,
+    Gauges,
+    show_epoch,
+    show_rung,
+    show_search,
+)
+from search.training.cross_validation import FoldEpoch
+from search.tuning.tally import Tally
 from tests.grafana import expressions
 
 ROOT = Path(__file__).parents[2]
@@ -42,16 +49,16 @@ class Exporter:
 @pytest.fixture()
 def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
     found = Exporter()
-    monkeypatch.setattr(metrics, "Gauge", found.gauge)
-    monkeypatch.setattr(metrics.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(gauges, "Gauge", found.gauge)
+    monkeypatch.setattr(gauges.ray, "is_initialized", lambda: True)
     return found
 
 
 def test_a_trial_is_told_by_run_trial_modality_architecture_and_fold(exporter: Exporter) -> None:
-    with metrics.trial_gauges(SPEC, "functionals") as gauges:
+    with gauges.trial_gauges(SPEC, "functionals") as shown:
         done = FoldEpoch(fold=2, epoch=3, loss=1.5, clips=200, seconds=0.5)
-        show_epoch(gauges, done, epochs=12, gpu_memory_bytes=1024)
-        show_rung(gauges, {"score": 0.5, "fold_scores": {"0": 0.25, "1": 0.75}})
+        show_epoch(shown, done, epochs=12, gpu_memory_bytes=1024)
+        show_rung(shown, {"score": 0.5, "fold_scores": {"0": 0.25, "1": 0.75}})
     tags = {"run": "mine", "trial": "audio-0003", "modality": "audio"}
     tags["architecture"] = "functionals"
     assert exporter.last("emotion_trial_loss", **tags, fold="2") == 1.5
@@ -67,8 +74,8 @@ def test_the_search_is_told_by_modality_and_state(exporter: Exporter) -> None:
     before = time.time()
     search: Any = SimpleNamespace(deadline=time.monotonic() + 100)
     after = time.time()
-    with metrics.search_gauges("mine") as gauges:
-        show_search(gauges, search)({"audio": Tally(running=1, finished=2, best=0.5)})
+    with gauges.search_gauges("mine") as shown:
+        show_search(shown, search)({"audio": Tally(running=1, finished=2, best=0.5)})
     assert exporter.last("emotion_search_trials", modality="audio", state="finished") == 2
     assert exporter.last("emotion_search_trials", modality="audio", state="running") == 1
     assert exporter.last("emotion_search_best_score", modality="audio") == 0.5
@@ -90,9 +97,9 @@ def test_values_are_repeated_while_a_trial_runs_and_no_longer(exporter: Exporter
 
 
 def test_outside_of_ray_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "Gauge", lambda *arguments, **options: pytest.fail("a gauge"))
-    with metrics.trial_gauges(SPEC, "functionals") as gauges:
-        show_rung(gauges, {"score": 0.5, "fold_scores": {"0": 0.5}})
+    monkeypatch.setattr(gauges, "Gauge", lambda *arguments, **options: pytest.fail("a gauge"))
+    with gauges.trial_gauges(SPEC, "functionals") as shown:
+        show_rung(shown, {"score": 0.5, "fold_scores": {"0": 0.5}})
 
 
 def test_the_grafana_dashboard_asks_for_all_that_there_is_and_for_nothing_else() -> None:

@@ -11,11 +11,12 @@ from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import BankEntry, Experts, PosteriorBank
 from ensembles.metrics import log_softmax, utility
 from models import ClipShape
-from search import objective
 from search.config import ConfigError, SearchConfig
-from search.objective import GAIN_WEIGHT, KEPT, EnsembleObjective, ensemble_gain
-from search.offer import Offer, offer_for
-from search.sampler import DealtSearch, open_journal
+from search.space.scope import Offer, offer_for
+from search.tuning import objective
+from search.tuning.objective import GAIN_WEIGHT, KEPT, EnsembleObjective, ensemble_gain
+from search.tuning.searcher import DealtSearch
+from search.tuning.study import open_journal
 
 CLIPS, CLASSES = 60, 3
 SIDES = ("audio", "video")

@@ -24,11 +24,11 @@ from datasets.sharding.index import read_index, write_index
 from ensembles.bank.posterior_bank import PosteriorBank
 from ensembles.metrics import log_softmax
 from search.config import SearchConfig
-from search.corpus import load_corpus
-from search.objective import GAIN_WEIGHT, EnsembleObjective
-from search.plan import TrialPlan
-from search.sampler import open_journal
-from search.train import LockstepTrial
+from search.data.corpus import load_corpus
+from search.training.cross_validation import LockstepTrial
+from search.trial_config import TrialPlan
+from search.tuning.objective import GAIN_WEIGHT, EnsembleObjective
+from search.tuning.study import open_journal
 from tests.search.here import one_thread, search_here
 from tests.tiny import make_tiny_shards
 

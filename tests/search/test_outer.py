@@ -13,10 +13,10 @@ import pytest
 from datasets.protocols.split import make_folds
 from datasets.sharding.index import ShardIndex
 from search.config import ConfigError, SearchConfig
-from search.folder import new_run, resumed_run
-from search.offer import Offer
-from search.outer import in_words, inner_splits, narrowed, outer_count, read_outer
+from search.persistence.run_folder import new_run, resumed_run
 from search.run import main
+from search.space.scope import Offer
+from search.stages.nested_search import in_words, inner_splits, narrowed, outer_count, read_outer
 
 OFFER = Offer(
     single={"audio": ("logmel_resnet", "functionals"), "video": ("action_units", "frame_cnn")},

@@ -11,9 +11,10 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
-from search import progress
-from search.history import History
-from search.progress import ProgressTable, Tally, tally
+from search.monitoring import progress
+from search.monitoring.progress import ProgressTable
+from search.tuning.history import History
+from search.tuning.tally import Tally, tally
 
 
 class Part:

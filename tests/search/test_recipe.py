@@ -15,17 +15,13 @@ from models import BackboneEncoder, Expert
 from models.base import Backbone, FrontEnd
 from models.fusion.concatenation import Concatenation
 from models.registry import ModelError
-from search.inputs import TrainingData
-from search.plan import TrainSettings, TrialPlan
-from search.recipe import (
-    AveragedWeights,
-    Optimizer,
-    class_balanced_weights,
-    cosine_share,
-    cross_entropy,
-    one_cycle_share,
-)
-from search.train import FoldTrainer, LockstepTrial
+from search.data.training_data import TrainingData
+from search.training.cross_validation import LockstepTrial
+from search.training.fold_trainer import FoldTrainer
+from search.training.losses import class_balanced_weights, cross_entropy
+from search.training.optimizer import Optimizer, cosine_share, one_cycle_share
+from search.training.weight_averaging import AveragedWeights
+from search.trial_config import TrainSettings, TrialPlan
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 WANTED = torch.eye(3)[[0, 1]]

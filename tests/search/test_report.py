@@ -18,8 +18,9 @@ from ensembles.bank.posterior_bank import Experts
 from ensembles.evaluation.assessment import assess
 from ensembles.evaluation.breakdown import detail
 from ensembles.metrics import log_softmax
-from search.corpus import people
-from search.report import print_report, write_reports
+from search.data.bank_tables import people
+from search.reporting.results import write_reports
+from search.reporting.terminal import print_report
 
 FACTS: dict[str, Any] = {
     "corpus": "invented",

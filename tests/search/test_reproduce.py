@@ -17,13 +17,13 @@ from ensembles.bank.posterior_bank import Experts
 from ensembles.metrics import log_softmax
 from models import ClipShape, get_architecture
 from search.config import ConfigError, SearchConfig
-from search.corpus import load_corpus
-from search.inputs import TrainingData
-from search.offer import Offer
-from search.papers import PAPERS
-from search.plan import TrialPlan
-from search.reproduce import completed, offer_of, reproduced
+from search.data.corpus import load_corpus
+from search.data.training_data import TrainingData
+from search.papers.published import PAPERS
+from search.papers.reproduce import completed, offer_of, reproduced
 from search.run import main
+from search.space.scope import Offer
+from search.trial_config import TrialPlan
 from tests.search.backbones import write as write_backbone
 from tests.tiny import make_tiny_shards
 

@@ -10,9 +10,10 @@ import pytest
 from optuna.trial import TrialState
 
 from models import ClipShape
-from search.offer import Offer, offer_for
-from search.sampler import DealtSearch, StudySearch, open_journal
-from search.space import plan_of
+from search.space.scope import Offer, offer_for
+from search.space.suggest import plan_of
+from search.tuning.searcher import DealtSearch
+from search.tuning.study import StudySearch, open_journal
 
 SHAPE = ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5)
 

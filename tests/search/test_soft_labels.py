@@ -14,14 +14,14 @@ from rich.console import Console
 from datasets.clips import DataError
 from datasets.sharding.index import ShardIndex, read_index, write_index
 from search.config import ConfigError, SearchConfig, parse_arguments
-from search.corpus import load_corpus
-from search.inputs import TrainingData
-from search.machine import data_context
-from search.outer import outer_count
-from search.plan import TrialPlan
-from search.train import FoldTrainer
-from search.trial_process import open_data
-from search.workers import Workers
+from search.data.corpus import load_corpus
+from search.data.training_data import TrainingData
+from search.execution.trial_process import open_data
+from search.execution.trial_spec import data_context
+from search.stages.nested_search import outer_count
+from search.training.distributed import Workers
+from search.training.fold_trainer import FoldTrainer
+from search.trial_config import TrialPlan
 
 
 @pytest.fixture(autouse=True)

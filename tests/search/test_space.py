@@ -8,9 +8,11 @@ import pytest
 
 from models import ClipShape, architectures, build_expert, get_architecture
 from models.registry import ModelError
-from search.offer import Offer, offer_for
-from search.plan import TrainSettings, TrialPlan
-from search.space import SPACE, Choice, Space, known_good, plan_of, space_of, suggest_plan
+from search.space.domains import Choice, Space
+from search.space.scope import Offer, offer_for
+from search.space.search_space import SPACE
+from search.space.suggest import known_good, plan_of, space_of, suggest_plan
+from search.trial_config import TrainSettings, TrialPlan
 
 EVERYTHING = ClipShape(
     num_classes=4,

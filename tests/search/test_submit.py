@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from search.cluster.job_submission import command, is_dashboard
 from search.config import ConfigError, parse_arguments
 from search.run import main
-from search.submit import command, is_dashboard
 
 
 def words(*arguments: str) -> list[str]:

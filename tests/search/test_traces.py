@@ -30,21 +30,27 @@ from ensembles.inference.traces import trace_of
 from ensembles.metrics import CCC, ccc
 from ensembles.predict import main as predict
 from models import ClipShape
-from search import reproduce, weights
-from search.config import ConfigError, SearchConfig, for_numbers
-from search.corpus import bank_table, load_corpus
-from search.folder import RunFolder, new_run, provenance
-from search.inputs import TrainingData
-from search.offer import offer_for
-from search.pages.document import write_page
-from search.plan import TrialPlan
-from search.recipe import concordance_loss
-from search.report import print_report, write_reports
-from search.run import _context, _find_out, main
-from search.space import known_good, plan_of, space_of
-from search.trace_report import trace_facts
-from search.train import FoldTrainer, LockstepTrial
-from search.trial_process import train
+from search.config import ConfigError, SearchConfig
+from search.data.bank_tables import bank_table
+from search.data.corpus import load_corpus
+from search.data.training_data import TrainingData
+from search.execution.trial_process import train
+from search.papers import reproduce
+from search.persistence import weights
+from search.persistence.run_folder import RunFolder, new_run, provenance
+from search.reporting.html.document import write_page
+from search.reporting.results import write_reports
+from search.reporting.terminal import print_report
+from search.reporting.traces import trace_facts
+from search.run import main
+from search.space.scope import offer_for
+from search.space.suggest import known_good, plan_of, space_of
+from search.stages.search import _context
+from search.stages.setup import for_numbers, new_facts
+from search.training.cross_validation import LockstepTrial
+from search.training.fold_trainer import FoldTrainer
+from search.training.losses import concordance_loss
+from search.trial_config import TrialPlan
 from tests.search.here import one_thread
 from tests.small_run import join_streams
 
@@ -114,7 +120,7 @@ def run(shards: ShardIndex, data: TrainingData, home: Path) -> TraceRun:
     """Three trained experts and all that a search writes of them, without Ray."""
     config = for_numbers(_config(shards, home, seed=5), set())
     console = Console(quiet=True)
-    facts = _find_out(config, data, console, None)
+    facts = new_facts(config, data, console, None)
     folder = new_run(config, "recola")
     bank = PosteriorBank.create(folder.path / "bank", bank_table(data))
     for name, (architecture, settings, training) in CASES.items():

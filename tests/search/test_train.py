@@ -8,16 +8,12 @@ import torch
 
 from models import architectures
 from models.registry import ModelError
-from search.inputs import TrainingData
-from search.plan import TrainSettings, TrialPlan
-from search.recipe import cosine_share
-from search.train import (
-    FoldTrainer,
-    LockstepTrial,
-    NonFiniteLossError,
-    choose_precision,
-    is_out_of_memory,
-)
+from search.data.training_data import TrainingData
+from search.training.cross_validation import LockstepTrial
+from search.training.device import choose_precision, is_out_of_memory
+from search.training.fold_trainer import FoldTrainer, NonFiniteLossError
+from search.training.optimizer import cosine_share
+from search.trial_config import TrainSettings, TrialPlan
 from tests.small import small_settings
 
 EARLY: dict[str, Any] = {

@@ -15,14 +15,15 @@ from models import BackboneEncoder
 from models.pretrained import FrozenBackbone
 from models.registry import ModelError, architectures
 from search.config import ConfigError, SearchConfig
-from search.cost import drop_expensive, key_of, measure_cost
-from search.inputs import TrainingData
-from search.machine import check_weights, offer_as_asked
-from search.offer import Offer, missing_weights, offer_for
-from search.plan import TrialPlan
-from search.run import _print_offer
-from search.train import FoldTrainer, LockstepTrial, NonFiniteLossError
-from search.trial_process import gpus_for
+from search.data.training_data import TrainingData
+from search.execution.trial_spec import gpus_for
+from search.space.eligibility import check_weights, offer_as_asked
+from search.space.scope import Offer, missing_weights, offer_for
+from search.space.step_cost import drop_expensive, key_of, measure_cost
+from search.stages.setup import print_scope
+from search.training.cross_validation import LockstepTrial
+from search.training.fold_trainer import FoldTrainer, NonFiniteLossError
+from search.trial_config import TrialPlan
 from tests.search.backbones import plan as plan_from
 from tests.search.backbones import write
 from tests.small import SMALL
@@ -97,7 +98,7 @@ def test_every_mode_has_a_cost_also_when_others_were_dropped(
     config = SearchConfig(data="x", device="cpu")
     facts = {"offer": left.to_json(), "predicted_seconds": cost.seconds, "corpus": "tiny"}
     console = Console(record=True, width=200, file=io.StringIO())
-    _print_offer(config, prepared, {**facts, "protocol": "p"}, console)
+    print_scope(config, prepared, {**facts, "protocol": "p"}, console)
     assert f"{name} {left.transfers[name].modes[0]}: about" in console.export_text()
     assert drop_expensive(offer, cost.seconds, dearest).transfers == offer.transfers
 
@@ -119,7 +120,7 @@ def test_settings_that_the_weights_bring_are_not_searched(
 ) -> None:
     import optuna
 
-    from search.space import suggest_plan
+    from search.space.suggest import suggest_plan
 
     write(tmp_path, NAME, tiny_data, [])
     offer = offer_for(tiny_data.shape, (NAME,), weights=tmp_path)

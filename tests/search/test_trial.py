@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from ensembles.bank.posterior_bank import PosteriorBank
-from search.corpus import clip_table
-from search.inputs import TrainingData
-from search.plan import TrialPlan
-from search.train import FoldTrainer
-from search.trial_process import describe, gpus_for, take_more, train
+from search.data.bank_tables import clip_table
+from search.data.training_data import TrainingData
+from search.execution.trial_process import train
+from search.execution.trial_spec import gpus_for, take_more
+from search.training.fold_trainer import FoldTrainer
+from search.trial_config import TrialPlan, describe
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +64,8 @@ def test_a_diverging_trial_reports_its_failure_instead_of_raising(
     spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "search.train.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan")
+        "search.training.fold_trainer.cross_entropy",
+        lambda logits, *_, **__: logits.sum() * float("nan"),
     )
     (report,) = train(spec)
     assert report["failed"].startswith("NonFiniteLossError: The loss of fold 0 is nan in epoch 1")
@@ -76,7 +78,7 @@ def test_a_trial_that_dies_goes_on_after_its_last_epoch(
 ) -> None:
     run = Path(spec["context"]["run"])
     whole = list(train({**spec, "trial": "video-0009"}))
-    monkeypatch.setattr("search.checkpoint.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("search.training.checkpoint.SECONDS_BETWEEN", 0.0)
     again = {**spec, "plan": spec["plan"]}
     dying = train(again)
     first = [next(dying), next(dying)]  # at 50 %: epoch 4 is judged, then epochs 3 and 4 are kept
@@ -107,7 +109,7 @@ def test_a_trial_that_dies_goes_on_after_its_last_epoch(
 def test_progress_that_is_damaged_or_anothers_is_not_continued(
     spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    monkeypatch.setattr("search.checkpoint.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("search.training.checkpoint.SECONDS_BETWEEN", 0.0)
     dying = train(spec)
     next(dying), next(dying)
     dying.close()
@@ -181,7 +183,7 @@ def test_a_trial_without_enough_memory_says_so(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr("search.train.FoldTrainer._loss", full)
+    monkeypatch.setattr("search.training.fold_trainer.FoldTrainer._loss", full)
     (report,) = train(spec)
     assert report["out_of_memory"] is True
     assert report["failed"].startswith("OutOfMemoryError: CUDA out of memory.")

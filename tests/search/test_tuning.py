@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from search import tuning
-from search.cluster import Supply
+from search.cluster.connection import Supply
 from search.config import ConfigError
+from search.execution import tuner
 
 
 @pytest.fixture()
@@ -17,16 +17,16 @@ def has(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def there(**kinds: tuple[float, float]) -> None:
         monkeypatch.setattr(
-            tuning, "wait_for", lambda kind, *_, **__: Supply(kind, *kinds.get(kind, (0, 0)))
+            tuner, "wait_for", lambda kind, *_, **__: Supply(kind, *kinds.get(kind, (0, 0)))
         )
-        monkeypatch.setattr(tuning, "_hosts", lambda: "2 hosts")
+        monkeypatch.setattr(tuner, "_hosts", lambda: "2 hosts")
 
     return there
 
 
 def at_once(asked: int | None = None, **more: Any) -> int:
     context = {"device": "cpu", "runner": "actor", "workers_per_trial": 1, "gpu_share": {}, **more}
-    return tuning.trials_at_once(context, asked, wait_seconds=600.0, on_wait=lambda text: None)
+    return tuner.trials_at_once(context, asked, wait_seconds=600.0, on_wait=lambda text: None)
 
 
 def test_as_many_trials_as_cores_or_as_asked(has: Any) -> None:

@@ -20,10 +20,10 @@ from ensembles import EnsembleError
 from ensembles.bank.posterior_bank import PosteriorBank
 from ensembles.exporting.finished_run import read_run
 from ensembles.exporting.writer import export
-from search import weights
-from search.folder import RunFolder
-from search.inputs import TrainingData
-from search.unseen import LOG_NAME, UnseenScore, score_unseen
+from search.data.training_data import TrainingData
+from search.persistence import weights
+from search.persistence.run_folder import RunFolder
+from search.stages.test_speakers import LOG_NAME, UnseenScore, score_unseen
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,10 +18,11 @@ from datasets.clips import DataError
 from datasets.protocols.split import make_folds
 from datasets.sharding.clip_cache import open_cache
 from datasets.sharding.index import ShardIndex, read_index
-from search.inputs import TrainingData
-from search.plan import TrialPlan
-from search.train import FoldTrainer, LockstepTrial
-from search.workers import Workers
+from search.data.training_data import TrainingData
+from search.training.cross_validation import LockstepTrial
+from search.training.distributed import Workers
+from search.training.fold_trainer import FoldTrainer
+from search.trial_config import TrialPlan
 from tests.search.backbones import plan, write
 
 COUNT = 2

@@ -52,7 +52,7 @@ class _Patch(importlib.abc.MetaPathFinder):
 
 
 def _follow_trials(module: Any) -> None:
-    """Notes which trial is trained now, in `search.trial_process`."""
+    """Notes which trial is trained now, in `search.execution.trial_process`."""
     train_part = module.train_part
 
     def followed(spec: Any, *others: Any) -> Any:
@@ -63,7 +63,7 @@ def _follow_trials(module: Any) -> None:
 
 
 def _inject(module: Any) -> None:
-    """Puts the faults into the steps of `search.train`."""
+    """Puts the faults into the steps of `search.training.fold_trainer`."""
     loss = module.FoldTrainer._loss
 
     def faulty(self: Any, inputs: Any, wanted: Any) -> Any:
@@ -134,8 +134,8 @@ if "FAULTS" in os.environ:
         0,
         _Patch(
             {
-                "search.train": _inject,
-                "search.trial_process": _follow_trials,
+                "search.training.fold_trainer": _inject,
+                "search.execution.trial_process": _follow_trials,
                 "ensembles.bank.posterior_bank": _hold_written,
             }
         ),

@@ -18,8 +18,8 @@ from ensembles.bank.posterior_bank import Experts
 from ensembles.evaluation.assessment import Assessment, Scored, scored
 from ensembles.evaluation.bias_correction import Corrected
 from ensembles.metrics import log_softmax
-from search.report import write_reports
-from search.sampler import open_journal
+from search.reporting.results import write_reports
+from search.tuning.study import open_journal
 
 RATE = FloatDistribution(1e-4, 1e-2, log=True)
 SETTINGS = {

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from search.pages import document
-from search.pages.document import write_page
 from search.report import draw_report, main
+from search.reporting.html import document
+from search.reporting.html.document import write_page
 
 from .conftest import make_run
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from search.pages.evidence import read_evidence
-from search.pages.tables import latex, markdown, score_lines
-from search.papers import published_on
+from search.papers.published import published_on
+from search.reporting.html.run_results import read_evidence
+from search.reporting.html.tables import latex, markdown, score_lines
 
 
 def test_every_number_of_the_headline_says_what_it_saw(run: Path) -> None:

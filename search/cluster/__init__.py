@@ -1,0 +1,1 @@
+"""Ray clusters: joining, placement, job submission and the autoscaler's hook."""

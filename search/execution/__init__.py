@@ -1,0 +1,1 @@
+"""Trials on Ray: actors, Ray Train workers, and what they record."""

@@ -1,0 +1,243 @@
+"""Train one trial on several workers of Ray Train."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any
+
+import ray.train
+from ray.runtime_context import RuntimeContext
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller.state import AbortedState
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
+    PlacementGroupHandle,
+)
+
+from datasets.clips import DataError
+from datasets.storage.synced_folder import is_url
+from search.execution.recorder import TrialLog
+from search.execution.trial_process import train_part
+from search.execution.trial_spec import (
+    ACTOR_CPUS,
+    ATTEMPTS,
+    Spec,
+    StorageError,
+    failed,
+    failed_by,
+    gpus_for,
+    title,
+)
+from search.trial_config import describe
+
+_STALLED_SECONDS = 1800
+"""After so long without its fellows a worker gives up; one may still be filling its cache."""
+
+_LOOK_UP_S = 0.5
+"""How long a trial that Tune has stopped may go on; without it, until its next rung."""
+
+
+def train_on_workers(spec: Spec) -> Iterator[dict[str, Any]]:
+    """Trains one trial on Ray Train workers; yields the first one's reports, or a failure's."""
+    told: Queue[dict[str, Any] | None] = Queue(maxsize=1)
+    trainer = _trainer(spec, told)
+
+    def fit() -> None:
+        if failure := _fit(trainer):
+            told.put(failure)
+        told.put(None)
+
+    thread = Thread(target=fit, name="trainer", daemon=True)
+    thread.start()
+    try:
+        while (report := _next(told)) is not None:
+            print(f"{title(spec)}: {report}", flush=True)
+            yield report
+    finally:
+        trainer.abort()  # Tune needs no more of it, or it has ended
+    thread.join(timeout=10)
+
+
+def _next(told: Queue[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Waits for the next report. Ray stops a task by a signal that wakes no lock, so it looks up now and then."""
+    while True:
+        with suppress(Empty):
+            return told.get(timeout=_LOOK_UP_S)
+
+
+def _fit(trainer: TrialTrainer) -> dict[str, Any] | None:
+    try:
+        # Not from its metrics: those are of the last checkpoint, and there is none.
+        failure: dict[str, Any] | None = trainer.fit().return_value
+        return failure
+    except ray.train.TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {})
+        if failures:
+            return failed_by(next(iter(failures.values())))
+        # What went wrong in the controller stands at the end of its traceback.
+        traceback.print_exc()
+        return failed([line.strip() for line in str(error).splitlines() if line.strip()][-1][:300])
+    except Exception as error:
+        if trainer.aborted:
+            return None
+        traceback.print_exc()
+        return failed_by(error)
+
+
+def _trainer(spec: Spec, told: Queue[dict[str, Any] | None]) -> TrialTrainer:
+    context, gpus = spec["context"], gpus_for(spec)
+    resources = {"CPU": context["cpus_per_trial"] - ACTOR_CPUS, **({"GPU": gpus} if gpus else {})}
+    return TrialTrainer(
+        train_on_worker,
+        train_loop_config=spec,
+        torch_config=TorchConfig(timeout_s=_STALLED_SECONDS),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=context["workers_per_trial"],
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{spec['trial']} {describe(spec['plan'])}",
+            **_storage(context["run"]),
+            callbacks=[_PassOn(told)],
+            # A worker that is preempted is replaced, and all go on from the checkpoint.
+            failure_config=ray.train.FailureConfig(max_failures=ATTEMPTS - 1),
+        ),
+    )
+
+
+def _storage(run: str) -> dict[str, Any]:
+    """Where Ray Train keeps its own records: where every worker may write."""
+    if not is_url(run):
+        return {"storage_path": f"{run}/ray/train"}
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    system, path = fsspec.core.url_to_fs(f"{run}/ray/train")
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(system))}
+
+
+def train_on_worker(spec: Spec) -> dict[str, Any] | None:
+    """`train_loop_per_worker`: trains this worker's part, in step with its fellows.
+
+    Returns:
+        The report of a failure that would come again, or None.
+    """
+    from search.training.device import is_out_of_memory
+    from search.training.distributed import Workers
+    from search.training.fold_trainer import NonFiniteLossError
+
+    workers = Workers.here()
+    log = TrialLog(spec)
+    try:
+        for report in train_part(spec, log, workers):
+            # Ray waits here for every worker; the first one's report is the one that counts.
+            ray.train.report(report)
+    except Exception as error:
+        # A diverged network has diverged on all workers. Else the fellows of one wait for it.
+        known = is_out_of_memory(error) or isinstance(error, StorageError | DataError)
+        alone = workers.count == 1 and known
+        if not alone and not isinstance(error, NonFiniteLossError):
+            raise
+        if not isinstance(error, StorageError):
+            log.write(traceback.format_exc())
+        return failed_by(error)
+    return None
+
+
+class TrialTrainer(TorchTrainer):
+    """A `TorchTrainer` that trains one trial, as cheaply as it can.
+
+    Attributes:
+        aborted: Whether it was asked to end.
+    """
+
+    aborted = False
+    _controller: TrainController | None = None
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._places: list[PlacementGroupHandle] = []
+
+    def abort(self) -> None:
+        """Ends the workers, if they have not ended, and gives up the place that they have or wait for."""
+        controller = self._controller
+        if controller is not None and controller.get_state().is_terminal():
+            return
+        self.aborted = True
+        if controller is not None:
+            controller._set_state(AbortedState())
+            with suppress(Exception):  # they are about to end by themselves
+                if group := controller.get_worker_group():
+                    group.abort()
+        self._give_up_places()
+
+    def reserve(self, make: Callable[[], PlacementGroupHandle]) -> PlacementGroupHandle:
+        """Makes a placement group, unless the trial was stopped.
+
+        Raises:
+            SystemExit: It was. The controller would try again after any other exception.
+        """
+        if not self.aborted:
+            self._places.append(make())
+        if self.aborted:
+            self._give_up_places()
+            raise SystemExit
+        return self._places[-1]
+
+    def _give_up_places(self) -> None:
+        for place in self._places:
+            with suppress(Exception):  # it is gone already, or Ray is
+                place.shutdown()
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # The cleaner frees what a controller leaves that dies; what this one leaves, Ray frees
+        # with the process that made it. The state is for a page that Ray's own dashboard lacks,
+        # and wants the controller to be an actor.
+        found = super()._create_default_callbacks()
+        left_out = (PlacementGroupCleanerCallback, StateManagerCallback)
+        return [each for each in found if not isinstance(each, left_out)]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        # Workers are told which actor their controller is, to ask it for checkpoints that were
+        # reported to it. Here it is none, and has none: `search/training/checkpoint.py` keeps them.
+        RuntimeContext.current_actor = property(lambda self: None)
+        self._controller = TrainController(**parts)
+        self._controller.worker_group_cls = type("_OwnGroup", (_TrialGroup,), {"trainer": self})
+        asyncio.run(self._controller.run())
+        return self._controller.get_result()
+
+
+class _TrialGroup(WorkerGroup):
+    """Workers whose place their trainer knows: a group that waits for it would outlive the trial."""
+
+    trainer: TrialTrainer
+
+    def _create_placement_group(self, *given: Any) -> PlacementGroupHandle:
+        return self.trainer.reserve(lambda: WorkerGroup._create_placement_group(self, *given))
+
+
+class _PassOn(UserCallback):
+    """Hands the first worker's reports on, and waits until the one before was taken."""
+
+    def __init__(self, told: Queue[dict[str, Any] | None]) -> None:
+        self.told = told
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: workers get a copy with the run's settings, which is told nothing."""
+        return {}
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """Of all workers, at the same rung."""
+        self.told.put(dict(metrics[0]))

@@ -1,0 +1,1 @@
+"""What is seen of a running search: the live table, gauges, loggers and logs."""

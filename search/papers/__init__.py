@@ -1,0 +1,1 @@
+"""The source papers: their settings, figures, and how a run reproduces them."""

@@ -1,0 +1,1 @@
+"""A finished run's results: files, terminal, and the report page."""

@@ -1,0 +1,156 @@
+"""Write a run's results: `summary.json`, `leaderboard.csv` and predictions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from datasets.storage.atomic import write_atomically
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Table, of_clips
+from ensembles.bank.trace_table import TraceTable
+from ensembles.evaluation.assessment import Assessment, Scored
+from ensembles.evaluation.breakdown import detail
+from ensembles.evaluation.leaderboard import assessment_rows
+from ensembles.evaluation.paired_comparison import fusion_gains
+from ensembles.metrics import Array
+from search.reporting.traces import write_traces
+
+SUMMARY_VERSION = 1
+
+
+def write_reports(
+    run: Path,
+    assessment: Assessment,
+    confirmed: dict[int, dict[str, Scored]],
+    facts: dict[str, Any],
+) -> None:
+    """Writes every machine-readable result; docs/run-folder.md is their schema."""
+    write_atomically(
+        run / "summary.json", json.dumps(_summary(assessment, confirmed, facts), indent=1).encode()
+    )
+    _write_leaderboard(run / "leaderboard.csv", assessment)
+    search_seed = int(facts["seed"])
+    if isinstance(assessment.table, TraceTable):
+        write_traces(run / "predictions.csv", assessment.table, assessment.fused.log_posteriors)
+        return
+    fused = [(search_seed, assessment.fused.log_posteriors)]
+    fused += [(seed, rows["fused"].log_posteriors) for seed, rows in confirmed.items()]
+    table = of_clips(assessment.table)
+    write_predictions(run / "predictions.csv", table, fused)
+    for modality in ("audio", "video", "early"):
+        row = assessment.row(f"best {modality}")
+        if row is not None:
+            write_predictions(
+                run / f"predictions_{modality}.csv",
+                table,
+                [(search_seed, row.log_posteriors)],
+            )
+
+
+def write_predictions(path: Path, table: ClipTable, by_seed: list[tuple[int, Array]]) -> None:
+    """Held-out posteriors as `ensembles.build --posteriors` reads them."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["clip", "speaker", "fold", "seed", "label", *table.classes])
+    for seed, log_posteriors in by_seed:
+        for row, values in enumerate(np.exp(log_posteriors)):
+            writer.writerow(
+                [
+                    table.clips[row],
+                    table.speakers[row],
+                    table.folds[row],
+                    seed,
+                    table.classes[table.labels[row]],
+                ]
+                + [f"{value:.6f}" for value in values]
+            )
+    write_atomically(path, text.getvalue().encode())
+
+
+def _summary(
+    assessment: Assessment, confirmed: dict[int, dict[str, Scored]], facts: dict[str, Any]
+) -> dict[str, Any]:
+    table = assessment.table
+    named = {
+        modality: assessment.row(f"best {modality}") for modality in ("audio", "video", "early")
+    }
+    return {
+        "format_version": SUMMARY_VERSION,
+        **facts,
+        "metric": assessment.metric,
+        "classes": list(table.classes),
+        "clips": len(table.spans) if is_over_time(table) else len(table.labels),
+        "speakers": len(set(table.speakers)),
+        "headline": {
+            **{modality: row.to_json() for modality, row in named.items() if row is not None},
+            **{f"{modality}_alone": row.to_json() for modality, row in assessment.alone.items()},
+            "fused": assessment.fused.to_json(),
+        },
+        "chosen_recipe": assessment.chosen,
+        "fusions": [row.to_json() for row in assessment.recipes],
+        "confirmed": {
+            str(seed): {name: row.to_json() for name, row in rows.items()}
+            for seed, rows in confirmed.items()
+        },
+        **_detail(assessment, named, facts),
+    }
+
+
+def is_over_time(table: Table) -> TypeGuard[TraceTable]:
+    """Whether the rows are steps of recordings, with time between them."""
+    return isinstance(table, TraceTable) and table.step_seconds > 0
+
+
+def _detail(
+    assessment: Assessment, named: dict[str, Scored | None], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """What is said of classes alone; traces have `traces` instead."""
+    table = assessment.table
+    if not isinstance(table, ClipTable):
+        return {}
+    return {
+        "gains": {name: gain.to_json() for name, gain in fusion_gains(assessment).items()},
+        "detail": {
+            name: asdict(detail(table, row.log_posteriors, facts.get("people")))
+            for name, row in {**named, "fused": assessment.fused}.items()
+            if row is not None
+        },
+    }
+
+
+def _write_leaderboard(path: Path, assessment: Assessment) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(
+        [
+            "name",
+            "honest_score",
+            "interval_low",
+            "interval_high",
+            "honest_score_pooled",
+            "corrected_score",
+            "search_score",
+            "experts",
+        ]
+    )
+    for row in assessment_rows(assessment):
+        writer.writerow(
+            [
+                row.name,
+                row.honest_score,
+                row.interval.low,
+                row.interval.high,
+                row.honest_pooled,
+                row.corrected.score if row.corrected else "",
+                "" if row.search_score is None else row.search_score,
+                " ".join(row.experts),
+            ]
+        )
+    write_atomically(path, text.getvalue().encode())

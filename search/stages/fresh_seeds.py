@@ -1,0 +1,93 @@
+"""Fresh seeds: the experts behind the headline trained again, and the same choices scored."""
+
+from __future__ import annotations
+
+from ensembles.evaluation.assessment import Assessment, Scored, replay
+from ensembles.evaluation.trace_assessment import Processed, apply_by_fold
+from search.space.search_space import MODALITIES
+from search.stages.session import Session
+
+_FIRST_SEED = 1000
+"""Added to the search's seed."""
+
+
+def confirm(
+    session: Session, assessment: Assessment, count: int, processed: Processed | None = None
+) -> dict[int, dict[str, Scored]]:
+    """Trains every expert that the headline rests on with `count` fresh seeds.
+
+    The scores of these seeds count, not that of the seed which won the search. Choices of
+    experts and recipe stay as they are; only the fusion's parameters are fitted again, for
+    each fold on the other folds; the post-processing of traces stays as it is.
+
+    Returns:
+        Seed → `fused`, `audio alone`, `best audio`, … → score. A seed of which a training failed
+        or was interrupted is left out.
+    """
+    seeds = [int(session.context["seed"]) + _FIRST_SEED + n for n in range(count)]
+    rows = _rows(assessment)
+    names = sorted({name for row in rows.values() for _, taken in row.per_fold for name in taken})
+    have = session.entries()
+    specs = [
+        session.retraining(name, fresh_name(name, seed), context={"seed": seed})
+        for seed in seeds
+        for name in names
+        if fresh_name(name, seed) not in have
+    ]
+    if specs and not session.interrupt.asked:
+        _announce(session, names, len(specs))
+        session.train(specs)
+    confirmed = _score(session, rows, names, seeds, assessment.metric)
+    if processed:
+        experts = session.bank.experts(session.entries_of(session.search.finished()).values())
+        for row in confirmed.values():
+            row["fused"] = apply_by_fold(experts, row["fused"], processed.by_fold)
+    return confirmed
+
+
+def _rows(assessment: Assessment) -> dict[str, Scored]:
+    """What is confirmed: the headline, each modality alone, and single experts among these."""
+    rows = {"fused": assessment.fused}
+    rows |= {f"{m} alone": row for m, row in assessment.alone.items()}
+    singles = {m: row for m in MODALITIES if (row := assessment.row(f"best {m}"))}
+    rows |= {row.name: row for m, row in singles.items() if m not in assessment.alone}
+    names = {name for row in rows.values() for _, taken in row.per_fold for name in taken}
+    # A single expert that no ensemble of its modality takes is not worth training three times.
+    for row in singles.values():
+        if all(name in names for _, taken in row.per_fold for name in taken):
+            rows[row.name] = row
+    return rows
+
+
+def fresh_name(trial: str, seed: int) -> str:
+    """What the bank calls a trial's retraining."""
+    return f"{trial}+seed{seed}"
+
+
+def _announce(session: Session, names: list[str], trainings: int) -> None:
+    session.on_ray.start()
+    trials = session.search.all_trials()
+    took = sum(float(trials[name].user_attrs.get("seconds") or 0.0) for name in names)
+    minutes = took * trainings / len(names) / int(session.context["workers"]) / 60
+    session.screen.print(
+        f"fresh seeds: training {trainings} experts of the headline again, about {minutes:.1f} min",
+        highlight=False,
+    )
+
+
+def _score(
+    session: Session, rows: dict[str, Scored], names: list[str], seeds: list[int], metric: str
+) -> dict[int, dict[str, Scored]]:
+    entries, bank = session.entries(), session.bank
+    finished = session.search.finished()
+    experts = bank.experts(entry for name, entry in entries.items() if name in finished)
+    confirmed: dict[int, dict[str, Scored]] = {}
+    for seed in seeds:
+        again = [entries.get(fresh_name(name, seed)) for name in names]
+        if all(again):
+            fresh = bank.experts([entry for entry in again if entry]).log_posteriors
+            swapped = experts.replace(dict(zip(names, fresh, strict=True)))
+            confirmed[seed] = {
+                name: replay(swapped, row, metric, name) for name, row in rows.items()
+            }
+    return confirmed

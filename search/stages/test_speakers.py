@@ -1,0 +1,141 @@
+"""Test speakers, who are in no fold: looked at once, at the end, by the averaged ensemble."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensembles.artifact.fitted_ensemble import Fused
+from ensembles.artifact.fold_networks import FoldedExpert, average_folds, load_folded
+from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.posterior_bank import Experts
+from ensembles.evaluation.assessment import Assessment
+from ensembles.evaluation.breakdown import detail
+from ensembles.exporting.refit import Chooser
+from ensembles.metrics import Array, score
+from search.data.bank_tables import clip_table, people
+from search.data.training_data import TrainingData
+from search.persistence.run_folder import RunFolder
+
+LOG_NAME = "test-speakers.jsonl"
+_BATCH_CLIPS = 64
+
+
+@dataclass(frozen=True)
+class UnseenScore:
+    """What the averaged ensemble makes of the test speakers.
+
+    Attributes:
+        table: Their clips, fold -1.
+        log_posteriors: (n, K).
+        score: Over all their clips, by the run's metric.
+        touches: How often any run was scored on speakers among these before, this corpus
+            and protocol.
+        people: What is known of them: attribute → speaker → value.
+    """
+
+    table: ClipTable
+    log_posteriors: Array
+    score: float
+    touches: int
+    people: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """For `summary.json`."""
+        found = detail(self.table, self.log_posteriors, self.people)
+        return {
+            "speakers": sorted(found.speakers),
+            "clips": len(self.table.clips),
+            "score": self.score,
+            "metrics": found.metrics,
+            "accuracy_by_speaker": found.speakers,
+            "groups": found.groups,
+            "scored_before": self.touches,
+        }
+
+
+def score_unseen(
+    run: RunFolder, data: TrainingData, experts: Experts, assessment: Assessment
+) -> UnseenScore | None:
+    """Predicts the test speakers' clips with the ensemble that an export holds.
+
+    Returns:
+        None without test speakers.
+    """
+    rows = data.folds.unseen_rows
+    rows = rows[~data.cache.missing[rows]]
+    if not len(rows):
+        return None
+    fused = Chooser(experts, assessment.metric).fit(assessment.chosen)
+    each = {
+        name: _predict(load_folded(run.path / "weights" / name), data, rows)
+        for name in fused.experts
+    }
+    log_posteriors = fused.apply(each)
+    table = clip_table(data).take(rows)
+    touches = _touch(run, data, fused, log_posteriors)
+    value = score(assessment.metric, table.labels, log_posteriors)
+    return UnseenScore(table, log_posteriors, value, touches, people(data.index))
+
+
+def _predict(expert: FoldedExpert, data: TrainingData, rows: np.ndarray[Any, Any]) -> Array:
+    """(n, K) log-posteriors of an expert's averaged fold networks."""
+    out = []
+    network = expert.network(0)
+    with torch.inference_mode():
+        for start in range(0, len(rows), _BATCH_CLIPS):
+            fixed = data.fixed(network, rows[start : start + _BATCH_CLIPS])
+            out.append(average_folds(expert.answer(fixed)).double().numpy())
+    return np.concatenate(out)
+
+
+def _touch(run: RunFolder, data: TrainingData, fused: Fused, log_posteriors: Array) -> int:
+    """Notes this look outside the run's folder, and counts earlier ones by other ensembles."""
+    log = run.beside
+    path = log.path / LOG_NAME
+    log.fetch(LOG_NAME)
+    look = {
+        "data_checksum": data.cache.index.checksum,
+        "protocol": data.folds.protocol,
+        "speakers": list(data.folds.test_speakers),
+        "run": run.path.name,
+        "experts": list(fused.experts),
+        "recipe": fused.recipe,
+        "predictions": hashlib.sha256(log_posteriors.round(4).tobytes()).hexdigest(),
+    }
+    earlier = _read(path)
+    again = [known for known in earlier if {**known, "when": None} == {**look, "when": None}]
+    if not again:
+        with path.open("a", encoding="utf-8") as file:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            file.write(json.dumps({**look, "when": now}) + "\n")
+        log.send(LOG_NAME)
+    return sum(
+        known["data_checksum"] == look["data_checksum"]
+        and known["protocol"] == look["protocol"]
+        and bool(set(known["speakers"]) & set(data.folds.test_speakers))
+        and known not in again
+        for known in earlier
+    )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    looks = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            known = json.loads(line)
+        except ValueError:  # half a line, of a process that was killed
+            continue
+        if isinstance(known, dict) and {"data_checksum", "protocol", "speakers"} <= known.keys():
+            looks.append(known)
+    return looks

@@ -1,0 +1,1 @@
+"""The searcher: Optuna studies, samplers, successive halving and the objective."""

@@ -1,0 +1,160 @@
+"""One Optuna study in the run's journal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search.optuna import OptunaSearch
+
+from search.space.scope import Offer
+from search.space.suggest import chosen_architecture, known_good, suggest_plan
+from search.tuning.history import History
+from search.tuning.objective import trial_name
+from search.tuning.sampler import ReseededSampler
+
+FIRST_STOP_PERCENT = 50
+"""Nothing is stopped before: earlier scores say little of final ones (docs/architecture.md)."""
+
+
+KEEP_SHARE = 0.5
+
+
+MIN_FINISHED = 3
+"""A modality stops nothing until it has this many finished experts."""
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """The run's journal; a plain file, safe on network file systems."""
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+class StudySearch(OptunaSearch):
+    """OptunaSearch over one modality's study, telling the truth about how trials ended.
+
+    Ray's own tells a stopped trial as complete with its early score, leaves a NaN running
+    for ever and completes an errored trial that has a score. Here a stopped trial is
+    PRUNED with its rungs, and NaN and errors are FAIL.
+    """
+
+    def __init__(self, modality: str, offer: Offer, storage: JournalStorage, seed: int) -> None:
+        self.modality, self.offer = modality, offer
+        self.history = History()
+        self.further_worth: Callable[[int], float] = lambda number: 0.0
+
+        def space(trial: Any) -> dict[str, Any]:
+            return {}  # asked in `suggest`, where the plan is built
+
+        super().__init__(
+            space=space,
+            metric="score",
+            mode="max",
+            sampler=ReseededSampler(seed, self.history),
+            study_name=modality,
+            storage=storage,
+        )
+        for trial in self.study.get_trials(deepcopy=False):
+            self.history.take(trial)
+        known = {chosen_architecture(params) for params in self._given()}
+        for params in known_good(modality, offer):
+            if chosen_architecture(params) not in known:
+                self._ot_study.enqueue_trial(params)
+        states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
+        self._waiting = states.count(TrialState.WAITING)
+
+    def _given(self) -> Iterator[dict[str, Any]]:
+        """Parameters of every trial so far, of those that are still waiting too."""
+        for trial in self.study.get_trials(deepcopy=False):
+            yield {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+    @property
+    def study(self) -> optuna.Study:
+        """The modality's study."""
+        study: optuna.Study = self._ot_study
+        return study
+
+    def asked(self) -> list[FrozenTrial]:
+        """Trials that were handed out, in order."""
+        return [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every given configuration was asked for; a search has no end of them."""
+        return bool(self.offer.given) and not self._waiting
+
+    def _note(self, trial: optuna.Trial) -> None:
+        """Tells the history what the journal now says of a trial."""
+        self.history.take(self._storage.get_trial(trial._trial_id))
+
+    def adopt(self, trial_id: str, frozen: FrozenTrial) -> dict[str, Any]:
+        """Takes a trial over that was running when an earlier process died."""
+        self._ot_trials[trial_id] = optuna.trial.Trial(self.study, frozen._trial_id)
+        return self.suggest(trial_id)
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """One configuration, as the trial's JSON."""
+        if trial_id not in self._ot_trials:
+            self._ot_trials[trial_id] = self._ask()
+        trial = self._ot_trials[trial_id]
+        plan = suggest_plan(trial, self.modality, self.offer)
+        self._note(trial)
+        return {
+            "trial": trial_name(self.modality, trial.number),
+            "modality": self.modality,
+            "plan": plan.to_json(),
+        }
+
+    def _ask(self) -> optuna.trial.Trial:
+        """A trial that waits, or a new one; `study.ask` goes through all trials to find none."""
+        if self._waiting:
+            self._waiting -= 1
+            return self.study.ask()
+        return optuna.trial.Trial(self.study, self._storage.create_new_trial(self.study._study_id))
+
+    def report_rung(self, trial_id: str, percent: int, score: float) -> bool:
+        """Writes a rung into the journal; True if the trial is to be stopped."""
+        trial = self._ot_trials[trial_id]
+        known = self.history.scores[trial.number]
+        if any(later > percent for later in known):
+            return False  # a trial that was interrupted, and went on after this rung then
+        if percent not in known:
+            trial.report(score, percent)
+            self._note(trial)
+        if percent < FIRST_STOP_PERCENT or percent >= 100 or self.offer.given:
+            return False
+        if self.history.counts[TrialState.COMPLETE] < MIN_FINISHED:
+            return False
+        others, better = self.history.rivals(trial.number, percent, score)
+        return better >= max(1, math.ceil((others + 1) * KEEP_SHARE))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Rungs are reported by the scheduler, which also sees the last one of a stopped trial."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tells Optuna how the trial ended; of a finished one its score and its worth beyond that."""
+        trial = self._ot_trials.pop(trial_id, None)
+        if trial is None:
+            return
+        reason = (result or {}).get("failed") or ("the trial's process died" if error else "")
+        score = (result or {}).get("score")
+        if reason or score is None or not math.isfinite(score):
+            trial.set_user_attr("failed", reason or "no finite score")
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:
+            for key in ("seconds", "architecture"):
+                trial.set_user_attr(key, (result or {}).get(key))
+            if int((result or {})["percent"]) >= 100:
+                if further := self.further_worth(trial.number):
+                    trial.set_user_attr("further_worth", further)
+                self.study.tell(trial, score + further)
+            else:
+                self.study.tell(trial, state=TrialState.PRUNED)
+        self._note(trial)
