@@ -27,7 +27,7 @@ from benchmarks.fusion import make
 _ASSESS = """
 import json, sys, time
 import numpy as np
-from ensembles.bank.posterior_bank.clip_table import ClipTable
+from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank.posterior_bank import Experts
 from ensembles.evaluation.assessment import assess
 found = np.load(sys.argv[1])

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +19,7 @@ from datasets.sharding.index import ShardIndex, read_index
 from datasets.sharding.writer import prepare
 from models import BackboneEncoder, build_expert
 from search.data.training_data import TrainingData
+from search.trial_spec import CorpusSpec, RunContext
 
 
 def arguments(what: str) -> argparse.Namespace:
@@ -51,6 +53,19 @@ def save_random_weights(name: str, data: TrainingData) -> None:
     data.weights.mkdir(exist_ok=True)
     state = {key: x.contiguous() for key, x in encoder.backbone.state_dict().items()}
     save_file(state, data.weights / f"{name}.safetensors")
+
+
+def context_of(run: str, corpus: CorpusSpec | None = None, **changes: Any) -> RunContext:
+    """The context of trials on the CPU; without a corpus for trials that train nothing."""
+    none = CorpusSpec(
+        place="", checksum="", classes=(), target="", protocol="", test_speakers=(), folds="",
+        skip_corrupt=False, soft_labels=False, cache_folder=None, cache_gb=1.0, weights=None,
+    )  # fmt: skip
+    usual = {
+        "metric": "accuracy", "seed": 0, "device": "cpu", "precision": "auto", "runner": "actor",
+        "workers_per_trial": 1, "gpu_share": {},
+    }  # fmt: skip
+    return RunContext(run=run, corpus=corpus or none, **{**usual, **changes})
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:

@@ -113,11 +113,9 @@ def _some_of(index: ShardIndex, folds: Folds, clips: int) -> Folds:
 class _Trained:
     """One configuration, trained as far as somebody asked; searches that propose it share it."""
 
-    def __init__(self, plan: dict[str, Any], data: TrainingData, seed: int) -> None:
+    def __init__(self, plan: TrialPlan, data: TrainingData, seed: int) -> None:
         self._rungs: list[RungResult] = []
-        self._trial: Iterator[RungResult] = LockstepTrial(
-            TrialPlan.from_json(plan), data, seed=seed
-        ).run()
+        self._trial: Iterator[RungResult] = LockstepTrial(plan, data, seed=seed).run()
 
     def rungs(self) -> Iterator[RungResult]:
         """From the first, training on where nobody was yet."""
@@ -150,7 +148,7 @@ def _search(
             else None,
         )
         while isinstance(spec := search.suggest("one"), dict):
-            key = json.dumps(spec["plan"], sort_keys=True)
+            key = json.dumps(spec["plan"].to_json(), sort_keys=True)
             trained.setdefault(key, _Trained(spec["plan"], data, seed))
             _run(search, spec, trained[key], bank)
         ended = [e for e in bank.read() if e.percent == 100 and e.trial in search.finished()]
@@ -168,7 +166,7 @@ def _run(search: DealtSearch, spec: dict[str, Any], trial: _Trained, bank: Poste
             BankEntry(
                 trial=spec["trial"],
                 modality=spec["modality"],
-                architecture=spec["plan"]["architecture"],
+                architecture=spec["plan"].architecture,
                 percent=rung.percent,
                 epoch=rung.epoch,
                 seed=0,

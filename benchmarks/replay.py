@@ -20,9 +20,9 @@ from typing import Any
 import ray
 from ray.air.execution._internal.tracked_actor import TrackedActor
 
-from search import trial_config
-from search.execution import trial_spec, trial_task
+from search.execution import trial_task
 from search.space.scope import Offer
+from search.trial_spec import TrialSpec
 
 RUNGS = (25, 50, 75, 100)
 HANDOVER_SECONDS = 0.12
@@ -57,7 +57,7 @@ _CURVES = _recorded()
 
 def replayed(config: dict[str, Any], name: str) -> list[Report]:
     """A trial's reports: a recorded curve of its architecture, chosen by its name."""
-    architecture = config.get("architecture") or trial_config.describe(config["plan"])
+    architecture = config.get("architecture") or config["spec"].plan.title
     seconds, scores = random.Random(zlib.crc32(name.encode())).choice(_CURVES[architecture])
     return [
         {
@@ -267,24 +267,25 @@ def replay_trial(config: dict[str, Any]) -> None:
 
 
 @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
-def sleep_through(spec: trial_spec.Spec) -> Iterator[Report]:
+def sleep_through(spec: TrialSpec) -> Iterator[Report]:
     """As `search.execution.trial_task.train_trial`."""
     setattr(trial_task, "train", _sleep)  # noqa: B010
     yield from trial_task.train_trial._function(spec)
 
 
-def _sleep(spec: trial_spec.Spec) -> Iterator[Report]:
+def _sleep(spec: TrialSpec) -> Iterator[Report]:
     """Waits from rung to rung; leaves in a file when it began and when it reached the last one."""
     begin = time.time()
-    file = Path(spec["context"]["run"]) / "slept" / spec["trial"]
+    run = Path(spec.context.run)
+    file, speed = run / "slept" / spec.trial, float((run / "speed").read_text())
 
     def note() -> None:
         partial = file.with_suffix(".partial")
         partial.write_text(f"{begin} {time.time()}")
         partial.replace(file)
 
-    for report in replayed(spec, spec["trial"]):
+    for report in replayed({"spec": spec}, spec.trial):
         note()
-        time.sleep(max(0.0, begin + report["seconds"] / spec["context"]["speed"] - time.time()))
+        time.sleep(max(0.0, begin + report["seconds"] / speed - time.time()))
         note()
         yield report

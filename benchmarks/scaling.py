@@ -24,15 +24,15 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from benchmarks.common import scratch
+from benchmarks.common import context_of, scratch
 from benchmarks.replay import OFFER, Record, SimulatedActors, busy_share, replay_trial
 from datasets.storage.synced_folder import KeptFolder
 from search.cluster import connection
 from search.config import SearchConfig
 from search.execution import tuner
-from search.execution.trial_spec import ACTOR_CPUS
 from search.persistence.run_folder import RunFolder
 from search.space.suggest import space_of
+from search.trial_spec import ACTOR_CPUS
 from search.tuning.searcher import DealtSearch
 from search.tuning.study import open_journal
 
@@ -54,19 +54,12 @@ def kept(folder: Path) -> RunFolder:
     return RunFolder(KeptFolder(folder), SearchConfig(), resumed=False)
 
 
-def context(folder: Path, workers: int) -> dict[str, Any]:
-    """As much of a run's context as a replayed trial needs."""
-    return {
-        "run": str(folder), "workers": workers, "runner": "actor", "cpus_per_trial": 1,
-        "device": "cpu",
-    }  # fmt: skip
-
-
 def ours(folder: Path, workers: int, trials: int, record: Record) -> None:
     """Our search, as `search.run` runs it."""
     search = deal(folder, trials)
     _measure(record, search, "suggest", "report_rung", "on_trial_complete", result="report_rung")
-    tuner.run_search(search, context(folder, workers), kept(folder), seconds=86_400)
+    run = context_of(str(folder))
+    tuner.run_search(search, run, kept(folder), workers=workers, seconds=86_400)
 
 
 def plain(folder: Path, workers: int, trials: int, record: Record) -> None:
@@ -168,9 +161,9 @@ def print_ray(workers: int, seconds: float, speed: float) -> None:
                 (folder / name).mkdir()
             search = deal(folder, trials=1_000_000)
             cpu, begin = time.process_time(), time.time()
-            tuner.run_search(
-                search, {**context(folder, workers), "speed": speed}, kept(folder), seconds=seconds
-            )
+            (folder / "speed").write_text(str(speed))
+            context = context_of(str(folder))
+            tuner.run_search(search, context, kept(folder), workers=workers, seconds=seconds)
             end, cpu = begin + seconds, time.process_time() - cpu
             trials = search.all_trials()
             slept = {

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import corpus, scratch
+from benchmarks.common import context_of, corpus, scratch
 from datasets.sharding.index import ShardIndex
 
 TRIALS, PLAIN_TRIALS = 40, 4
@@ -31,9 +31,9 @@ def ours(
     from search.cluster import connection
     from search.config import SearchConfig
     from search.data.bank_tables import clip_table
+    from search.data.corpus import corpus_spec
     from search.data.training_data import TrainingData, clip_shape
     from search.execution import tuner
-    from search.execution.trial_spec import data_context
     from search.persistence.run_folder import RunFolder
     from search.space.scope import offer_for
     from search.tuning.searcher import DealtSearch
@@ -49,17 +49,13 @@ def ours(
     config = SearchConfig(cache_dir=str(folder / "cache"))
     folder_of_run = RunFolder(KeptFolder(run), config, resumed=False)
     offer = offer_for(clip_shape(cache.index), ("functionals",), epochs_scale=0.01)
-    context = {
-        **data_context(config, data, device), "run": str(run), "metric": "accuracy", "seed": 0,
-        "precision": "auto", "runner": runner, "workers_per_trial": 1, "workers": 1,
-        "cpus_per_trial": 1, "gpu_share": {},
-    }  # fmt: skip
+    context = context_of(str(run), corpus_spec(config, data), device=device, runner=runner)
     connection.start_ray(None, 1, dashboard=True)
     try:
         warm = DealtSearch(
             offer, open_journal(run / "warm.log"), seed=0, trials=2, deadline=time.monotonic() + 600
         )
-        tuner.run_search(warm, context, folder_of_run, seconds=600)
+        tuner.run_search(warm, context, folder_of_run, workers=1, seconds=600)
         search = DealtSearch(
             offer,
             open_journal(run / "journal.log"),
@@ -68,7 +64,7 @@ def ours(
             deadline=time.monotonic() + 600,
         )
         started = time.perf_counter()
-        tuner.run_search(search, context, folder_of_run, seconds=600)
+        tuner.run_search(search, context, folder_of_run, workers=1, seconds=600)
         total = time.perf_counter() - started
         training = sum(t.user_attrs["seconds"] for t in search.parts["audio"].asked())
     finally:

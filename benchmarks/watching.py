@@ -10,13 +10,15 @@ from pathlib import Path
 from optuna.trial import create_trial
 from rich.console import Console
 
-from benchmarks.common import scratch
+from benchmarks.common import context_of, scratch
 from models import ClipShape
 from search.cluster import connection
 from search.monitoring.gauges import show_epoch, show_rung, trial_gauges
 from search.monitoring.progress import ProgressTable
 from search.space.scope import offer_for
 from search.training.cross_validation import FoldEpoch
+from search.trial_config import TrialPlan
+from search.trial_spec import TrialSpec
 from search.tuning.searcher import DealtSearch
 from search.tuning.study import open_journal
 from search.tuning.tally import tally
@@ -33,10 +35,15 @@ def _mean_us(call: Callable[[], object], times: int) -> float:
 
 
 def _gauges() -> None:
-    spec = {"trial": "audio-0001", "modality": "audio", "context": {"run": "/runs/watched"}}
+    spec = TrialSpec(
+        trial="audio-0001",
+        modality="audio",
+        plan=TrialPlan("functionals"),
+        context=context_of("/runs/watched"),
+    )
     done = FoldEpoch(fold=0, epoch=1, loss=1.0, clips=100, seconds=0.1)
     report = {"score": 0.5, "fold_scores": {str(fold): 0.5 for fold in range(5)}}
-    with trial_gauges(spec, "functionals") as gauges:
+    with trial_gauges(spec) as gauges:
         print(
             f"an epoch of a fold: {_mean_us(lambda: show_epoch(gauges, done, 10, 0), 5000):.0f} µs"
         )

@@ -25,6 +25,7 @@ from ensembles import EnsembleError
 from ensembles.bank.posterior_bank import Experts, PosteriorBank
 from ensembles.bank.prediction_tables import PosteriorFile, in_order, join, read_posteriors
 from ensembles.bank.trace_table import TraceTable
+from ensembles.bank.variant import SEARCH
 from ensembles.evaluation.assessment import Scored, assess, scored
 from ensembles.evaluation.leaderboard import LEGEND, assessment_rows, leaderboard
 from ensembles.fusion.candidates import recipes_for
@@ -87,7 +88,7 @@ def _experts_of_run(run: Path, bank: PosteriorBank) -> Experts:
     summary = run / "summary.json"
     # A trial that was stopped at its very end has an entry, and is no expert of the run.
     finished = json.loads(summary.read_bytes()).get("experts") if summary.is_file() else None
-    entries = [e for e in bank.read() if e.percent == 100 and "+" not in e.trial]
+    entries = [e for e in bank.read() if e.percent == 100 and e.variant == SEARCH]
     entries = [e for e in entries if finished is None or e.trial in finished]
     for damaged in bank.damaged:
         print(f"warning: bank entry left out: {damaged}", file=sys.stderr)

@@ -53,9 +53,7 @@ PRESETS = {
     "thorough": Preset(300, 330, 60, 1.0, 0.35, 3, all_recipes=True),
 }
 
-
 _WHOLE_DAY = 24 * 60.0
-
 LOGGERS = ("mlflow", "wandb")
 
 

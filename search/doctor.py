@@ -258,13 +258,15 @@ def check_cost(config: SearchConfig, address: str | None) -> Iterator[Finding]:
     device = choose_device(config, address, quiet)
     cost = find_cost(offer, data, device, config, address, quiet)
     seconds = cost.seconds
-    context = {
-        "device": device,
-        "runner": "actor",
-        "workers_per_trial": config.workers_per_trial,
-        "gpu_share": cost.gpu_share,
-    }
-    workers = trials_at_once(context, config.workers, wait_seconds=0.0, on_wait=lambda text: None)
+    workers = trials_at_once(
+        config.workers,
+        device=device,
+        runner="actor",
+        workers_per_trial=config.workers_per_trial,
+        gpu_share=cost.gpu_share,
+        wait_seconds=0.0,
+        on_wait=lambda text: None,
+    )
     limit = config.longest_seconds
     for name, value in sorted(seconds.items(), key=lambda item: item[1]):
         if value <= limit:

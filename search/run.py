@@ -1,212 +1,101 @@
 """One search, end to end: `python -m search.run [--data DIR] [--preset quick|standard|thorough] …`.
 
-Reads top to bottom: parse → load → offer → search → confirm → fuse → report.
+Parses the settings, sets the search up, and goes through its stages: search and fuse, fresh seeds, speaker
+adaptation, lost networks, test speakers, results, nested search. Each is a function of the session.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from datasets.clips import DataError
 from ensembles import EnsembleError
-from ensembles.bank.posterior_bank import PosteriorBank
-from ensembles.metrics import CCC
-from models.registry import ModelError
-from search.cluster.job_submission import is_dashboard, submit
-from search.cluster.placement import check_cores, join_cluster
-from search.config import ConfigError, parse_arguments
-from search.data.bank_tables import bank_table
-from search.data.corpus import load_corpus, refuse_for_numbers
-from search.data.training_data import TrainingData
-from search.doctor import quick_findings
-from search.monitoring.interrupt import Interrupt
-from search.monitoring.log_capture import chatter_to
-from search.papers import reproduce
-from search.persistence import weights
-from search.persistence.run_folder import RunFolder, new_run, provenance, resumed_run
-from search.report import draw_report
-from search.reporting.html import PAGE
-from search.reporting.results import write_predictions, write_reports
-from search.reporting.terminal import print_report
-from search.reporting.traces import trace_facts
-from search.space.eligibility import check_weights
-from search.space.scope import Offer
-from search.stages import nested_search
-from search.stages.test_speakers import UnseenScore, score_unseen
+from search.config import ConfigError, SearchConfig, parse_arguments
+from search.persistence.run_folder import RunFolder, new_run, resumed_run
 
 if TYPE_CHECKING:
-    pass
-from search.stages.search import Findings, choose_runner, search_and_score
-from search.stages.setup import (
-    check_same_data,
-    drop_slow_architectures,
-    extended_facts,
-    for_numbers,
-    new_facts,
-    print_scope,
-)
+    from search.stages.setup import Setup
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: done; 2: a user's mistake, in one line; 130: interrupted, resumable."""
-    console = Console(stderr=True)
-    run: RunFolder | None = None
+    folder: RunFolder | None = None
     try:
         config, given = parse_arguments(arguments)
-        run = resumed_run(config, given) if config.resume or config.extend else None
-        config = run.config if run else reproduce.completed(config)
+        if config.resume or config.extend:
+            folder = resumed_run(config, given)
+            config = folder.config
+        # Torch, Ray and Optuna take seconds, which --help and a mistyped setting need not wait for.
+        from models.registry import ModelError
+    except (ConfigError, EnsembleError) as error:
+        return _refuse(error)
+    try:
+        return _search(config, given, folder)
+    except (ConfigError, DataError, ModelError, EnsembleError) as error:
+        return _refuse(error)
+
+
+def _search(config: SearchConfig, given: set[str], folder: RunFolder | None) -> int:
+    from search.cluster.job_submission import is_dashboard, submit
+    from search.doctor import quick_findings
+    from search.papers import reproduce
+    from search.stages.setup import print_scope, set_up
+
+    console = Console(stderr=True)
+    try:
+        config = config if folder else reproduce.completed(config)
         if is_dashboard(config.address):
             return submit(config, given, console)
         for finding in quick_findings(config):
             text = f"{finding.level}: {finding.what} → {finding.remedy}"
             console.print(text, markup=False, highlight=False)
-        if config.reproduce:
-            print(reproduce.flaw_of(config.reproduce), flush=True)
-        data = load_corpus(config, console)
-        if data.traces is not None:
-            config = for_numbers(config, given)
-            refuse_for_numbers(data.folds)
-        elif config.metric == CCC:
-            raise ConfigError("metric ccc is of traces and numbers, not of classes (--target).")
-        if data.folds.leak:
-            print(f"{data.folds.leak}.", flush=True)
-        if config.reproduce:
-            reproduce.check_corpus(config.reproduce, data.index, console)
-        if config.outer:  # what is impossible is said before anything trains
-            nested_search.inner_splits(
-                data.index, data.folds, nested_search.outer_count(config, data.folds)
-            )
-        address = join_cluster(config, console)
-        facts = run.facts() if run else {}
-        facts = facts or new_facts(config, data, console, address)
-        if config.outer and not run:
-            config, facts = drop_slow_architectures(config, data, facts)
-        check_same_data(facts, data, run)
-        if run:
-            check_weights(Offer.from_json(facts["offer"]), data.weights)
-        if address is None:
-            check_cores(config, choose_runner(config, facts["device"] == "cuda"))
-        if run and run.extended and config.architectures:
-            facts = extended_facts(facts, config, data, console, address)
+        setup = set_up(config, given, folder, console)
         if config.dry_run:
-            print_scope(config, data, facts, console)
+            print_scope(setup, console)
             return 0
-        run = run or new_run(config, data.cache.index.corpus)
-        with run.locked():
-            run.record(facts)
-            code = _search_and_report(run, data, facts, address, console)
-            if code or not config.outer:
-                return code
-            return nested_search.score_outer(
-                run, data.index, data.folds, run.facts(), Console(), nested_search.in_own_process
-            )
-    except (ConfigError, DataError, ModelError, EnsembleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        folder = folder or new_run(setup.config, setup.record.corpus)
+        with folder.locked():
+            folder.write_record(setup.record)
+            print_scope(setup, console)
+            return _run_stages(folder, setup, console)
     except OSError as error:
-        if run is None:
+        if folder is None:
             raise
         why = f"{error.strerror or error}" + (f" ('{error.filename}')" if error.filename else "")
-        print(f"error: {run.interrupted_by(why)}", file=sys.stderr)
-        return 2
+        return _refuse(folder.interrupted_by(why))
     except KeyboardInterrupt:
-        print(f"\n{_continue_with(run) if run else 'Interrupted.'}", file=sys.stderr)
+        print(f"\n{folder.continue_with if folder else 'Interrupted.'}", file=sys.stderr)
         return 130
 
 
-def _search_and_report(
-    run: RunFolder,
-    data: TrainingData,
-    facts: dict[str, Any],
-    address: str | None,
-    console: Console,
-) -> int:
-    started = time.monotonic()
-    print_scope(run.config, data, facts, console)
-    bank = PosteriorBank.create(run.path / "bank", bank_table(data))
-    run.kept.send(f"bank/{bank.table_file}")
+def _run_stages(folder: RunFolder, setup: Setup, console: Console) -> int:
+    from search.stages.enrolment import adapt_to_speakers
+    from search.stages.fresh_seeds import confirm
+    from search.stages.lost_networks import restore_weights
+    from search.stages.nested_search import search_nested
+    from search.stages.results import report_results
+    from search.stages.search import search_and_fuse
+    from search.stages.session import open_session
+    from search.stages.test_speakers import score_test_speakers
 
-    def save(found: Findings, unseen: UnseenScore | None = None) -> dict[str, Any]:
-        spent = {
-            "searched_before": facts.get("searched_before", 0.0) + found.searched,
-            "seconds_before": facts["seconds_before"] + time.monotonic() - started,
-        }
-        report = _report(run, {**facts, **spent}, found, unseen)
-        write_reports(run.path, found.assessment, found.confirmed, report)
-        run.record({**facts, **spent})
-        looked = run.path / "predictions_test.csv"
-        looked.unlink(missing_ok=True)  # of an earlier ensemble
-        if unseen:
-            by_seed = [(run.config.seed, unseen.log_posteriors)]
-            write_predictions(looked, unseen.table, by_seed)
-        return report
-
-    interrupt = Interrupt()
-    with (
-        chatter_to(run.path / "search.log") as screen,
-        interrupt.watched(lambda: screen.print(_STOPPING, highlight=False)),
-    ):
-        found = search_and_score(run, data, facts, address, bank, screen, interrupt, save)
-    for damaged in bank.damaged:
-        console.print(f"warning: bank entry left out: {damaged}", highlight=False)
-    unseen = None
-    if not interrupt.asked:  # test speakers are looked at once, at the end
-        try:
-            unseen = score_unseen(run, data, found.experts, found.assessment)
-        except EnsembleError as error:  # weights that an earlier end of this run did not keep
-            console.print(f"warning: test speakers were not scored: {error}", highlight=False)
-        weights.prune(run, found.assessment)
-    report = save(found, unseen)
-    if run.config.page:
-        draw_report(run.path, console)
-    else:
-        (run.path / PAGE).unlink(missing_ok=True)  # an earlier one is of earlier results
-    print_report(Console(), run.path, found.assessment, found.confirmed, report)
-    if found.reproduced:
-        reproduce.print_reproduced(Console(), found.reproduced, facts["protocol"])
-    if interrupt.asked:
-        console.print(_continue_with(run), highlight=False, soft_wrap=True)
+    with open_session(folder, setup, console) as session:
+        for stage in (search_and_fuse, confirm, adapt_to_speakers, restore_weights):
+            stage(session)
+    score_test_speakers(session)
+    report_results(session)
+    if session.interrupt.asked:
+        console.print(folder.continue_with, highlight=False, soft_wrap=True)
         return 130
-    return 0
+    return search_nested(session)
 
 
-_STOPPING = "Stopping: what runs is kept, what has finished is reported. Ctrl-C again to leave now."
-
-
-def _continue_with(run: RunFolder) -> str:
-    return f"Interrupted. Continue with: {run.resume_command}"
-
-
-def _report(
-    run: RunFolder, facts: dict[str, Any], found: Findings, unseen: UnseenScore | None
-) -> dict[str, Any]:
-    """What `summary.json` says beside the scores."""
-    return {
-        **facts,
-        **provenance(),
-        "run": run.path.name,
-        "experts": list(found.experts.names),
-        "trials": found.trials,
-        "failures": found.failures,
-        "enrolment": {str(clips): row.to_json() for clips, row in found.enrolled.items()},
-        "test_speakers": unseen.to_json() if unseen else None,
-        "reproduced": found.reproduced,
-        "target": run.config.target,
-        **({"traces": trace_facts(found.assessment, found.processed)} if found.processed else {}),
-        "weights": weights.summary(run),
-        "runner": choose_runner(run.config, facts["device"] == "cuda"),
-        "workers_per_trial": run.config.workers_per_trial,
-        "held_out": facts.get("held_out", list(run.config.test_speaker_names)),
-        "seconds": {
-            "search": round(facts["searched_before"], 1),
-            "total": round(facts["seconds_before"], 1),
-        },
-    }
+def _refuse(error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models import get_architecture
-from models.registry import ModelError
-
-
-def describe(plan: dict[str, Any]) -> str:
-    """`logmel_resnet`, `cnn14 frozen`, or of early fusion `functionals+cnn3d`, `gated(…+…)`."""
-    name, settings = str(plan["architecture"]), plan["settings"]
-    sides = [settings[m]["architecture"] for m in ("audio", "video") if m in settings]
-    if sides:
-        joined = "+".join(sides)
-        return joined if name == "concatenation" else f"{name}({joined})"
-    mode = settings.get("transfer", "scratch")
-    return name if mode == "scratch" else f"{name} {mode}"
+if TYPE_CHECKING:
+    from models import Architecture
 
 
 SIDES = ("audio", "video")
@@ -102,13 +91,13 @@ class TrainSettings:
     label_delay: float = 0.0
 
     def __post_init__(self) -> None:
-        """A setting is checked once, here."""
+        """Check every setting, once."""
         for name in ("epochs", "batch_size", "learning_rate", "gradient_clip"):
             if getattr(self, name) <= 0:
-                raise ModelError(f"{name} must be positive, got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in _SHARES:
             if not 0 <= getattr(self, name) < 1:
-                raise ModelError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
         for name in (
             "focal_gamma",
             "mixup",
@@ -118,15 +107,15 @@ class TrainSettings:
             "label_delay",
         ):
             if getattr(self, name) < 0:
-                raise ModelError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         for name in ("noise", "reverberation"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ModelError(f"{name} must be in [0, 1], got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}.")
         if not 0 < self.layer_decay <= 1:
-            raise ModelError(f"layer_decay must be in (0, 1], got {self.layer_decay}.")
+            raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}.")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
-                raise ModelError(
+                raise ValueError(
                     f"Unknown {name} '{getattr(self, name)}'. Known: {', '.join(known)}."
                 )
 
@@ -165,11 +154,11 @@ class TrialPlan:
         architecture: str, settings: Mapping[str, Any], training: Mapping[str, Any]
     ) -> TrialPlan:
         """Fills what is missing with the architecture's known-good settings."""
-        entry = get_architecture(architecture)
+        entry = _architecture(architecture)
         known = [f.name for f in fields(TrainSettings)]
         unknown = [key for key in training if key not in known]
         if unknown:
-            raise ModelError(f"Unknown training setting '{unknown[0]}'. Known: {', '.join(known)}.")
+            raise ValueError(f"Unknown training setting '{unknown[0]}'. Known: {', '.join(known)}.")
         return TrialPlan(
             architecture,
             {**entry.default, **settings},
@@ -179,10 +168,32 @@ class TrialPlan:
     @property
     def parts(self) -> dict[str, str]:
         """Modality → architecture; early fusion has one of each."""
-        entry = get_architecture(self.architecture)
+        entry = _architecture(self.architecture)
         if entry.modality != "early":
             return {entry.modality: self.architecture}
-        return {side: self.settings[side]["architecture"] for side in SIDES}
+        return self._sides
+
+    @property
+    def _sides(self) -> dict[str, str]:
+        """Early fusion's parts; empty for any other architecture."""
+        given = {side: self.settings[side] for side in SIDES if side in self.settings}
+        return {side: str(part["architecture"]) for side, part in given.items()}
+
+    @property
+    def title(self) -> str:
+        """`logmel_resnet`, `cnn14 frozen`, or of early fusion `functionals+cnn3d`, `gated(…+…)`."""
+        if sides := "+".join(self._sides.values()):
+            plain = self.architecture == "concatenation"
+            return sides if plain else f"{self.architecture}({sides})"
+        mode = self.settings.get("transfer", "scratch")
+        return self.architecture if mode == "scratch" else f"{self.architecture} {mode}"
+
+    @property
+    def cost_key(self) -> str:
+        """What the measured cost of a training step is found by (`search.space.step_cost.Cost`)."""
+        mode = self.settings.get("transfer")
+        own = f"{self.architecture} {mode}" if mode else self.architecture
+        return "+".join(self._sides.values()) or own
 
     @property
     def modes(self) -> set[str]:
@@ -196,12 +207,12 @@ class TrialPlan:
         A fusion over time sees all of it: the streams of a part and of the whole do not lie
         side by side.
         """
-        if getattr(get_architecture(self.architecture).build, "over_time", False):
+        if getattr(_architecture(self.architecture).build, "over_time", False):
             return 0.0
         part = self.settings.get(kind)
         if self.training.crop_seconds or not isinstance(part, Mapping):
             return self.training.crop_seconds
-        return float(get_architecture(part["architecture"]).training.get("crop_seconds", 0.0))
+        return float(_architecture(part["architecture"]).training.get("crop_seconds", 0.0))
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of `from_json`."""
@@ -215,3 +226,9 @@ class TrialPlan:
             dict(document["settings"]),
             TrainSettings(**document["training"]),
         )
+
+
+def _architecture(name: str) -> Architecture:
+    from models import get_architecture  # torch takes seconds, which whoever passes a plan on saves
+
+    return get_architecture(name)

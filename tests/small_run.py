@@ -24,10 +24,10 @@ from search.execution.trial_process import train
 from search.persistence import weights
 from search.persistence.run_folder import RunFolder, new_run, provenance
 from search.reporting.results import write_predictions, write_reports
-from search.stages.search import _context
-from search.stages.setup import new_facts
+from search.stages.setup import new_record, run_context
 from search.stages.test_speakers import score_unseen
 from search.trial_config import TrialPlan
+from tests.specs import spec_of
 
 EXPERTS = {
     "audio-0000": ("logmel_resnet", {}),
@@ -155,17 +155,12 @@ def make_small_run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     data = load_corpus(config, console)
-    facts = new_facts(config, data, console, None)
+    record = new_record(config, data, console, None)
     run = new_run(config, "joint")
     bank = PosteriorBank.create(run.path / "bank", clip_table(data))
     for name, (architecture, settings) in EXPERTS.items():
         plan = TrialPlan.of(architecture, settings, {"epochs": 8, "batch_size": 9})
-        spec = {
-            "trial": name,
-            "modality": name.partition("-")[0],
-            "plan": plan.to_json(),
-            "context": _context(run, data, facts, "actor"),
-        }
+        spec = spec_of(name, plan, run_context(run, data, record))
         assert list(train(spec))[-1]["percent"] == 100
     experts = bank.experts(entry for entry in bank.read() if entry.percent == 100)
     assessment = _set_recipes(experts, assess(experts, config.metric))
@@ -176,7 +171,7 @@ def make_small_run(
         run.path / "predictions_test.csv", unseen.table, [(config.seed, unseen.log_posteriors)]
     )
     report = {
-        **facts,
+        **record.to_json(),
         **provenance(),
         "run": run.path.name,
         "experts": list(experts.names),

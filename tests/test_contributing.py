@@ -38,8 +38,8 @@ import io, json, optuna, pytest
 from contextlib import redirect_stdout
 from models import ClipShape, build_expert
 from models.list import main
-from search.space.search_space.scope import offer_for
-from search.space.search_space.suggest import known_good, suggest_plan
+from search.space.scope import offer_for
+from search.space.suggest import known_good, suggest_plan
 
 with redirect_stdout(io.StringIO()) as listed:
     assert main(["--json", "--only", "my_net"]) == 0

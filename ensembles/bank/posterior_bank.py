@@ -14,7 +14,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from ensembles import EnsembleError
 from ensembles.bank.clip_table import CLIPS_FILE, ClipTable, clip_table_text, read_clip_table
 from ensembles.bank.trace_table import FILE as _TRACES
 from ensembles.bank.trace_table import TraceTable
+from ensembles.bank.variant import SEARCH, Variant
 from ensembles.metrics import Array
 
 TABLE_FILES = (CLIPS_FILE, _TRACES)
@@ -46,6 +47,7 @@ class BankEntry:
 
     Attributes:
         trial: Its name, such as `audio-0003`.
+        variant: Which of the trial's trainings.
         modality: audio, video or early.
         architecture: A registered name.
         percent: Of the trial's own schedule.
@@ -61,6 +63,12 @@ class BankEntry:
     epoch: int
     seed: int
     logits: NDArray[np.float32]
+    variant: Variant = SEARCH
+
+    @property
+    def name(self) -> str:
+        """The training's name, which its files have."""
+        return self.trial + self.variant.suffix
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,7 @@ class PosteriorBank:
         assert entry.logits.shape == self.table.shape
         meta = {
             "trial": entry.trial,
+            "variant": asdict(entry.variant),
             "modality": entry.modality,
             "architecture": entry.architecture,
             "percent": entry.percent,
@@ -165,7 +174,7 @@ class PosteriorBank:
         np.savez_compressed(
             buffer, logits=entry.logits, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8)
         )
-        path = self._path(entry.trial, entry.percent)
+        path = self._path(entry.name, entry.percent)
         write_atomically(path, buffer.getvalue())
         return path
 
@@ -181,10 +190,10 @@ class PosteriorBank:
                 self.damaged.append(f"{path.name}: {str(error) or type(error).__name__}")
         return entries
 
-    def find(self, trial: str, percent: int) -> BankEntry | None:
-        """One trial's entry; None if it is not there, or damaged."""
+    def find(self, name: str, percent: int) -> BankEntry | None:
+        """One training's entry; None if it is not there, or damaged."""
         try:
-            return self._read_entry(self._path(trial, percent))
+            return self._read_entry(self._path(name, percent))
         except Exception:  # see `read`
             return None
 
@@ -202,11 +211,11 @@ class PosteriorBank:
         rows = np.asarray([place[clip] for clip in table.clips])
         for entry in self.read():
             logits = entry.logits[rows]
-            if "+" not in entry.trial and np.isfinite(logits).all():
+            if entry.variant == SEARCH and np.isfinite(logits).all():
                 yield entry.modality, table.as_scores(logits)
 
-    def _path(self, trial: str, percent: int) -> Path:
-        return self.folder / f"{trial}@{percent:03d}.npz"
+    def _path(self, name: str, percent: int) -> Path:
+        return self.folder / f"{name}@{percent:03d}.npz"
 
     def _read_entry(self, path: Path) -> BankEntry:
         with np.load(path, allow_pickle=False) as file:
@@ -216,7 +225,8 @@ class PosteriorBank:
             raise ValueError("does not match its checksum")
         if meta.pop("table") != self.table.fingerprint:
             raise ValueError("belongs to other data, classes or folds")
-        return BankEntry(**meta, logits=logits)
+        variant = Variant(**meta.pop("variant"))
+        return BankEntry(**meta, variant=variant, logits=logits)
 
     def experts(self, entries: Iterable[BankEntry]) -> Experts:
         """Stacks entries as experts; clips that one of them lacks are left out for all.
@@ -238,7 +248,7 @@ class PosteriorBank:
             table = table.take(np.flatnonzero(present))
         return Experts(
             table,
-            tuple(entry.trial for entry in chosen),
+            tuple(entry.name for entry in chosen),
             tuple(entry.modality for entry in chosen),
             table.as_scores(logits[:, present]),
         )

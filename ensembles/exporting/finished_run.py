@@ -11,11 +11,11 @@ from typing import Any
 from ensembles import EnsembleError
 from ensembles.artifact.fold_networks import FoldedExpert, read_plan, shape_of
 from ensembles.bank.posterior_bank import Experts, PosteriorBank
+from ensembles.bank.run_format import RUN_FORMAT, refusal
 from ensembles.metrics import CCC, check_metric
 from models import build_expert, get_architecture
 from models.registry import ModelError
 
-_SUMMARY_VERSION = 1
 ABOUT = ("run", "corpus", "protocol", "metric", "clips", "speakers", "commit", "versions")
 _NEEDED = (*ABOUT, "experts", "chosen_recipe", "headline", "inputs", "command")
 
@@ -56,11 +56,8 @@ def read_run(path: Path) -> FinishedRun:
     try:
         summary = json.loads(summary_path.read_bytes())
         version = summary["format_version"]
-        if version != _SUMMARY_VERSION:
-            raise EnsembleError(
-                f"The run in '{path}' is of format version {version}; this program reads version "
-                f"{_SUMMARY_VERSION}."
-            )
+        if version != RUN_FORMAT:
+            raise EnsembleError(refusal(path, version))
         finished = [str(name) for name in summary["experts"]]
         lacking = [key for key in _NEEDED if key not in summary]
         if lacking:
@@ -75,7 +72,7 @@ def read_run(path: Path) -> FinishedRun:
             f"python -m search.run --resume {path.name}"
         ) from error
     bank = PosteriorBank.open(path / "bank")
-    entries = {entry.trial: entry for entry in bank.read() if entry.percent == 100}
+    entries = {entry.name: entry for entry in bank.read() if entry.percent == 100}
     lost = [name for name in finished if name not in entries]
     if lost:
         raise EnsembleError(f"The bank of '{path}' has lost the posteriors of '{lost[0]}'.")

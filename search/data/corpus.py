@@ -18,9 +18,10 @@ from datasets.protocols.split import corpus_speakers, make_folds
 from datasets.sharding.clip_cache import ClipCache, open_cache
 from datasets.sharding.index import FILE_NAME, KINDS, ShardIndex, read_index
 from datasets.sharding.writer import prepare
-from datasets.storage.synced_folder import default_cache_folder, local_folder
+from datasets.storage.synced_folder import default_cache_folder, is_url, local_folder
 from search.config import ConfigError, SearchConfig
 from search.data.training_data import EMOTION, TRACES, TrainingData, enrolment_order
+from search.trial_spec import CorpusSpec
 
 _SPEAKERS, _REPETITIONS, _SEED = 12, 3, 0
 
@@ -188,3 +189,26 @@ def refuse_for_numbers(folds: Folds) -> None:
             f"Protocol {folds.protocol} has test speakers, which are scored of classes alone. "
             "Take --protocol speaker-kfold:5."
         )
+
+
+def corpus_spec(config: SearchConfig, data: TrainingData) -> CorpusSpec:
+    """Return what it takes to open the corpus, wherever a trial trains."""
+    index = data.cache.index
+    return CorpusSpec(
+        place=_absolute(index.root),
+        checksum=index.checksum,
+        classes=tuple(config.class_names),
+        target=data.target,
+        protocol=data.folds.protocol,
+        test_speakers=data.folds.test_speakers,
+        folds=data.folds.fingerprint,
+        skip_corrupt=config.skip_corrupt,
+        soft_labels=config.soft_labels,
+        cache_folder=_absolute(config.cache_dir) if config.cache_dir else None,
+        cache_gb=config.cache_gb,
+        weights=_absolute(config.weights) if config.weights else None,
+    )
+
+
+def _absolute(place: str) -> str:
+    return place if is_url(place) else str(Path(place).resolve())

@@ -37,7 +37,6 @@ from search.trial_config import TrainSettings, TrialPlan
 _CLIPS, _FROZEN_CLIPS = 32, 8
 """Whose front end is computed at once; of a frozen backbone, fewer."""
 
-
 EMOTION, TRACES = "emotion", "traces"
 """Targets of their own; any other names numbers that the corpus has of every clip."""
 

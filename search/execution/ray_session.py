@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 
@@ -14,29 +14,35 @@ from search.config import ConfigError, parse_duration
 from search.execution import tuner
 from search.monitoring.interrupt import Interrupt
 from search.persistence.run_folder import RunFolder
+from search.trial_spec import RunContext
 
 
-class OnRay:
+class RaySession:
     """Starts Ray once, on demand; a run that has nothing left to train never pays for it.
 
     Args:
         run: Its folder.
-        context: Sent with every trial; `start` adds `workers`, how many trials run at the same time.
+        context: Of every trial.
         address: Of the cluster that was joined, or None for Ray on this machine alone.
         screen: Shows the dashboard's address, and what is waited for.
         interrupt: Whether the run is to end.
+
+    Attributes:
+        workers: How many trials run at the same time; None until Ray was started.
+        dashboard: Its address; None without one.
     """
 
     def __init__(
         self,
         run: RunFolder,
-        context: dict[str, Any],
+        context: RunContext,
         address: str | None,
         screen: Console,
         interrupt: Interrupt,
     ) -> None:
         self.run, self.context, self.address = run, context, address
         self.screen, self.interrupt = screen, interrupt
+        self.workers: int | None = None
         self.dashboard: str | None = None
         self._block: ExitStack | None = None
 
@@ -61,7 +67,7 @@ class OnRay:
         """
         if self._block:
             return
-        config, runner = self.run.config, self.context["runner"]
+        config, runner = self.run.config, self.context.runner
         self.dashboard = start_ray(
             self.address,
             # Trials in processes of ours may share cores if the user says so; Train's may not.
@@ -73,9 +79,12 @@ class OnRay:
         if self.dashboard:
             shown = f"dashboard: {self.dashboard} (the token: ray get-auth-token)"
             self.screen.print(shown, soft_wrap=True)
-        self.context["workers"] = tuner.trials_at_once(
-            self.context,
+        self.workers = tuner.trials_at_once(
             config.workers,
+            device=self.context.device,
+            runner=runner,
+            workers_per_trial=self.context.workers_per_trial,
+            gpu_share=self.context.gpu_share,
             wait_seconds=parse_duration(config.wait) if self.address else 0.0,
             on_wait=lambda text: self.screen.print(text, highlight=False),
         )

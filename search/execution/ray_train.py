@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, Queue
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 from ray.runtime_context import RuntimeContext
@@ -26,18 +26,9 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 from datasets.clips import DataError
 from datasets.storage.synced_folder import is_url
 from search.execution.recorder import TrialLog
+from search.execution.reports import Report, StorageError, failed, failed_by
 from search.execution.trial_process import train_part
-from search.execution.trial_spec import (
-    ACTOR_CPUS,
-    ATTEMPTS,
-    Spec,
-    StorageError,
-    failed,
-    failed_by,
-    gpus_for,
-    title,
-)
-from search.trial_config import describe
+from search.trial_spec import ACTOR_CPUS, ATTEMPTS, TrialSpec
 
 _STALLED_SECONDS = 1800
 """After so long without its fellows a worker gives up; one may still be filling its cache."""
@@ -46,38 +37,38 @@ _LOOK_UP_S = 0.5
 """How long a trial that Tune has stopped may go on; without it, until its next rung."""
 
 
-def train_on_workers(spec: Spec) -> Iterator[dict[str, Any]]:
+def train_on_workers(spec: TrialSpec) -> Iterator[Report]:
     """Trains one trial on Ray Train workers; yields the first one's reports, or a failure's."""
-    told: Queue[dict[str, Any] | None] = Queue(maxsize=1)
-    trainer = _trainer(spec, told)
+    reports: Queue[Report | None] = Queue(maxsize=1)
+    trainer = _trainer(spec, reports)
 
     def fit() -> None:
         if failure := _fit(trainer):
-            told.put(failure)
-        told.put(None)
+            reports.put(failure)
+        reports.put(None)
 
     thread = Thread(target=fit, name="trainer", daemon=True)
     thread.start()
     try:
-        while (report := _next(told)) is not None:
-            print(f"{title(spec)}: {report}", flush=True)
+        while (report := _next(reports)) is not None:
+            print(f"{spec.title}: {report}", flush=True)
             yield report
     finally:
         trainer.abort()  # Tune needs no more of it, or it has ended
     thread.join(timeout=10)
 
 
-def _next(told: Queue[dict[str, Any] | None]) -> dict[str, Any] | None:
+def _next(reports: Queue[Report | None]) -> Report | None:
     """Waits for the next report. Ray stops a task by a signal that wakes no lock, so it looks up now and then."""
     while True:
         with suppress(Empty):
-            return told.get(timeout=_LOOK_UP_S)
+            return reports.get(timeout=_LOOK_UP_S)
 
 
-def _fit(trainer: TrialTrainer) -> dict[str, Any] | None:
+def _fit(trainer: TrialTrainer) -> Report | None:
     try:
         # Not from its metrics: those are of the last checkpoint, and there is none.
-        failure: dict[str, Any] | None = trainer.fit().return_value
+        failure: Report | None = trainer.fit().return_value
         return failure
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", {})
@@ -93,22 +84,22 @@ def _fit(trainer: TrialTrainer) -> dict[str, Any] | None:
         return failed_by(error)
 
 
-def _trainer(spec: Spec, told: Queue[dict[str, Any] | None]) -> TrialTrainer:
-    context, gpus = spec["context"], gpus_for(spec)
-    resources = {"CPU": context["cpus_per_trial"] - ACTOR_CPUS, **({"GPU": gpus} if gpus else {})}
+def _trainer(spec: TrialSpec, reports: Queue[Report | None]) -> TrialTrainer:
+    context, gpus = spec.context, spec.gpus
+    resources = {"CPU": context.cpus_per_trial - ACTOR_CPUS, **({"GPU": gpus} if gpus else {})}
     return TrialTrainer(
         train_on_worker,
-        train_loop_config=spec,
+        train_loop_config={"spec": spec},
         torch_config=TorchConfig(timeout_s=_STALLED_SECONDS),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=context["workers_per_trial"],
+            num_workers=context.workers_per_trial,
             use_gpu=gpus > 0,
             resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
-            name=f"{spec['trial']} {describe(spec['plan'])}",
-            **_storage(context["run"]),
-            callbacks=[_PassOn(told)],
+            name=spec.title,
+            **_storage(context.run),
+            callbacks=[_PassOn(reports)],
             # A worker that is preempted is replaced, and all go on from the checkpoint.
             failure_config=ray.train.FailureConfig(max_failures=ATTEMPTS - 1),
         ),
@@ -126,7 +117,7 @@ def _storage(run: str) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(system))}
 
 
-def train_on_worker(spec: Spec) -> dict[str, Any] | None:
+def train_on_worker(config: dict[str, TrialSpec]) -> Report | None:
     """`train_loop_per_worker`: trains this worker's part, in step with its fellows.
 
     Returns:
@@ -136,12 +127,12 @@ def train_on_worker(spec: Spec) -> dict[str, Any] | None:
     from search.training.distributed import Workers
     from search.training.fold_trainer import NonFiniteLossError
 
-    workers = Workers.here()
+    spec, workers = config["spec"], Workers.here()
     log = TrialLog(spec)
     try:
         for report in train_part(spec, log, workers):
             # Ray waits here for every worker; the first one's report is the one that counts.
-            ray.train.report(report)
+            ray.train.report(dict(report))
     except Exception as error:
         # A diverged network has diverged on all workers. Else the fellows of one wait for it.
         known = is_out_of_memory(error) or isinstance(error, StorageError | DataError)
@@ -229,15 +220,15 @@ class _TrialGroup(WorkerGroup):
 class _PassOn(UserCallback):
     """Hands the first worker's reports on, and waits until the one before was taken."""
 
-    def __init__(self, told: Queue[dict[str, Any] | None]) -> None:
-        self.told = told
+    def __init__(self, reports: Queue[Report | None]) -> None:
+        self.reports = reports
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: workers get a copy with the run's settings, which is told nothing."""
+        """Nothing: workers get a copy with the run's settings, which passes nothing on."""
         return {}
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Of all workers, at the same rung."""
-        self.told.put(dict(metrics[0]))
+        self.reports.put(cast(Report, dict(metrics[0])))

@@ -7,18 +7,20 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from datasets.storage.synced_folder import KeptFolder, default_cache_folder
+from ensembles.bank.variant import Variant
+from search.execution.reports import Report, writing_run
 from search.monitoring import gauges
+from search.trial_spec import TrialSpec
 
 if TYPE_CHECKING:
     from search.training.cross_validation import FoldEpoch, LockstepTrial, RungResult
-from search.execution.trial_spec import Spec, enrolled_name, kept_run, writing_run
-from search.trial_config import describe
 
 
 class Recorder:
@@ -26,11 +28,13 @@ class Recorder:
 
     def __init__(
         self,
-        spec: Spec,
+        spec: TrialSpec,
         trial: LockstepTrial,
         log: TrialLog,
-        started: float,
         gauges: gauges.Gauges,
+        *,
+        started: float,
+        reported_epochs: int,
     ) -> None:
         import torch
 
@@ -38,12 +42,12 @@ class Recorder:
 
         self.spec, self.trial, self.log, self.started = spec, trial, log, started
         self.gauges = gauges
-        self.told = 0  # epochs whose losses are in a report
+        self.reported_epochs = reported_epochs  # whose losses are in a report
         self.clips, self.seconds = 0, 0.0  # trained on since then, and how long
-        self.on_gpu = spec["context"]["device"] == "cuda"
+        self.on_gpu = spec.context.device == "cuda"
         if self.on_gpu:  # of this trial, not of those that the process trained before
             torch.cuda.reset_peak_memory_stats()
-        self.run = kept_run(spec["context"])
+        self.run = log.run
         for name in TABLE_FILES:
             self.run.fetch(f"bank/{name}")
         self.bank = PosteriorBank.open(self.run.path / "bank")
@@ -62,38 +66,38 @@ class Recorder:
 
         return torch.cuda.max_memory_allocated()
 
-    def rung(self, rung: RungResult) -> dict[str, Any]:
+    def rung(self, rung: RungResult) -> Report:
         """Writes what there is, and returns the report: it is sent when all is on disk."""
         with writing_run(self.run):
             self._leave(rung)
         return self._report(rung)
 
     def _leave(self, rung: RungResult) -> None:
-        if "enrolment" not in self.spec:
-            self._write(self.spec["trial"], rung, rung.logits)
+        if not self.spec.enrolment:
+            self._write(self.spec.variant, rung, rung.logits)
         elif rung.percent == 100:
-            for count in self.spec["enrolment"]:
-                title = enrolled_name(self.spec["trial"].removesuffix("+enrolled"), count)
-                self._write(title, rung, self.trial.out_of_fold(enrolled=count))
-        if rung.percent == 100 and self.spec.get("keep_weights", True):
+            for count in self.spec.enrolment:
+                logits = self.trial.out_of_fold(enrolled=count)
+                self._write(Variant("adapted", count), rung, logits)
+        if rung.percent == 100 and self.spec.keep_weights:
             self._write_weights()
 
-    def _report(self, rung: RungResult) -> dict[str, Any]:
-        metric, by_fold = self.spec["context"]["metric"], self._scores(rung.logits)
+    def _report(self, rung: RungResult) -> Report:
+        metric, by_fold = self.spec.context.metric, self._scores(rung.logits)
         score, sign = float(np.mean(list(by_fold.values()))), -1 if metric == "log_loss" else 1
-        report = {
+        report: Report = {
             "percent": rung.percent,
             "epoch": rung.epoch,
             "score": sign * score,
             "fold_scores": {str(fold): sign * value for fold, value in by_fold.items()},
             "train_loss": rung.train_loss,
-            "epoch_losses": self.trial.losses[self.told :],
+            "epoch_losses": self.trial.losses[self.reported_epochs :],
             "clips_per_second": self.clips / max(self.seconds, 1e-9),
             "gpu_memory_mib": self._gpu_memory_bytes() / 2**20,
             "seconds": time.monotonic() - self.started,
-            "architecture": describe(self.spec["plan"]),
+            "architecture": self.spec.plan.title,
         }
-        self.told, self.clips, self.seconds = rung.epoch, 0, 0.0
+        self.reported_epochs, self.clips, self.seconds = rung.epoch, 0, 0.0
         gauges.show_rung(self.gauges, report)
         self.log.write(
             f"{rung.percent:3d} %, epoch {rung.epoch}: {metric} {score:.4f} "
@@ -103,7 +107,7 @@ class Recorder:
             f"{report['clips_per_second']:.0f} clips/s, {report['seconds']:.1f} s"
             + (
                 " (held-out speakers less the mean of all their clips)"
-                if "enrolment" in self.spec
+                if self.spec.enrolment
                 else ""
             )
             + self._in_parts()
@@ -116,17 +120,18 @@ class Recorder:
         size = self.trial.plan.training.batch_size
         return f"; out of memory: batches of {size} in {parts} parts" if parts > 1 else ""
 
-    def _write(self, title: str, rung: RungResult, logits: NDArray[np.float32]) -> None:
+    def _write(self, variant: Variant, rung: RungResult, logits: NDArray[np.float32]) -> None:
         from ensembles.bank.posterior_bank import BankEntry
 
         written = self.bank.write(
             BankEntry(
-                trial=title,
-                modality=self.spec["modality"],
+                trial=self.spec.trial,
+                variant=variant,
+                modality=self.spec.modality,
                 architecture=self.trial.plan.architecture,
                 percent=rung.percent,
                 epoch=rung.epoch,
-                seed=self.spec["context"]["seed"],
+                seed=self.spec.context.seed,
                 logits=logits,
             )
         )
@@ -138,7 +143,7 @@ class Recorder:
 
         from datasets.storage.atomic import write_atomically
 
-        name = f"weights/{self.spec['trial']}"
+        name = f"weights/{self.spec.name}"
         folder = self.run.path / name
         folder.mkdir(parents=True, exist_ok=True)
         for trainer in self.trial.trainers:
@@ -147,7 +152,7 @@ class Recorder:
             write_atomically(folder / f"fold-{trainer.fold}.safetensors", save(tensors))
             self.run.send(f"{name}/fold-{trainer.fold}.safetensors")
         plan = {
-            **self.spec["plan"],
+            **self.spec.plan.to_json(),
             "shape": self.trial.data.shape.__dict__,
             "frozen": self._write_frozen(),
         }
@@ -178,7 +183,7 @@ class Recorder:
 
     def _scores(self, logits: NDArray[np.float32]) -> dict[int, float]:
         """Of each fold, of the clips that have a prediction."""
-        return self.bank.table.fold_scores(self.spec["context"]["metric"], logits)
+        return self.bank.table.fold_scores(self.spec.context.metric, logits)
 
 
 class TrialLog:
@@ -187,8 +192,9 @@ class TrialLog:
     The page of its task shows what it prints; the Logs page lists files, so one has its name.
     """
 
-    def __init__(self, spec: Spec) -> None:
-        self.run, self.name = kept_run(spec["context"]), f"logs/{spec['trial']}.log"
+    def __init__(self, spec: TrialSpec) -> None:
+        self.run = KeptFolder.at(spec.context.run, default_cache_folder())
+        self.name = f"logs/{spec.name}.log"
         own = self.run.path / self.name
         with writing_run(self.run):
             own.parent.mkdir(parents=True, exist_ok=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
 from rich.console import Console
 
 from search.config import ConfigError, SearchConfig
+from search.data.corpus import corpus_spec
 from search.data.training_data import TrainingData
-from search.execution.trial_process import open_data
-from search.execution.trial_spec import data_context
 from search.space.scope import Offer
 from search.space.step_cost import Cost, measure_cost
+
+if TYPE_CHECKING:
+    from search.trial_spec import CorpusSpec
 
 
 def find_cost(
@@ -23,40 +24,36 @@ def find_cost(
     address: str | None,
     console: Console,
 ) -> Cost:
-    """What trials will cost: measured here, or on one of the cluster's hosts."""
+    """Measure what trials will cost: here, or on one of the cluster's hosts."""
     longest = None if config.architectures else config.longest_seconds
     with console.status("timing one training step of each architecture"):
         if address is None:
             return measure_cost(offer, data, device, config.precision, longest)
         import ray
 
-        pass
-
-        remote = measure_there.options(name="timing a step", num_gpus=float(device == "cuda"))
-        context = data_context(config, data, device)
+        remote = ray.remote(num_cpus=1, max_retries=1)(measure_there).options(
+            name="timing a step", num_gpus=float(device == "cuda")
+        )
+        given = (corpus_spec(config, data), offer.to_json(), device, config.precision, longest)
         try:
-            return Cost(
-                *ray.get(remote.remote(context, offer.to_json(), config.precision, longest))
-            )
+            return Cost(*ray.get(remote.remote(*given)))
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             raise ConfigError(f"A host of the cluster cannot train: {_line(cause)}") from error
 
 
+def measure_there(
+    corpus: CorpusSpec, offer: dict[str, Any], device: str, precision: str, longest: float | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Measure on this host; return seconds, and shares of a GPU."""
+    from search.execution.trial_process import open_data
+    from search.training.distributed import Workers
+
+    data = open_data(corpus, Workers())
+    cost = measure_cost(Offer.from_json(offer), data, device, precision, longest)
+    return cost.seconds, cost.gpu_share
+
+
 def _line(error: BaseException) -> str:
     text = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {text[-1] if text else ''}"[:300]
-
-
-@ray.remote(num_cpus=1, max_retries=1)
-def measure_there(
-    context: dict[str, Any], offer: dict[str, Any], precision: str, longest: float | None
-) -> tuple[dict[str, float], dict[str, float]]:
-    """What trials will cost on a cluster's hosts: seconds, and shares of a GPU."""
-    from search.space.scope import Offer
-    from search.space.step_cost import measure_cost
-    from search.training.distributed import Workers
-
-    data = open_data(context, Workers())
-    cost = measure_cost(Offer.from_json(offer), data, context["device"], precision, longest)
-    return cost.seconds, cost.gpu_share

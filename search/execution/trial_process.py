@@ -9,28 +9,22 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
 from datasets.storage.synced_folder import default_cache_folder, local_folder
+from search.execution.recorder import Recorder, TrialLog
+from search.execution.reports import Report, StorageError, failed_by, writing_run
 from search.monitoring import gauges
+from search.trial_spec import CorpusSpec, TrialSpec
 
 if TYPE_CHECKING:
+    from search.data.training_data import TrainingData
     from search.training.distributed import Workers
-from search.execution.recorder import Recorder, TrialLog
-from search.execution.trial_spec import (
-    Spec,
-    StorageError,
-    failed_by,
-    gpus_for,
-    kept_run,
-    writing_run,
-)
-from search.trial_config import describe
 
 
-def train(spec: Spec) -> Iterator[dict[str, Any]]:
+def train(spec: TrialSpec) -> Iterator[Report]:
     """Trains one trial; yields percent, score, loss and more at every rung, when all of it is on disk.
 
     A failure is yielded as `failed` with its reason instead of raised: the search goes on.
@@ -46,28 +40,27 @@ def train(spec: Spec) -> Iterator[dict[str, Any]]:
         yield failed_by(error)
 
 
-def train_part(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str, Any]]:
+def train_part(spec: TrialSpec, log: TrialLog, workers: Workers) -> Iterator[Report]:
     """What one of several workers does of it; the first one's reports count, the others' are empty."""
     import torch
 
     from search.training.checkpoint import Checkpoint, Progress
     from search.training.cross_validation import LockstepTrial
-    from search.trial_config import TrialPlan
 
-    context = spec["context"]
-    torch.set_num_threads(max(1, int(context["cpus_per_trial"])))
+    context = spec.context
+    torch.set_num_threads(max(1, context.cpus_per_trial))
     started = time.monotonic()
     trial = LockstepTrial(
-        TrialPlan.from_json(spec["plan"]),
-        open_data(context, workers),
-        seed=context["seed"],
-        device=context["device"],
-        precision=context["precision"],
+        spec.plan,
+        open_data(context.corpus, workers),
+        seed=context.seed,
+        device=context.device,
+        precision=context.precision,
         workers=workers,
-        by_speaker="enrolment" in spec,
-        alone=gpus_for(spec) in (0.0, 1.0),
+        by_speaker=bool(spec.enrolment),
+        alone=spec.has_gpu_alone,
     )
-    checkpoint = Checkpoint(kept_run(context), spec["trial"], _identity(spec))
+    checkpoint = Checkpoint(log.run, spec.name, spec.identity())
     before = checkpoint.load()
     if not workers.agree(before.trial["epoch"] if before else 0):
         before = None
@@ -80,8 +73,8 @@ def train_part(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str
         return
     setup = time.monotonic() - started
     log.write(
-        f"{describe(spec['plan'])}, {trial.precision}, setup {setup:.2f} s{_here()}\n"
-        + (f"continued after epoch {trial.epoch}" if before else json.dumps(spec["plan"]))
+        f"{spec.plan.title}, {trial.precision}, setup {setup:.2f} s{_here()}\n"
+        + (f"continued after epoch {trial.epoch}" if before else json.dumps(spec.plan.to_json()))
     )
     # Told again: who judges them may have died before they were written down.
     yield from reports
@@ -94,9 +87,9 @@ def train_part(spec: Spec, log: TrialLog, workers: Workers) -> Iterator[dict[str
             with writing_run(log.run):
                 checkpoint.save(Progress(trial.state_dict(), reports, seconds))
 
-    with gauges.trial_gauges(spec, describe(spec["plan"])) as shown:
-        record = Recorder(spec, trial, log, started, shown)
-        record.told = int(reports[-1]["epoch"]) if reports else 0
+    reported = reports[-1]["epoch"] if reports else 0
+    with gauges.trial_gauges(spec) as shown:
+        record = Recorder(spec, trial, log, shown, started=started, reported_epochs=reported)
         for rung in trial.run(save, record.epoch):
             reports.append(record.rung(rung))
             yield reports[-1]
@@ -107,69 +100,41 @@ def _here() -> str:
     return f" on {ray.util.get_node_ip_address()}" if ray.is_initialized() else ""
 
 
-def _identity(spec: Spec) -> dict[str, Any]:
-    """What a trial's networks are a function of."""
-    context = spec["context"]
-    keys = (
-        "seed",
-        "checksum",
-        "classes",
-        "target",
-        "protocol",
-        "test_speakers",
-        "folds",
-        "skip_corrupt",
-    )
-    return {
-        "plan": spec["plan"],
-        "enrolment": spec.get("enrolment"),
-        **{key: context[key] for key in keys},
-        **({"soft_labels": True} if context["soft_labels"] else {}),
-    }
+_OPEN: dict[tuple[CorpusSpec, tuple[int, int]], TrainingData] = {}
 
 
-_OPEN: dict[str, Any] = {}
+def open_data(corpus: CorpusSpec, workers: Workers) -> TrainingData:
+    """Open the corpus, or this worker's part; once a process, and kept for the next trials."""
+    key = (corpus, (workers.rank, workers.count))
+    if key not in _OPEN:
+        _OPEN.clear()
+        _OPEN[key] = _open(corpus, workers)
+    return _OPEN[key]
 
 
-def open_data(context: dict[str, Any], workers: Workers) -> Any:
-    """The corpus, or this worker's part; opened once a process and kept for the next trials."""
+def _open(corpus: CorpusSpec, workers: Workers) -> TrainingData:
     from datasets.protocols.split import make_folds
     from datasets.sharding.clip_cache import open_cache
     from datasets.sharding.index import read_index
     from search.data.training_data import TrainingData
 
-    keys = (
-        "data",
-        "classes",
-        "target",
-        "protocol",
-        "test_speakers",
-        "checksum",
-        "cache_folder",
-        "skip_corrupt",
-        "soft_labels",
-        "weights",
+    index = read_index(corpus.place)
+    if corpus.classes:
+        index = index.restrict(corpus.classes)
+    cache = open_cache(
+        index if workers.count == 1 else index.part_of(workers.rank, workers.count),
+        Path(corpus.cache_folder) if corpus.cache_folder else None,
+        max_bytes=int(corpus.cache_gb * 2**30),
+        skip_corrupt=corpus.skip_corrupt,
     )
-    part = (workers.rank, workers.count)
-    identity = json.dumps([{key: context[key] for key in keys}, part])
-    if identity not in _OPEN:
-        index = read_index(context["data"])
-        if context["classes"]:
-            index = index.restrict(tuple(context["classes"]))
-        cache = open_cache(
-            index if workers.count == 1 else index.part_of(*part),
-            Path(context["cache_folder"]) if context["cache_folder"] else None,
-            max_bytes=int(context["cache_gb"] * 2**30),
-            skip_corrupt=context["skip_corrupt"],
-        )
-        folds = make_folds(index, context["protocol"], context["test_speakers"])
-        assert folds.fingerprint == context["folds"], (
-            "a worker split the corpus otherwise than the driver"
-        )
-        _OPEN.clear()
-        place = context["weights"]
-        find = partial(local_folder, place, default_cache_folder()) if place else None
-        whole = index if workers.count > 1 else None
-        about = {"target": context["target"], "soft_labels": context["soft_labels"]}
-        _OPEN[identity] = TrainingData(cache, folds, whole, weights=find, **about)
-    return _OPEN[identity]
+    folds = make_folds(index, corpus.protocol, corpus.test_speakers)
+    assert folds.fingerprint == corpus.folds, "a worker split the corpus otherwise than the driver"
+    place = corpus.weights
+    return TrainingData(
+        cache,
+        folds,
+        index if workers.count > 1 else None,
+        weights=partial(local_folder, place, default_cache_folder()) if place else None,
+        target=corpus.target,
+        soft_labels=corpus.soft_labels,
+    )

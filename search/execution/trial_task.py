@@ -15,61 +15,56 @@ from typing import Any
 import ray
 from ray import tune
 
+from search.execution.reports import Report, failed
 from search.execution.trial_process import train
-from search.execution.trial_spec import (
-    ACTOR_CPUS,
-    ATTEMPTS,
-    Spec,
-    failed,
-    gpus_for,
-    take_more,
-    title,
-)
+from search.trial_spec import ACTOR_CPUS, ATTEMPTS, TrialSpec
 
 
 def run_trial(config: dict[str, Any]) -> None:
     """Tune's trainable: runs the trial as a named task and passes its rungs on."""
-    spec: Spec = {key: config[key] for key in ("trial", "modality", "plan", "context")}
+    spec: TrialSpec = config["spec"]
     deaths = 0
     while deaths < ATTEMPTS:
-        print(f"{title(spec)}, attempt {deaths + 1} of {ATTEMPTS}", flush=True)  # the actor's log
+        print(f"{spec.title}, attempt {deaths + 1} of {ATTEMPTS}", flush=True)  # the actor's log
         # No more than the next rung is begun before this one was judged.
         rungs = start(spec, _generator_backpressure_num_objects=1)
         try:
             if not _pass_on(rungs, spec):
                 return
+            spec = spec.with_more_memory() or spec
         except ray.exceptions.RayError as error:
             deaths += 1
             if deaths == ATTEMPTS:
-                tune.report(failed(f"its process died {ATTEMPTS} times: {type(error).__name__}"))
+                tune.report(
+                    dict(failed(f"its process died {ATTEMPTS} times: {type(error).__name__}"))
+                )
         finally:
             ray.cancel(rungs, force=False)
 
 
-def start(spec: Spec, **options: Any) -> Any:
-    """Starts a trial's task, as its runner would have it; returns its reports as they come."""
-    context = spec["context"]
-    options |= {"name": title(spec), "scheduling_strategy": "DEFAULT"}
-    if context["runner"] == "train":
+def start(spec: TrialSpec, **options: Any) -> Any:
+    """Start a trial's task with the run's runner; return its reports as they come."""
+    options |= {"name": spec.title, "scheduling_strategy": "DEFAULT"}
+    if spec.context.runner == "train":
         return train_with_trainer.options(**options).remote(spec)
-    options |= {"num_cpus": context["cpus_per_trial"] - ACTOR_CPUS, "num_gpus": gpus_for(spec)}
+    options |= {"num_cpus": spec.context.cpus_per_trial - ACTOR_CPUS, "num_gpus": spec.gpus}
     return train_trial.options(**options).remote(spec)
 
 
-def _pass_on(rungs: Any, spec: Spec) -> bool:
+def _pass_on(rungs: Any, spec: TrialSpec) -> bool:
     """Reports a trial's rungs to Tune; True if it is to be started again, with more of a GPU."""
     for rung in rungs:
-        report = ray.get(rung)
-        print(f"{title(spec)}: {_in_words(report)}", flush=True)
-        if report.get("out_of_memory") and take_more(spec):
+        report: Report = ray.get(rung)
+        print(f"{spec.title}: {_in_words(report)}", flush=True)
+        if report.get("out_of_memory") and spec.with_more_memory():
             return True
-        tune.report(report)
+        tune.report(dict(report))
         if report.get("failed"):
             _see_off(rungs)
     return False
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def _in_words(report: Report) -> str:
     return report.get("failed") or f"{report['percent']} %, score {report['score']:.4f}"
 
 
@@ -87,20 +82,20 @@ class TrialFailedError(RuntimeError):
 
 
 @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
-def train_trial(spec: Spec) -> Iterator[dict[str, Any]]:
+def train_trial(spec: TrialSpec) -> Iterator[Report]:
     """Trains one trial in this process."""
-    yield from _ending_as_told(train(spec))
+    yield from _ending_with_failure(train(spec))
 
 
 @ray.remote(num_cpus=0, num_returns="streaming", max_retries=0)
-def train_with_trainer(spec: Spec) -> Iterator[dict[str, Any]]:
+def train_with_trainer(spec: TrialSpec) -> Iterator[Report]:
     """Trains one trial on Ray Train workers."""
     from search.execution.ray_train import train_on_workers
 
-    yield from _ending_as_told(train_on_workers(spec))
+    yield from _ending_with_failure(train_on_workers(spec))
 
 
-def _ending_as_told(reports: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _ending_with_failure(reports: Iterator[Report]) -> Iterator[Report]:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # Ray cancels a task by this signal, which whatever a shell starts with & ignores.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -11,18 +11,22 @@ from ray import tune
 from search.cluster.connection import wait_for
 from search.cluster.placement import too_few
 from search.config import ConfigError
-from search.execution.trial_spec import ACTOR_CPUS, ATTEMPTS, Spec, failed, take_more
+from search.execution.reports import Report, failed
 from search.execution.trial_task import run_trial, start
 from search.monitoring.interrupt import Interrupt
 from search.persistence.run_folder import RunFolder
+from search.trial_spec import ACTOR_CPUS, ATTEMPTS, RunContext, TrialSpec
 from search.tuning.scheduler import HalvingScheduler
 from search.tuning.searcher import DealtSearch
 
 
 def trials_at_once(
-    context: dict[str, Any],
-    asked: int | None,
+    requested: int | None,
     *,
+    device: str,
+    runner: str,
+    workers_per_trial: int,
+    gpu_share: Mapping[str, float],
     wait_seconds: float,
     on_wait: Callable[[str], None],
 ) -> int:
@@ -32,17 +36,24 @@ def trials_at_once(
     has no place yet is what it starts hosts for.
 
     Args:
-        context: What every trial is told.
-        asked: By the user.
+        requested: By the user; None for as many as fit.
+        device: cpu or cuda.
+        runner: actor or train.
+        workers_per_trial: Ray Train workers of one trial.
+        gpu_share: Cost key → share of a GPU that such a trial takes.
         wait_seconds: How long to wait for what is not there; 0 on this machine alone.
         on_wait: Told what is waited for.
 
     Raises:
         ConfigError: What was asked for is not there, and did not come.
     """
-    per_trial = _per_trial(context)
+    per_trial = {"CPU": float(workers_per_trial)}  # the smallest trial takes a core a worker
+    if device == "cuda":
+        alone = workers_per_trial > 1
+        share = 1.0 if alone else min(gpu_share.values(), default=1.0)
+        per_trial["GPU"] = workers_per_trial * share
     # In processes of ours trials take turns, if the user wants more than there is room for.
-    at_once = (asked or 1) if context["runner"] == "train" else 1
+    at_once = (requested or 1) if runner == "train" else 1
     fitting = []
     for kind, each in per_trial.items():
         must = at_once * each
@@ -50,20 +61,9 @@ def trials_at_once(
         if found.there < must:
             waited = f", also after {wait_seconds / 60:g} min" if wait_seconds else ""
             where = f"Ray has {found.there:g} on {_hosts()}{waited}"
-            workers = context["workers_per_trial"]
-            raise ConfigError(too_few(at_once, workers, kind, must, found.there, where))
+            raise ConfigError(too_few(at_once, workers_per_trial, kind, must, found.there, where))
         fitting.append(int(found.possible / each))
-    return asked or max(1, min(fitting))
-
-
-def _per_trial(context: dict[str, Any]) -> dict[str, float]:
-    """What the smallest trial takes of each kind: a core a worker, and of GPUs its share or one each."""
-    workers = context["workers_per_trial"]
-    needs = {"CPU": float(workers)}
-    if context["device"] == "cuda":
-        share = min(context["gpu_share"].values(), default=1.0) if workers == 1 else 1.0
-        needs["GPU"] = workers * share
-    return needs
+    return requested or max(1, min(fitting))
 
 
 def _hosts() -> str:
@@ -73,29 +73,39 @@ def _hosts() -> str:
 
 def run_search(
     search: DealtSearch,
-    context: dict[str, Any],
+    context: RunContext,
     run: RunFolder,
     *,
+    workers: int,
     seconds: float,
     interrupt: Interrupt | None = None,
     callbacks: Sequence[tune.Callback] = (),
 ) -> None:
-    """Runs trials until the search has no more, the time is over, or the user asks to stop.
+    """Run trials until the search has no more, the time is over, or the user asks to stop.
 
-    What runs then stays in the journal to be resumed. The callbacks are told of every trial.
+    What runs then stays in the journal to be resumed. The callbacks see every trial.
+
+    Args:
+        search: Proposes trials and judges their reports.
+        context: Of every trial.
+        run: Its folder.
+        workers: Trials at the same time.
+        seconds: The time for all of them.
+        interrupt: Whether the user asks to stop.
+        callbacks: Tune's.
     """
-    search.on_end = run.mirror.forget_checkpoint
     tuner = tune.Tuner(
         tune.with_resources(run_trial, {"cpu": ACTOR_CPUS}),
-        param_space={"context": context},
         tune_config=tune.TuneConfig(
-            search_alg=_WithContext(search, context),
+            search_alg=_WithContext(search, context, workers),
             scheduler=HalvingScheduler(search),
             num_samples=-1,
             max_concurrent_trials=None,
             reuse_actors=True,
             time_budget_s=seconds,
-            trial_name_creator=lambda trial: str(trial.config.get("trial", trial.trial_id)),
+            trial_name_creator=lambda trial: (
+                trial.config["spec"].name if trial.config else trial.trial_id
+            ),
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
@@ -131,14 +141,16 @@ class _AskedTo(tune.Stopper):
 class _WithContext(tune.search.ConcurrencyLimiter):
     """At most `workers` trials at a time, each with the run's context."""
 
-    def __init__(self, search: DealtSearch, context: dict[str, Any]) -> None:
-        super().__init__(search, max_concurrent=int(context["workers"]))
+    def __init__(self, search: DealtSearch, context: RunContext, workers: int) -> None:
+        super().__init__(search, max_concurrent=workers)
         self.context = context
 
     def suggest(self, trial_id: str) -> Any:
-        """The search's configuration, completed."""
-        config = super().suggest(trial_id)
-        return {**config, "context": self.context} if isinstance(config, dict) else config
+        """Return the search's proposal as Tune's configuration: one specification."""
+        proposal = super().suggest(trial_id)
+        if not isinstance(proposal, dict):
+            return proposal
+        return {"spec": TrialSpec(**proposal, context=self.context)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune's own snapshot is never restored."""
@@ -146,7 +158,7 @@ class _WithContext(tune.search.ConcurrencyLimiter):
 
 
 def run_seeds(
-    specs: list[Spec],
+    specs: list[TrialSpec],
     run: RunFolder,
     *,
     workers: int,
@@ -163,7 +175,7 @@ def run_seeds(
         interrupt: Once asked, what runs is stopped, to be continued from its checkpoint.
     """
     waiting = [(spec, 1) for spec in specs]
-    running: dict[Any, tuple[Spec, int, Any]] = {}
+    running: dict[Any, tuple[TrialSpec, int, Any]] = {}
     while (waiting or running) and not interrupt.now:
         while waiting and len(running) < workers:
             spec, attempt = waiting.pop(0)
@@ -176,22 +188,22 @@ def run_seeds(
             if died and attempt < ATTEMPTS:
                 waiting.insert(0, (spec, attempt + 1))
                 continue
-            if report and report.get("out_of_memory") and take_more(spec):
-                waiting.insert(0, (spec, attempt))
+            if report and report.get("out_of_memory") and (more := spec.with_more_memory()):
+                waiting.insert(0, (more, attempt))
                 continue
             why = str(report["failed"]) if report else None
             if report and report.get("storage"):
                 interrupt.broken = str(why)
                 continue
-            run.mirror.forget_checkpoint(spec["trial"])
-            on_done(spec["trial"], why)
+            run.mirror.forget_checkpoint(spec.name)
+            on_done(spec.name, why)
     for _, _, stream in running.values():
         ray.cancel(stream, force=False)
 
 
-def _failure(stream: Any) -> tuple[dict[str, Any] | None, bool]:
+def _failure(stream: Any) -> tuple[Report | None, bool]:
     """The report of a training that came to nothing, and whether because its process died."""
-    reports: list[dict[str, Any]] = []
+    reports: list[Report] = []
     try:
         for reference in stream:
             reports.append(ray.get(reference))

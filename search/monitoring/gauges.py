@@ -13,6 +13,7 @@ from ray.util.metrics import Gauge
 
 if TYPE_CHECKING:
     from search.training.cross_validation import FoldEpoch
+    from search.trial_spec import TrialSpec
     from search.tuning.searcher import DealtSearch
     from search.tuning.tally import Tally
 
@@ -110,20 +111,15 @@ class Gauges:
                     self._gauges[name].set(value, dict(tags))
 
 
-def trial_gauges(spec: Mapping[str, Any], architecture: str) -> Gauges:
+def trial_gauges(spec: TrialSpec) -> Gauges:
     """Those of one trial, in the process that trains it."""
     tags = {
-        "run": run_name(spec["context"]),
-        "trial": str(spec["trial"]),
-        "modality": str(spec["modality"]),
-        "architecture": architecture,
+        "run": spec.context.run_name,
+        "trial": spec.name,
+        "modality": spec.modality,
+        "architecture": spec.plan.title,
     }
     return Gauges(TRIAL_GAUGES, tags)
-
-
-def run_name(context: Mapping[str, Any]) -> str:
-    """The name of the run's folder, wherever that lies."""
-    return str(context["run"]).rstrip("/").rpartition("/")[2]
 
 
 def show_epoch(gauges: Gauges, done: FoldEpoch, epochs: int, gpu_memory_bytes: int) -> None:

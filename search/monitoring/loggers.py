@@ -17,9 +17,9 @@ from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
 from search.config import SearchConfig
+from search.trial_spec import TrialSpec
 
 _log = logging.getLogger(__name__)
-
 _PROJECT = "emotion-search"
 _RUNG_VALUES = ("percent", "score", "clips_per_second", "gpu_memory_mib")
 _NOT_TOLD = ("epoch_losses", "config")
@@ -51,7 +51,8 @@ class TensorBoardCallback(LoggerCallback):
         self._close(name)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         writer = SummaryWriter(str(self.folder / name), flush_secs=10)
-        settings = {"modality": trial.config["modality"], **flatten(trial.config["plan"])}
+        settings = flatten(_settings(trial))
+        del settings["trial"]
         what, start, self._ends[name] = hparams(settings, {"score/mean": 0.0, "loss/mean": 0.0})
         writer.file_writer.add_summary(what)
         writer.file_writer.add_summary(start)
@@ -112,7 +113,7 @@ def _mlflow(run: Path) -> LoggerCallback:
 
     class Plain(MLflowLoggerCallback):
         def log_trial_start(self, trial: Any) -> None:
-            whole, trial.config = trial.config, _without_context(trial.config)
+            whole, trial.config = trial.config, _settings(trial)
             super().log_trial_start(trial)
             trial.config = whole
 
@@ -158,7 +159,7 @@ class WandbCallback(LoggerCallback):
                 group=self.group,
                 name=name,
                 dir=str(self.folder),
-                config=_without_context(trial.config),
+                config=_settings(trial),
                 reinit="create_new",  # several trials at once in this process
                 settings=wandb.Settings(console="off", silent=True),
             )
@@ -190,9 +191,10 @@ class WandbCallback(LoggerCallback):
             run.finish(exit_code=exit_code)
 
 
-def _without_context(config: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(trial: Any) -> dict[str, Any]:
     """What the trial is, without where the run's files are."""
-    return {key: value for key, value in config.items() if key != "context"}
+    spec: TrialSpec = trial.config["spec"]
+    return {"trial": spec.name, "modality": spec.modality, **spec.plan.to_json()}
 
 
 def _told(result: Mapping[str, Any]) -> dict[str, Any]:

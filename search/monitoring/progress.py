@@ -16,19 +16,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search.trial_config import describe
+from search.trial_spec import TrialSpec
 from search.tuning.searcher import DealtSearch
 from search.tuning.tally import Tally, tally
 
 _SECONDS_BETWEEN_PLAIN_LINES = 20.0
-
-
 _SECONDS_BETWEEN_COUNTS = 1.0
-
-
 _REDRAWN_A_SECOND = 2
-
-
 _TABLE_HEAD_LINES = 2
 
 
@@ -84,9 +78,9 @@ class ProgressTable(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune has started it, or started it again."""
-        config = trial.config
-        started = time.monotonic()
-        self.running[str(trial)] = Running(config["trial"], describe(config["plan"]), started)
+        spec: TrialSpec = trial.config["spec"]
+        self.running[str(trial)] = Running(spec.name, spec.plan.title, time.monotonic())
+        self.changed()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -97,15 +91,18 @@ class ProgressTable(tune.Callback):
         elif row := self.running.get(str(trial)):
             row.percent, row.epoch = int(result["percent"]), int(result["epoch"])
             row.score = float(result["score"])
+        self.changed()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It has ended, however."""
         self.running.pop(str(trial), None)
+        self.changed()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process has died."""
         self.running.pop(str(trial), None)
         self.failure = f"{trial}: its process died"
+        self.changed()
 
     def changed(self) -> None:
         """Something happened: it will be counted anew."""

@@ -137,7 +137,6 @@ _TZIRAKIS: dict[str, Any] = {
     **_PLAIN, "epochs": 30, "batch_size": 16, "learning_rate": 1e-4, "gradient_clip": 5.0, "label_delay": 2.0,
 }  # fmt: skip
 _RESNET = {"depth": 50, "frames": 150, "size": 96, "scaling": "unit", "recurrent_units": 256}
-
 _DEVELOPMENT = "delay and post-processing chosen on the development recordings"
 _NOT_PROCESSED = (
     "30 epochs in batches of 16, a delay of 2 s, not post-processed (the headline above is)"

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from datasets.storage.atomic import write_atomically
 from datasets.storage.synced_folder import KeptFolder, default_cache_folder, is_url
+from ensembles.bank.run_format import RUN_FORMAT, refusal
 from search.config import (
     RESUME_KEYS,
     ConfigError,
@@ -30,8 +31,8 @@ from search.config import (
     to_document,
 )
 from search.persistence.remote_mirror import JOURNAL, Mirror, bring_together, mend_journal
+from search.persistence.run_record import RunRecord
 
-FORMAT_VERSION = 1
 _PACKAGES = ("torch", "torchaudio", "ray", "optuna", "webdataset", "scikit-learn", "numpy")
 
 
@@ -69,6 +70,11 @@ class RunFolder:
         where = "" if runs_dir == default_runs_dir() else f" --runs-dir {runs_dir}"
         return f"python -m search.run --resume {self.path.name}{where}"
 
+    @property
+    def continue_with(self) -> str:
+        """What to print after an interruption."""
+        return f"Interrupted. Continue with: {self.resume_command}"
+
     def interrupted_by(self, why: str) -> str:
         """What to say when the storage takes nothing more."""
         return (
@@ -92,17 +98,19 @@ class RunFolder:
         return self.path / JOURNAL
 
     @property
-    def facts_path(self) -> Path:
-        """What the first start found out: data, folds, offered architectures, their cost."""
+    def record_path(self) -> Path:
+        """Where the run's record lies."""
         return self.path / "run.json"
 
-    def facts(self) -> dict[str, Any]:
-        """What the first start recorded; empty before."""
-        return dict(json.loads(self.facts_path.read_text())) if self.facts_path.exists() else {}
+    def read_record(self) -> RunRecord | None:
+        """Return what the first start recorded; None before."""
+        if not self.record_path.exists():
+            return None
+        return RunRecord.from_json(json.loads(self.record_path.read_bytes()))
 
-    def record(self, facts: dict[str, Any]) -> None:
-        """Writes `run.json`."""
-        write_atomically(self.facts_path, json.dumps(facts, indent=1).encode())
+    def write_record(self, record: RunRecord) -> None:
+        """Write `run.json`."""
+        write_atomically(self.record_path, json.dumps(record.to_json(), indent=1).encode())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -138,7 +146,7 @@ def new_run(config: SearchConfig, corpus: str) -> RunFolder:
         path.mkdir(parents=True)
         for folder in ("logs", "weights"):
             (path / folder).mkdir()
-        document = {"format_version": FORMAT_VERSION, **to_document(config)}
+        document = {"format_version": RUN_FORMAT, **to_document(config)}
         write_atomically(path / "config.yaml", yaml.safe_dump(document, sort_keys=False).encode())
         kept.send("config.yaml")
     except FileExistsError:
@@ -191,10 +199,8 @@ def resumed_run(config: SearchConfig, given: set[str]) -> RunFolder:
         )
     document = yaml.safe_load(stored.read_text(encoding="utf-8"))
     found = document.pop("format_version", None)
-    if found != FORMAT_VERSION:
-        raise ConfigError(
-            f"The run '{name}' is of format version {found}; this program continues version {FORMAT_VERSION}."
-        )
+    if found != RUN_FORMAT:
+        raise ConfigError(refusal(kept.path, found))
     old = from_document(document, stored)
     if config.extend and old.reproduce:
         raise ConfigError(

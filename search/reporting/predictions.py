@@ -18,7 +18,6 @@ PREDICTION_FILES = {
     **{modality: f"predictions_{modality}.csv" for modality in ("audio", "video", "early")},
 }
 
-
 _FIXED = ("clip", "speaker", "fold", "seed", "label")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from datasets.storage.atomic import write_atomically
 from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import Table, of_clips
+from ensembles.bank.run_format import RUN_FORMAT
 from ensembles.bank.trace_table import TraceTable
 from ensembles.evaluation.assessment import Assessment, Scored
 from ensembles.evaluation.breakdown import detail
@@ -21,8 +22,6 @@ from ensembles.evaluation.leaderboard import assessment_rows
 from ensembles.evaluation.paired_comparison import fusion_gains
 from ensembles.metrics import Array
 from search.reporting.traces import write_traces
-
-SUMMARY_VERSION = 1
 
 
 def write_reports(
@@ -82,7 +81,7 @@ def _summary(
         modality: assessment.row(f"best {modality}") for modality in ("audio", "video", "early")
     }
     return {
-        "format_version": SUMMARY_VERSION,
+        "format_version": RUN_FORMAT,
         **facts,
         "metric": assessment.metric,
         "classes": list(table.classes),

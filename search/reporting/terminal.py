@@ -24,7 +24,6 @@ from search.reporting.traces import print_traces, trace_legend
 
 _FUSIONS_SHOWN = 8
 
-
 _UNKNOWN = "unknown"
 """Of whom a corpus does not say what another says; in the files."""
 

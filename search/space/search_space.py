@@ -14,14 +14,10 @@ from search.trial_config import OPTIMIZERS, SCHEDULES, TrainSettings
 
 MODALITIES = ("audio", "video", "early")
 
-
 # Everything about training that is not in every architecture's core: searched where the preset
 # has the trials for it. A key `setting@variant` is that setting, with a range of its own.
 ADAM: Condition = {"optimizer": ("adamw", "adam_amsgrad")}
-
-
 _SGD: Condition = {"optimizer": ("sgd_nesterov",)}
-
 
 RECIPE: Space = {
     "optimizer": Choice(OPTIMIZERS),
@@ -35,19 +31,15 @@ RECIPE: Space = {
     "batch_size": Choice((16, 32, 64)),
 }
 
-
 TRAINED_ON_AUDIO: Condition = {"transfer": ("scratch", "finetune")}
 """A frozen backbone hears and sees every clip once, as it was recorded, and one way for all trials."""
-
 
 AUDIO_RECIPE: Space = {
     "noise_removal": Choice((0.0, 0.5, 0.8), when=TRAINED_ON_AUDIO),
 }
 
-
 WITHOUT_NOISE_REMOVAL: Condition = {"noise_removal": (0.0,)}
 """Where noise is removed waveforms stay as recorded, so that it is removed once a clip and cached."""
-
 
 WAVEFORM_RECIPE: Space = {
     "noise": Choice((0.0, 0.3), when=TRAINED_ON_AUDIO),
@@ -58,12 +50,10 @@ WAVEFORM_RECIPE: Space = {
 """What runs the front end anew in every step: not for one that takes longer than all the rest,
 nor together with noise removal, which would run in every step as well."""
 
-
 VIDEO_RECIPE: Space = {
     "spatial_crop": Choice((0.0, 0.1, 0.2), when=TRAINED_ON_AUDIO),
     "colour_jitter": Choice((0.0, 0.2, 0.4), when=TRAINED_ON_AUDIO),
 }
-
 
 EARLY: Space = {
     "modality_dropout": Choice((0.0, 0.1, 0.3)),
@@ -77,13 +67,11 @@ EARLY: Space = {
     "spec_augment": Choice((0.0, 0.1)),
 }
 
-
 FINETUNE: Space = {
     "learning_rate@finetune": Range(1e-5, 1e-3, log=True, when={"transfer": ("finetune",)}),
     "layer_decay": Choice((1.0, 0.9, 0.75), when={"transfer": ("finetune",)}),
     "unfreeze_share": Choice((0.0, 0.3), when={"transfer": ("finetune",)}),
 }
-
 
 BARE: dict[str, dict[str, dict[str, Any]]] = {
     "joint_lstm": {
@@ -93,14 +81,12 @@ BARE: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Parts that a fusion joins in front of their own recurrence."""
 
-
 DEFAULTS: dict[str, Any] = {
     "transfer": "scratch",
     "noise_removal": 0.0,
     **TrainSettings().__dict__,
 }
 """What a condition goes by where a setting is not searched."""
-
 
 _CNN_TRAINING: Space = {
     "epochs": Choice((20, 30, 50)),
@@ -112,7 +98,6 @@ _CNN_TRAINING: Space = {
     "spec_augment": Choice((0.0, 0.1, 0.2)),
 }
 
-
 OF_CLASSES: dict[str, Any] = {
     "label_smoothing": 0.0,
     "focal_gamma": 0.0,
@@ -121,7 +106,6 @@ OF_CLASSES: dict[str, Any] = {
 }
 """What has a meaning for classes alone; for numbers it is not searched, and so."""
 
-
 OF_WHOLE_CLIPS: dict[str, Any] = {
     "trim_db": 0.0,
     "crop_seconds": 0.0,
@@ -129,14 +113,11 @@ OF_WHOLE_CLIPS: dict[str, Any] = {
 }
 """What would shift a clip's steps against its trace."""
 
-
 USUAL_DELAY = 2.0
 """Seconds that raters are late, as a first guess."""
 
-
 _SCRATCH: Condition = {"transfer": ("scratch",)}
 """What pretrained weights settle."""
-
 
 _SPEECH: Space = {
     "units": Choice((128, 256, 512)),
@@ -148,7 +129,6 @@ _SPEECH: Space = {
     "label_smoothing": Choice((0.0, 0.1)),
     "mixup": Choice((0.0, 0.2, 0.4)),
 }
-
 
 _KINETICS: Space = {
     "frames": Choice((8, 16), when=TRAINED_ON_AUDIO),
@@ -162,7 +142,6 @@ _KINETICS: Space = {
     "label_smoothing": Choice((0.0, 0.1)),
     "mixup": Choice((0.0, 0.2)),
 }
-
 
 SPACE: dict[str, Space] = {
     # audio

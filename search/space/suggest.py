@@ -32,10 +32,8 @@ from search.trial_config import TrainSettings, TrialPlan
 
 _CHOICE = "architecture"
 
-
 _SETTING = "setting"
 """The one parameter where whole configurations are given, and nothing is searched."""
-
 
 _TRAINING_KEYS = {f.name for f in fields(TrainSettings)}
 

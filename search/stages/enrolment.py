@@ -7,22 +7,30 @@ are never compared to, or mixed with, the honest score.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import Experts, of_clips
+from ensembles.bank.variant import Variant
 from ensembles.evaluation.assessment import Assessment, Scored, replay
 from search.data.training_data import TrainingData, enrolment_order
-from search.execution.trial_spec import enrolled_name
 from search.stages.session import Session
+
+
+def adapt_to_speakers(session: Session) -> None:
+    """Score the headline with inputs normalised by clips of each new speaker, where requested."""
+    if counts := session.run.config.enrolment_counts:
+        found = session.found
+        found.enrolled = score_enrolment(session, found.assessment, counts)
 
 
 def score_enrolment(
     session: Session, assessment: Assessment, counts: Sequence[int]
 ) -> dict[int, Scored]:
-    """Trains the headline's experts on speaker-normalised inputs, and scores each count.
+    """Train the headline's experts on speaker-normalised inputs, and scores each count.
 
     The largest count's clips are scored in no row, so that all rows, that without enrolment
     included, are of the same clips.
@@ -33,11 +41,11 @@ def score_enrolment(
     """
     names = sorted({name for _, taken in assessment.fused.per_fold for name in taken})
     have = session.entries()
-    missing = [n for n in names if any(enrolled_name(n, c) not in have for c in counts)]
+    missing = [n for n in names if any(_adapted(n, c) not in have for c in counts)]
     # One worker a trial: a speaker's mean needs all of the speaker's clips in one place.
-    alone = {"workers_per_trial": 1}
+    alone = replace(session.context, workers_per_trial=1)
     specs = [
-        session.retraining(name, f"{name}+enrolled", enrolment=list(counts), context=alone)
+        session.training(name, Variant("adapted"), enrolment=tuple(counts), context=alone)
         for name in missing
     ]
     if specs and not session.interrupt.asked:
@@ -48,12 +56,12 @@ def score_enrolment(
         )
         session.train(specs)
     entries, bank = session.entries(), session.bank
-    if any(enrolled_name(n, c) not in entries for n in names for c in counts):
+    if any(_adapted(n, c) not in entries for n in names for c in counts):
         return {}
     plain = bank.experts(entries[name] for name in session.search.finished() if name in entries)
     scores = {0: plain}
     for count in counts:
-        fresh = bank.experts(entries[enrolled_name(name, count)] for name in names)
+        fresh = bank.experts(entries[_adapted(name, count)] for name in names)
         scores[count] = plain.replace(dict(zip(names, fresh.log_posteriors, strict=True)))
     others = _others(session.data, max(counts), of_clips(plain.table))
     return {
@@ -62,6 +70,11 @@ def score_enrolment(
         )
         for count, experts in scores.items()
     }
+
+
+def _adapted(trial: str, clips: int) -> str:
+    """What the bank calls a trial whose held-out speakers were normalised by so many clips."""
+    return trial + Variant("adapted", clips).suffix
 
 
 def _others(data: TrainingData, count: int, table: ClipTable) -> Any:

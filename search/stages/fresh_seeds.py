@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ensembles.bank.variant import Variant
 from ensembles.evaluation.assessment import Assessment, Scored, replay
 from ensembles.evaluation.trace_assessment import Processed, apply_by_fold
 from search.space.search_space import MODALITIES
@@ -11,10 +14,16 @@ _FIRST_SEED = 1000
 """Added to the search's seed."""
 
 
-def confirm(
+def confirm(session: Session) -> None:
+    """Train the headline's experts again, with as many fresh seeds as the settings ask for."""
+    found, count = session.found, session.run.config.plan.confirm_seeds
+    found.confirmed = confirmed_scores(session, found.assessment, count, found.processed)
+
+
+def confirmed_scores(
     session: Session, assessment: Assessment, count: int, processed: Processed | None = None
 ) -> dict[int, dict[str, Scored]]:
-    """Trains every expert that the headline rests on with `count` fresh seeds.
+    """Train every expert that the headline rests on with `count` fresh seeds.
 
     The scores of these seeds count, not that of the seed which won the search. Choices of
     experts and recipe stay as they are; only the fusion's parameters are fitted again, for
@@ -24,12 +33,14 @@ def confirm(
         Seed → `fused`, `audio alone`, `best audio`, … → score. A seed of which a training failed
         or was interrupted is left out.
     """
-    seeds = [int(session.context["seed"]) + _FIRST_SEED + n for n in range(count)]
+    seeds = [session.context.seed + _FIRST_SEED + n for n in range(count)]
     rows = _rows(assessment)
     names = sorted({name for row in rows.values() for _, taken in row.per_fold for name in taken})
     have = session.entries()
     specs = [
-        session.retraining(name, fresh_name(name, seed), context={"seed": seed})
+        session.training(
+            name, Variant("fresh seed", seed), context=replace(session.context, seed=seed)
+        )
         for seed in seeds
         for name in names
         if fresh_name(name, seed) not in have
@@ -61,14 +72,15 @@ def _rows(assessment: Assessment) -> dict[str, Scored]:
 
 def fresh_name(trial: str, seed: int) -> str:
     """What the bank calls a trial's retraining."""
-    return f"{trial}+seed{seed}"
+    return trial + Variant("fresh seed", seed).suffix
 
 
 def _announce(session: Session, names: list[str], trainings: int) -> None:
-    session.on_ray.start()
+    session.ray.start()
+    assert session.ray.workers is not None
     trials = session.search.all_trials()
     took = sum(float(trials[name].user_attrs.get("seconds") or 0.0) for name in names)
-    minutes = took * trainings / len(names) / int(session.context["workers"]) / 60
+    minutes = took * trainings / len(names) / session.ray.workers / 60
     session.screen.print(
         f"fresh seeds: training {trainings} experts of the headline again, about {minutes:.1f} min",
         highlight=False,

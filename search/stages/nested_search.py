@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,149 +23,41 @@ import yaml
 from rich.console import Console
 
 from datasets.protocols.folds import Folds
-from datasets.protocols.split import make_folds
 from datasets.sharding.index import ShardIndex
 from datasets.storage.atomic import write_atomically
 from ensembles.bank.clip_table import ClipTable
 from ensembles.evaluation.assessment import Scored, scored
 from ensembles.evaluation.paired_comparison import Difference, difference
 from ensembles.metrics import Array
-from search.config import ConfigError, SearchConfig, to_document
+from search.config import to_document
 from search.persistence.run_folder import RunFolder
 from search.space.scope import Offer
+from search.stages.nested_splits import architectures_of, inner_splits, outer_count
+from search.stages.session import Session
 
 FILE_NAME = "outer.json"
 FOLDER = "outer"
-_TRIALS = 12
-"""Of each search, unless another number is asked for."""
-
-_LEAST_A_MODALITY = 2
 _FLOOR = 5e-7
 """Half a unit of a predictions file's last place."""
 
 
-def outer_count(config: SearchConfig, folds: Folds) -> int:
-    """How many folds are held out of a search of their own.
-
-    Raises:
-        ConfigError: More than there are, or too few to leave two.
-    """
-    if folds.leak:
-        raise ConfigError(f"outer holds speakers out: --protocol {folds.protocol} does not.")
-    if folds.partners:
-        raise ConfigError(
-            f"outer does not keep partners apart, as {folds.protocol} does: take --protocol iemocap-loso5."
-        )
-    if folds.test_speakers:
-        raise ConfigError(
-            f"outer makes each fold's speakers test speakers, of which {folds.protocol} has some of its own: "
-            "take --protocol speaker-kfold:5."
-        )
-    if folds.count < 3:
-        raise ConfigError(
-            f"outer needs 3 folds or more, so that two are left to search by; {folds.protocol} has "
-            f"{folds.count}. Take --protocol speaker-kfold:3."
-        )
-    count = config.outer_folds or folds.count
-    if count > folds.count:
-        raise ConfigError(
-            f"outer_folds must be at most {folds.count}, the folds of {folds.protocol}, got {count}."
-        )
-    return count
-
-
-def inner_splits(index: ShardIndex, folds: Folds, count: int) -> list[Folds]:
-    """How each search splits the speakers that are left to it; as many folds as outside.
-
-    Raises:
-        DataError: Some search could not be split so.
-    """
-    speakers = [
-        sorted({index.clips[row].speaker for row in folds.test_rows(fold)})
-        for fold in range(folds.count)
-    ]
-    everyone = sum(map(len, speakers))
-    return [
-        make_folds(
-            index,
-            f"speaker-kfold:{min(folds.count, everyone - len(speakers[fold]))}",
-            speakers[fold],
-        )
-        for fold in range(count)
-    ]
-
-
-def narrowed(
-    config: SearchConfig, offer: Offer, seconds: Mapping[str, float], searches: int
-) -> tuple[SearchConfig, Offer]:
-    """A search that is cheap enough to be repeated: cheapest architectures, few trials, its share of the time.
-
-    Args:
-        config: As asked; its time is for all searches together.
-        offer: What it would search.
-        seconds: Predicted, of a trial of each architecture.
-        searches: How many there will be.
-
-    Raises:
-        ConfigError: The searches would not fit into the time.
-    """
-    if not config.architectures:
-        offer = _cheapest(offer, seconds)
-    a_trial = float(np.mean([_cost(name, seconds) for name in _keys(offer)]))
-    at_once = config.workers or (1 if config.address else len(os.sched_getaffinity(0)))
-    share = config.plan.minutes * 60 / searches
-    fitting = int(share * at_once / max(a_trial, 1e-9))
-    least = _LEAST_A_MODALITY * len(offer.modalities)
-    trials = config.trials or max(least, min(_TRIALS, fitting))
-    if trials > fitting:
-        needed = trials * a_trial / at_once * searches / 60
-        raise ConfigError(
-            f"outer: {searches} searches of {trials} trials are predicted to take {needed:.1f} min, the time "
-            f"budget is {config.plan.minutes:g} min. Raise --time-budget, or take fewer --outer-folds, "
-            "fewer --trials or cheaper architectures (--only)."
-        )
-    names = [*dict.fromkeys(n for group in offer.single.values() for n in group), *offer.fusions]
-    config = replace(
-        config, only=",".join(names), trials=trials, time_budget=f"{max(1, round(share))}s"
+def search_nested(session: Session) -> int:
+    """Run the nested search of a finished run; return the exit code of a part that failed, or 0."""
+    if not session.run.config.outer:
+        return 0
+    data, trials = session.data, session.record.trials_in_all
+    scope = session.search.offer
+    return score_outer(
+        session.run, data.index, data.folds, scope, trials, Console(), in_own_process
     )
-    return config, offer
-
-
-def _cheapest(offer: Offer, seconds: Mapping[str, float]) -> Offer:
-    """One architecture of each side, and no early fusion."""
-    single = {
-        side: tuple(sorted(names, key=lambda name: _cost(name, seconds))[:1])
-        for side, names in offer.single.items()
-    }
-    taken = {name for names in single.values() for name in names}
-    left_out = sorted(offer.networks.union(offer.fusions) - taken)
-    why = "outer searches the cheapest of each modality; --only names others"
-    return replace(
-        offer,
-        single=single,
-        fusions=(),
-        parts={},
-        transfers={name: start for name, start in offer.transfers.items() if name in taken},
-        why_not={**offer.why_not, **dict.fromkeys(left_out, why)},
-    )
-
-
-def _keys(offer: Offer) -> list[str]:
-    """What trials are drawn from, as costs are named."""
-    names = [name for group in offer.single.values() for name in group]
-    return [*names, *("+".join(pair) for pair in offer.pairs)]
-
-
-def _cost(name: str, seconds: Mapping[str, float]) -> float:
-    """Of an architecture with a backbone, the cheapest way to start it."""
-    return min(value for key, value in seconds.items() if key.split(" ")[0] == name)
 
 
 def score_outer(
     run: RunFolder,
     index: ShardIndex,
     folds: Folds,
-    facts: Mapping[str, Any],
+    scope: Offer,
+    trials: int,
     console: Console,
     search: Callable[[list[str]], int],
 ) -> int:
@@ -176,7 +67,8 @@ def score_outer(
         run: The ordinary search, done.
         index: Its corpus.
         folds: Its split.
-        facts: What `run.json` says.
+        scope: What it searched.
+        trials: How many.
         console: Where to.
         search: Runs `search.run` with arguments; returns its exit code.
 
@@ -192,7 +84,7 @@ def score_outer(
             f"outer fold {fold + 1} of {len(splits)}: a search without {', '.join(inner.test_speakers)}",
             highlight=False,
         )
-        if code := search(_arguments(run, facts, folder, inner)):
+        if code := search(_arguments(run, scope, trials, folder, inner)):
             console.print(
                 f"outer fold {fold + 1} is not done, those before it are. Continue with: {_continue_with(run)}",
                 highlight=False,
@@ -200,7 +92,7 @@ def score_outer(
             )
             return code
     found = read_outer(run.path, run.config.metric, run.config.seed, len(splits))
-    document = {**found.to_json(), "trials": _trials(run, facts), "of_folds": folds.count}
+    document = {**found.to_json(), "trials": trials, "of_folds": folds.count}
     write_atomically(run.path / FILE_NAME, json.dumps(document, indent=1).encode())
     console.print(in_words(found, run.config.metric), highlight=False, soft_wrap=True)
     return 0
@@ -236,12 +128,10 @@ def _is_done(folder: Path) -> bool:
     )
 
 
-def _arguments(run: RunFolder, facts: Mapping[str, Any], folder: Path, inner: Folds) -> list[str]:
+def _arguments(run: RunFolder, scope: Offer, trials: int, folder: Path, inner: Folds) -> list[str]:
     """Of the search without a fold: new, or one that was interrupted."""
     if (folder / "config.yaml").is_file():
         return ["--resume", folder.name, "--runs-dir", str(folder.parent)]
-    offer = Offer.from_json(facts["offer"])
-    names = [*dict.fromkeys(n for group in offer.single.values() for n in group), *offer.fusions]
     config = replace(
         run.config,
         name=folder.name,
@@ -249,8 +139,8 @@ def _arguments(run: RunFolder, facts: Mapping[str, Any], folder: Path, inner: Fo
         resume=None,
         outer=False,
         outer_folds=None,
-        only=",".join(names),
-        trials=_trials(run, facts),
+        only=",".join(architectures_of(scope)),
+        trials=trials,
         protocol=inner.protocol,
         test_speakers=",".join(inner.test_speakers),
         confirm_seeds=0,
@@ -262,10 +152,6 @@ def _arguments(run: RunFolder, facts: Mapping[str, Any], folder: Path, inner: Fo
     document = {key: value for key, value in to_document(config).items() if value is not None}
     write_atomically(asked, yaml.safe_dump(document, sort_keys=False).encode())
     return ["--config", str(asked)]
-
-
-def _trials(run: RunFolder, facts: Mapping[str, Any]) -> int:
-    return int(facts.get("trials_in_all") or run.config.plan.trials)
 
 
 @dataclass(frozen=True)

@@ -3,66 +3,135 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 from rich.console import Console
 
 from ensembles.metrics import CCC
-from search.cluster.placement import choose_device
+from search.cluster.placement import check_cores, choose_device, join_cluster
 from search.config import ConfigError, SearchConfig
 from search.data.bank_tables import people
+from search.data.corpus import corpus_spec, load_corpus, refuse_for_numbers
 from search.data.training_data import TrainingData
 from search.execution.remote_cost import find_cost
 from search.papers import reproduce
 from search.papers.published import PAPERS
 from search.persistence.run_folder import RunFolder
-from search.space.eligibility import offer_as_asked
+from search.persistence.run_record import Inputs, RunRecord
+from search.space.eligibility import check_weights, offer_as_asked
 from search.space.scope import Offer, missing_weights
-from search.space.step_cost import drop_expensive, key_of, slow_changes
-from search.stages import nested_search
+from search.space.step_cost import Cost, drop_expensive, key_of, slow_changes
+from search.stages.nested_splits import inner_splits, narrowed, outer_count
+from search.trial_spec import RunContext
 
 
-def new_facts(
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is searched, on what, and where.
+
+    Attributes:
+        config: The settings, completed by what the corpus asks for.
+        data: The corpus.
+        record: What the run's first start found out.
+        scope: What may be searched.
+        address: Of the cluster that was joined; None for this machine alone.
+    """
+
+    config: SearchConfig
+    data: TrainingData
+    record: RunRecord
+    scope: Offer
+    address: str | None
+
+
+def set_up(config: SearchConfig, given: set[str], run: RunFolder | None, console: Console) -> Setup:
+    """Load the corpus, join the cluster, and find out, or read, what may be searched.
+
+    Args:
+        config: As requested, or as stored with a run.
+        given: The settings that the user gave.
+        run: The run that is continued; None for a new one.
+        console: For progress and warnings.
+
+    Raises:
+        ConfigError: Whatever cannot be, before anything trains.
+    """
+    if config.reproduce:
+        print(reproduce.flaw_of(config.reproduce), flush=True)
+    data = load_corpus(config, console)
+    config = _checked_against(data, config, given)
+    if data.folds.leak:
+        print(f"{data.folds.leak}.", flush=True)
+    if config.reproduce:
+        reproduce.check_corpus(config.reproduce, data.index, console)
+    if config.outer:
+        inner_splits(data.index, data.folds, outer_count(config, data.folds))
+    address = join_cluster(config, console)
+    record = (run.read_record() if run else None) or new_record(config, data, console, address)
+    if config.outer and not run:
+        config, record = _narrowed(config, data, record)
+    if run:
+        _check_same_data(record, data, run)
+        check_weights(Offer.from_json(record.offer), data.weights)
+    if address is None:
+        check_cores(config, choose_runner(config, record.device == "cuda"))
+    if run and run.extended and config.architectures:
+        record = _extended(record, config, data, console, address)
+    scope = Offer.from_json(record.offer)
+    return Setup(config=config, data=data, record=record, scope=scope, address=address)
+
+
+def _checked_against(data: TrainingData, config: SearchConfig, given: set[str]) -> SearchConfig:
+    if data.traces is not None:
+        config = for_numbers(config, given)
+        refuse_for_numbers(data.folds)
+        return config
+    if config.metric == CCC:
+        raise ConfigError("metric ccc is of traces and numbers, not of classes (--target).")
+    return config
+
+
+def new_record(
     config: SearchConfig, data: TrainingData, console: Console, address: str | None
-) -> dict[str, Any]:
-    """What the search may try here; recorded once, so that a resumed run offers the same."""
+) -> RunRecord:
+    """Find out what the search may try here, and what it costs."""
     device = choose_device(config, address, console)
-    asked = reproduce.offer_of if config.reproduce else offer_as_asked
-    offer = asked(config, data)
+    offer = (reproduce.offer_of if config.reproduce else offer_as_asked)(config, data)
     cost = find_cost(offer, data, device, config, address, console)
-    seconds = cost.seconds
     if not (config.architectures or config.reproduce):
-        offer = drop_expensive(offer, seconds, config.longest_seconds)
-    offer = _without_slow_changes(offer, data, device, seconds, config)
-    index = data.cache.index
-    return {
-        "corpus": index.corpus,
-        "data_checksum": index.checksum,
-        "protocol": data.folds.protocol,
-        "folds_fingerprint": data.folds.fingerprint,
-        "held_out": list(data.folds.test_speakers),
-        "test_corpus": config.test_corpus,
-        "fold_names": list(data.folds.names),
-        "leak": data.folds.leak,
-        "seed": config.seed,
-        "preset": config.preset,
-        "device": device,
-        "inputs": {
-            "sample_rate_hz": data.shape.sample_rate_hz,
-            "frames": data.shape.frames,
-            "frame_size": list(data.shape.frame_size),
-            "frame_rate": index.frame_rate,
-            "crop": index.crop.to_json(),
-            "feature_names": list(index.feature_names),
-            **({"trace_steps": data.shape.trace_steps} if data.shape.trace_steps else {}),
-        },
-        "people": people(index),
-        "offer": offer.to_json(),
-        "predicted_seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "gpu_share": cost.gpu_share,
-        "seconds_before": 0.0,
-    }
+        offer = drop_expensive(offer, cost.seconds, config.longest_seconds)
+    offer = _without_slow_changes(offer, data, device, cost.seconds, config)
+    index, folds, shape = data.cache.index, data.folds, data.shape
+    return RunRecord(
+        corpus=index.corpus,
+        data_checksum=index.checksum,
+        protocol=folds.protocol,
+        folds_fingerprint=folds.fingerprint,
+        held_out=folds.test_speakers,
+        test_corpus=config.test_corpus,
+        fold_names=folds.names,
+        leak=folds.leak,
+        seed=config.seed,
+        preset=config.preset,
+        device=device,
+        inputs=Inputs(
+            sample_rate_hz=shape.sample_rate_hz,
+            frames=shape.frames,
+            frame_size=shape.frame_size,
+            frame_rate=index.frame_rate,
+            crop=index.crop.to_json(),
+            feature_names=tuple(index.feature_names),
+            trace_steps=shape.trace_steps,
+        ),
+        people=people(index),
+        offer=offer.to_json(),
+        predicted_seconds=_rounded(cost),
+        gpu_share=cost.gpu_share,
+    )
+
+
+def _rounded(cost: Cost) -> dict[str, float]:
+    return {name: round(value, 1) for name, value in cost.seconds.items()}
 
 
 def _without_slow_changes(
@@ -78,63 +147,84 @@ def _without_slow_changes(
     return replace(offer, too_slow={**offer.too_slow, **slow})
 
 
-def drop_slow_architectures(
-    config: SearchConfig, data: TrainingData, facts: dict[str, Any]
-) -> tuple[SearchConfig, dict[str, Any]]:
+def _narrowed(
+    config: SearchConfig, data: TrainingData, record: RunRecord
+) -> tuple[SearchConfig, RunRecord]:
     """The search, narrowed to one that can be repeated without each fold."""
-    searches = 1 + nested_search.outer_count(config, data.folds)
-    seconds = facts["predicted_seconds"]
-    config, offer = nested_search.narrowed(
-        config, Offer.from_json(facts["offer"]), seconds, searches
-    )
-    return config, {**facts, "offer": offer.to_json()}
+    searches = 1 + outer_count(config, data.folds)
+    scope = Offer.from_json(record.offer)
+    config, scope = narrowed(config, scope, record.predicted_seconds, searches)
+    return config, replace(record, offer=scope.to_json())
 
 
-def extended_facts(
-    facts: dict[str, Any],
+def _extended(
+    record: RunRecord,
     config: SearchConfig,
     data: TrainingData,
     console: Console,
     address: str | None,
-) -> dict[str, Any]:
-    """The facts of a finished run, with architectures that it had not."""
-    had = Offer.from_json(facts["offer"])
+) -> RunRecord:
+    """The record of a finished run, with architectures that it had not."""
+    had = Offer.from_json(record.offer)
     before = {*had.fusions, *(name for names in had.single.values() for name in names)}
     offer = had.joined(offer_as_asked(config, data, *sorted(before)))
-    cost = find_cost(offer, data, facts["device"], config, address, console)
-    slow = _without_slow_changes(offer, data, facts["device"], cost.seconds, config).too_slow
+    cost = find_cost(offer, data, record.device, config, address, console)
+    slow = _without_slow_changes(offer, data, record.device, cost.seconds, config).too_slow
     # What was searched before stays as it was: a study's parameters cannot change.
     offer = replace(offer, too_slow={**slow, **dict.fromkeys(sorted(before), ()), **had.too_slow})
-    rounded = {name: round(value, 1) for name, value in cost.seconds.items()}
-    known = {"predicted_seconds": rounded, "gpu_share": cost.gpu_share}
-    return {**facts, "offer": offer.to_json(), **known}
+    return replace(
+        record,
+        offer=offer.to_json(),
+        predicted_seconds=_rounded(cost),
+        gpu_share=cost.gpu_share,
+    )
 
 
-def check_same_data(facts: dict[str, Any], data: TrainingData, run: RunFolder | None) -> None:
+def _check_same_data(record: RunRecord, data: TrainingData, run: RunFolder) -> None:
     """Refuse to continue a run on other data or folds than it was started with."""
-    if (
-        facts["data_checksum"] != data.cache.index.checksum
-        or facts["folds_fingerprint"] != data.folds.fingerprint
-    ):
-        assert run is not None
+    now = (data.cache.index.checksum, data.folds.fingerprint)
+    if (record.data_checksum, record.folds_fingerprint) != now:
         raise ConfigError(
             f"The data of the run '{run.path.name}' changed since it was started. Start a new run."
         )
 
 
-def print_scope(
-    config: SearchConfig, data: TrainingData, facts: dict[str, Any], console: Console
-) -> None:
+def choose_runner(config: SearchConfig, gpu: bool) -> str:
+    """Return `actor` or `train`; where the user leaves it open, Ray Train where there are GPUs."""
+    if config.runner != "auto":
+        return config.runner
+    return "train" if gpu or config.workers_per_trial > 1 else "actor"
+
+
+def run_context(run: RunFolder, data: TrainingData, record: RunRecord) -> RunContext:
+    """Return what all trials of the run share, wherever they train."""
+    config = run.config
+    share = dict(record.gpu_share)
+    if config.gpu_packing:
+        share = dict.fromkeys(record.predicted_seconds, 1.0 / config.gpu_packing)
+    return RunContext(
+        corpus=corpus_spec(config, data),
+        run=run.kept.url or str(run.path.resolve()),
+        metric=config.metric,
+        seed=config.seed,
+        device=record.device,
+        precision=config.precision,
+        runner=choose_runner(config, record.device == "cuda"),
+        workers_per_trial=config.workers_per_trial,
+        gpu_share=share,
+    )
+
+
+def print_scope(setup: Setup, console: Console) -> None:
     """Print what is searched, on what, and how long it may take."""
-    offer = Offer.from_json(facts["offer"])
-    plan = config.plan
+    record, data, offer, plan = setup.record, setup.data, setup.scope, setup.config.plan
     console.print(
-        f"{facts['corpus']}: {len(data.cache.index.clips)} clips, {facts['protocol']}, {data.folds.count} folds; "
+        f"{record.corpus}: {len(data.cache.index.clips)} clips, {record.protocol}, {data.folds.count} folds; "
         f"{offer.given_trials or plan.trials} trials, at most {plan.minutes:g} min, "
         f"{plan.confirm_seeds} fresh seeds",
         highlight=False,
     )
-    seconds = facts["predicted_seconds"]
+    seconds = record.predicted_seconds
     for side, names in offer.single.items():
         for name in names:
             modes = offer.transfers[name].modes if name in offer.transfers else (None,)

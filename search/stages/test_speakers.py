@@ -4,68 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
+from ensembles import EnsembleError
 from ensembles.artifact.fitted_ensemble import Fused
 from ensembles.artifact.fold_networks import FoldedExpert, average_folds, load_folded
-from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import Experts
 from ensembles.evaluation.assessment import Assessment
-from ensembles.evaluation.breakdown import detail
 from ensembles.exporting.refit import Chooser
 from ensembles.metrics import Array, score
 from search.data.bank_tables import clip_table, people
 from search.data.training_data import TrainingData
 from search.persistence.run_folder import RunFolder
+from search.stages.findings import UnseenScore
+from search.stages.session import Session
 
 LOG_NAME = "test-speakers.jsonl"
 _BATCH_CLIPS = 64
 
 
-@dataclass(frozen=True)
-class UnseenScore:
-    """What the averaged ensemble makes of the test speakers.
-
-    Attributes:
-        table: Their clips, fold -1.
-        log_posteriors: (n, K).
-        score: Over all their clips, by the run's metric.
-        touches: How often any run was scored on speakers among these before, this corpus
-            and protocol.
-        people: What is known of them: attribute → speaker → value.
-    """
-
-    table: ClipTable
-    log_posteriors: Array
-    score: float
-    touches: int
-    people: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """For `summary.json`."""
-        found = detail(self.table, self.log_posteriors, self.people)
-        return {
-            "speakers": sorted(found.speakers),
-            "clips": len(self.table.clips),
-            "score": self.score,
-            "metrics": found.metrics,
-            "accuracy_by_speaker": found.speakers,
-            "groups": found.groups,
-            "scored_before": self.touches,
-        }
+def score_test_speakers(session: Session) -> None:
+    """Predict the test speakers' clips once, unless the run was interrupted."""
+    if session.interrupt.asked:
+        return
+    found = session.found
+    try:
+        found.unseen = score_unseen(session.run, session.data, found.experts, found.assessment)
+    except EnsembleError as error:  # weights that an earlier end of this run did not keep
+        console = Console(stderr=True)
+        console.print(f"warning: test speakers were not scored: {error}", highlight=False)
 
 
 def score_unseen(
     run: RunFolder, data: TrainingData, experts: Experts, assessment: Assessment
 ) -> UnseenScore | None:
-    """Predicts the test speakers' clips with the ensemble that an export holds.
+    """Predict the test speakers' clips with the ensemble that an export holds.
 
     Returns:
         None without test speakers.

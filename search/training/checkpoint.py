@@ -34,7 +34,7 @@ class Progress:
     """
 
     trial: dict[str, Any]
-    reports: list[dict[str, Any]]
+    reports: list[Any]
     seconds: float
 
 

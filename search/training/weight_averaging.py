@@ -11,8 +11,6 @@ import torch
 from models.expert import Expert
 
 _EMA_DECAY = 0.998
-
-
 _SWA_FROM = 0.75
 
 

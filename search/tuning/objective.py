@@ -19,19 +19,15 @@ MIN_FINISHED = 3
 """Until every modality has this many finished experts, a trial is worth its own score: the first
 ones would else be judged by what chance to be missing yet."""
 
-
 KEPT = 25
 """Of a modality's finished experts, at most so many, the best, are the ensemble so far: a trial's end
 costs the same however long the search is."""
 
-
 GAIN_WEIGHT = 4.0
 """A point that the ensemble gains counts as so many of the trial's own."""
 
-
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 """Of the trial in the ensemble; none is allowed, so that a useless one costs nothing."""
-
 
 Finished = Mapping[str, Mapping[int, float]]
 """Modality → number → own score, of every trial that has finished."""

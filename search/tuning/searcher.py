@@ -33,8 +33,8 @@ class DealtSearch(Searcher):
         journal: The run's journal.
         seed: Of the proposals.
         trials: How many in all, over resumed processes too.
+        further: Instead, how many more than the journal has; None for `trials`.
         deadline: Monotonic time after which no trial is started.
-        on_change: Called whenever a trial starts, reports or ends.
         on_end: Called with the name of a trial that has ended, when the journal says so.
         objective: What a finished trial adds to the ensemble so far; None to count its own score alone.
     """
@@ -47,20 +47,20 @@ class DealtSearch(Searcher):
         seed: int,
         trials: int,
         deadline: float,
-        on_change: Callable[[], None] = lambda: None,
+        further: int | None = None,
         on_end: Callable[[str], None] = lambda name: None,
         objective: EnsembleObjective | None = None,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.offer = offer
+        self.objective = objective
         self.parts = {
-            m: StudySearch(m, offer, journal, seed + n) for n, m in enumerate(offer.modalities)
+            m: StudySearch(m, offer, journal, seed + n, partial(self._further_worth, m))
+            for n, m in enumerate(offer.modalities)
         }
-        if objective is not None:
-            for modality, part in self.parts.items():
-                part.further_worth = partial(self._further_worth, objective, modality)
-        self.trials, self.deadline = trials, deadline
-        self.on_change, self.on_end = on_change, on_end
+        self.trials = trials if further is None else self.asked() + further
+        self.deadline = deadline
+        self.on_end = on_end
         self._halted: set[str] = set()
         self.running: dict[str, str] = {}
         self._owner: dict[str, StudySearch] = {}
@@ -71,9 +71,12 @@ class DealtSearch(Searcher):
             if frozen.state == TrialState.RUNNING
         ]
 
-    def _further_worth(self, objective: EnsembleObjective, modality: str, number: int) -> float:
+    def _further_worth(self, modality: str, number: int) -> float:
+        """What a trial that finishes is worth beyond its own score."""
+        if self.objective is None:
+            return 0.0
         finished = {name: part.history.finished for name, part in self.parts.items()}
-        return objective.weight * objective.gain(modality, number, finished)
+        return self.objective.weight * self.objective.gain(modality, number, finished)
 
     def asked(self) -> int:
         """Trials handed out so far."""
@@ -86,6 +89,19 @@ class DealtSearch(Searcher):
             for modality, part in self.parts.items()
             for trial in part.asked()
         }
+
+    def trial(self, name: str) -> tuple[str, FrozenTrial]:
+        """A trial's modality, and what the journal has of it."""
+        return next(
+            (modality, trial)
+            for modality, part in self.parts.items()
+            for trial in part.asked()
+            if trial_name(modality, trial.number) == name
+        )
+
+    def modality_of(self, trial_id: str) -> str:
+        """The modality of a trial that Tune runs."""
+        return self._owner[trial_id].modality
 
     def settings(self) -> dict[str, str]:
         """Trial → label of the setting that was given; empty where settings are searched."""
@@ -154,7 +170,6 @@ class DealtSearch(Searcher):
             self._owner[trial_id] = part
             config = part.suggest(trial_id)
         self.running[trial_id] = config["trial"]
-        self.on_change()
         return config
 
     def report_rung(self, trial_id: str, percent: int, score: float) -> bool:
@@ -162,7 +177,6 @@ class DealtSearch(Searcher):
         stop = self._owner[trial_id].report_rung(trial_id, percent, score)
         if stop:
             self._halted.add(trial_id)
-        self.on_change()
         return stop
 
     def on_trial_complete(
@@ -177,7 +191,6 @@ class DealtSearch(Searcher):
         owner.on_trial_complete(trial_id, result, error)
         if name:
             self.on_end(name)
-        self.on_change()
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune's own snapshot is never restored, the journal is."""

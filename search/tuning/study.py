@@ -22,9 +22,7 @@ from search.tuning.sampler import ReseededSampler
 FIRST_STOP_PERCENT = 50
 """Nothing is stopped before: earlier scores say little of final ones (docs/architecture.md)."""
 
-
 KEEP_SHARE = 0.5
-
 
 MIN_FINISHED = 3
 """A modality stops nothing until it has this many finished experts."""
@@ -41,12 +39,25 @@ class StudySearch(OptunaSearch):
     Ray's own tells a stopped trial as complete with its early score, leaves a NaN running
     for ever and completes an errored trial that has a score. Here a stopped trial is
     PRUNED with its rungs, and NaN and errors are FAIL.
+
+    Args:
+        modality: audio, video or early.
+        offer: What may be searched.
+        storage: The run's journal.
+        seed: Of the proposals.
+        further_worth: Number of a trial that finishes → what it is worth beyond its own score.
     """
 
-    def __init__(self, modality: str, offer: Offer, storage: JournalStorage, seed: int) -> None:
-        self.modality, self.offer = modality, offer
+    def __init__(
+        self,
+        modality: str,
+        offer: Offer,
+        storage: JournalStorage,
+        seed: int,
+        further_worth: Callable[[int], float] = lambda number: 0.0,
+    ) -> None:
+        self.modality, self.offer, self.further_worth = modality, offer, further_worth
         self.history = History()
-        self.further_worth: Callable[[int], float] = lambda number: 0.0
 
         def space(trial: Any) -> dict[str, Any]:
             return {}  # asked in `suggest`, where the plan is built
@@ -98,7 +109,7 @@ class StudySearch(OptunaSearch):
         return self.suggest(trial_id)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """One configuration, as the trial's JSON."""
+        """Propose one configuration: the trial's name, its modality and its plan."""
         if trial_id not in self._ot_trials:
             self._ot_trials[trial_id] = self._ask()
         trial = self._ot_trials[trial_id]
@@ -107,7 +118,7 @@ class StudySearch(OptunaSearch):
         return {
             "trial": trial_name(self.modality, trial.number),
             "modality": self.modality,
-            "plan": plan.to_json(),
+            "plan": plan,
         }
 
     def _ask(self) -> optuna.trial.Trial:

@@ -39,6 +39,6 @@ def tally(search: DealtSearch) -> dict[str, Tally]:
             failed=counts[TrialState.FAIL],
             best=part.history.best,
         )
-    for name in list(search.running.values()):
-        tallies[name.rpartition("-")[0]].running += 1
+    for trial_id in list(search.running):
+        tallies[search.modality_of(trial_id)].running += 1
     return tallies

@@ -206,7 +206,7 @@ def test_a_host_that_goes_down_and_comes_back_costs_no_trial(
     assert {trial["state"] for trial in found} <= {"COMPLETE", "PRUNED"}, found
     bank = PosteriorBank.open(run / "bank")
     complete = {trial["name"] for trial in found if trial["state"] == "COMPLETE"}
-    assert complete == {e.trial for e in bank.read() if e.percent == 100} & complete
+    assert complete == {e.name for e in bank.read() if e.percent == 100} & complete
     assert bank.damaged == []
     assert "15 trials finished" in out or "stopped early, 0 failed" in out
     assert trained_on(run) >= set(hosts.addresses[:2]), "more than one host trained"

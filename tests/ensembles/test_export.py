@@ -313,7 +313,7 @@ def an_early_plan_without_parts(run: Path) -> None:
         (no_summary, "no finished expert yet (no summary.json). Continue it with: python -m"),
         (half_a_summary, "'{run}/summary.json' is damaged or of an older program"),
         (no_object, "'{run}/summary.json' is damaged or of an older program"),
-        (another_version, "'{run}' is of format version 99; this program reads version 1."),
+        (another_version, "'{run}' is of format version 99; this program reads version 2"),
         (no_bank, "No posterior bank in '{run}/bank'."),
         (half_a_table, "'{run}/bank/clips.csv' is damaged"),
         (no_posteriors, "The bank of '{run}' has lost the posteriors of 'video-0000'."),

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,10 +34,11 @@ from models.frontends.masks import frame_mask
 from models.frontends.spectral import LogMel
 from models.pretrained import TRANSFERS, find_checkpoints, sha256
 from models.registry import _ARCHITECTURES, Checkpoint, register
+from search.data.corpus import corpus_spec
 from search.execution.trial_process import train
-from search.stages.search import _context
 from search.trial_config import TrialPlan
 from tests.small import SMALL
+from tests.specs import context_of, spec_of
 
 CLASSES = 6
 FOLDS = 3
@@ -541,17 +543,9 @@ def test_a_pretrained_backbones_export_predicts_what_the_run_did(
     shutil.rmtree(run / "weights" / "video-0000")
     settings = {**OF_PRETRAINED, "transfer": transfer, "checkpoint": found.to_json()}
     training = {"epochs": 4, "batch_size": 9, "learning_rate": 0.001}
-    spec = {
-        "trial": "video-0000",
-        "modality": "video",
-        "plan": TrialPlan.of(PRETRAINED, settings, training).to_json(),
-        "context": {
-            **_context(small_run.folder, small_run.data, {"device": "cpu"}, "actor"),
-            "run": str(run),
-            "weights": str(weights),
-        },
-    }
-    *_, last = train(spec)
+    corpus = corpus_spec(small_run.folder.config, small_run.data)
+    context = context_of(run, replace(corpus, weights=str(weights)), seed=5)
+    *_, last = train(spec_of("video-0000", TrialPlan.of(PRETRAINED, settings, training), context))
     assert last["percent"] == 100, last
 
     state = load_folded(run / "weights" / "video-0000").network(0).state_dict()

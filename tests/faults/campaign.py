@@ -254,7 +254,7 @@ def examine(fault: Fault, seed: int, bench: Bench, stack: ExitStack) -> Outcome:
     code = run.end(process)
     assert code == 0, f"the continuation ended with {code}: {run.note}"
     after, bank = run.ended(), PosteriorBank.open(run.path / "bank")
-    whole = {entry.trial for entry in bank.read() if entry.percent == 100}
+    whole = {entry.name for entry in bank.read() if entry.percent == 100}
     lost = {name for name, found in before.items() if after.get(name) != found}
     lost |= {name for name, found in after.items() if found[0] == "COMPLETE" and name not in whole}
     again = run.logs()

@@ -184,7 +184,7 @@ def journal(run: Path) -> dict[str, dict[str, Any]]:
 def bank(run: Path) -> dict[tuple[str, int], Any]:
     """(Trial, percent) → logits, of every entry of the posterior bank."""
     found = PosteriorBank.open(run / "bank")
-    entries = {(entry.trial, entry.percent): entry.logits for entry in found.read()}
+    entries = {(entry.name, entry.percent): entry.logits for entry in found.read()}
     assert found.damaged == []
     return entries
 

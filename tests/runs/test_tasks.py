@@ -18,23 +18,26 @@ from tests.runs.conftest import Launcher
 PROGRAM = """
 import json, pathlib, signal, sys, time, urllib.request
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with &
+from dataclasses import replace
 import psutil, ray
 from ray.util.state import list_tasks
-from search.cluster.connection.connection import start_ray, stop_ray
+from search.cluster.connection import start_ray, stop_ray
 from search.execution.trial_task import start
+from search.trial_config import TrialPlan
+from tests.specs import NO_CORPUS, context_of, spec_of
 
 PATIENCE_S = 300
-spec = json.load(sys.stdin)
+given = json.load(sys.stdin)
+corpus = replace(NO_CORPUS, **given["corpus"])
 url = start_ray(None, 2, dashboard=True)
 node = ray.nodes()[0]
 page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 found = {"ended": {}, "titled": {}}
 
 def trial(name, runner="actor", **training):
-    made = json.loads(json.dumps({**spec, "trial": name}))
-    made["plan"]["training"] |= training
-    made["context"] |= {"runner": runner, "workers_per_trial": 1}
-    return made
+    plan = TrialPlan.of("action_units", {}, {"epochs": 8, **training})
+    context = context_of(given["run"], corpus, runner=runner)
+    return replace(spec_of(name, plan, context), modality="video")
 
 def percents(stream, name):
     seen = []
@@ -69,7 +72,7 @@ found["forgotten"] = wait(lambda: not shown("audio-0001"))
 def stop(name, runner):
     rungs = start(trial(name, runner), _generator_backpressure_num_objects=1)
     found[name] = [ray.get(next(rungs))["percent"]]
-    wait(pathlib.Path(spec["held"][name]).exists)
+    wait(pathlib.Path(given["held"][name]).exists)
     title = f"ray::{name} action_units"
     found["titled"][name] = any(title in " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True))
     ray.cancel(rungs, force=False)
@@ -138,25 +141,18 @@ def seen(
     (run / "weights").mkdir()
     index, folds = tiny_data.cache.index, tiny_data.folds
     held = {name: str(run / name) for name in ("audio-0003", "video-0003")}
-    spec = {
-        "trial": "", "modality": "video", "held": held,
-        "plan": TrialPlan.of("action_units", {}, {"epochs": 8}).to_json(),
-        "context": {
-            "run": str(run), "data": index.root, "checksum": index.checksum, "classes": [],
-            "target": "emotion", "protocol": folds.protocol, "folds": folds.fingerprint,
-            "test_speakers": [], "metric": "accuracy", "seed": 0, "device": "cpu",
-            "precision": "auto", "cache_folder": str(cache_folder), "cache_gb": 16.0,
-            "skip_corrupt": False, "soft_labels": False, "weights": None, "cpus_per_trial": 1,
-            "gpu_share": {},
-        },
+    corpus = {
+        "place": index.root, "checksum": index.checksum, "protocol": folds.protocol,
+        "folds": folds.fingerprint, "cache_folder": str(cache_folder), "cache_gb": 16.0,
     }  # fmt: skip
+    given = {"run": str(run), "held": held, "corpus": corpus}
     # Two folds of one batch: the first rung comes after four steps.
     holds = injection(
         *({"kind": "hold", "trial": t, "step": 5, "file": file} for t, file in held.items())
     )
     launcher = Launcher(run, {}, {**holds, "RAY_metrics_report_interval_ms": "1000"})
     try:
-        out = launcher.script(PROGRAM, stdin=json.dumps(spec)).finish()
+        out = launcher.script(PROGRAM, stdin=json.dumps(given)).finish()
     finally:
         launcher.clean_up()
     return {**json.loads(out.splitlines()[-1]), "run": run}
@@ -197,14 +193,14 @@ def test_a_stopped_trial_ends_though_its_shell_ignores_interrupts(seen: dict[str
     bank = PosteriorBank.open(seen["run"] / "bank").read()
     for trial in ("audio-0003", "video-0003"):
         assert seen[trial] == [25]
-        assert [entry.percent for entry in bank if entry.trial == trial] == [25]
+        assert [entry.percent for entry in bank if entry.name == trial] == [25]
 
 
 def test_a_trial_that_is_stopped_while_it_waits_for_its_place_leaves_none_behind(
     seen: dict[str, Any],
 ) -> None:
     assert seen["left of the waiting"] == []
-    assert "video-0004" not in {e.trial for e in PosteriorBank.open(seen["run"] / "bank").read()}
+    assert "video-0004" not in {e.name for e in PosteriorBank.open(seen["run"] / "bank").read()}
 
 
 def test_nothing_of_a_search_on_this_machine_listens_beyond_it(seen: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 import torch
 
 from search.execution import trial_process
+from search.execution.reports import Report
 from search.monitoring.interrupt import Interrupt
 from search.persistence.run_folder import RunFolder
 from search.run import main
+from search.trial_spec import RunContext, TrialSpec
 from search.tuning.searcher import DealtSearch
 
-Spec = dict[str, Any]
-Change = Callable[[Spec], Spec]
+Change = Callable[[TrialSpec], TrialSpec]
 
 
 def search_here(*arguments: object, change: Change = lambda spec: spec) -> int:
@@ -33,7 +35,7 @@ def search_here(*arguments: object, change: Change = lambda spec: spec) -> int:
     with pytest.MonkeyPatch.context() as patch, one_thread():
         ours = _Here(change)
         patch.setattr(
-            "search.execution.ray_session.OnRay.start", lambda ray: ray.context.update(workers=1)
+            "search.execution.ray_session.RaySession.start", lambda ray: setattr(ray, "workers", 1)
         )
         patch.setattr("search.execution.tuner.run_search", ours.run_search)
         patch.setattr("search.execution.tuner.run_seeds", ours.run_seeds)
@@ -68,28 +70,27 @@ class _Here:
     def run_search(
         self,
         search: DealtSearch,
-        context: dict[str, Any],
+        context: RunContext,
         run: RunFolder,
         *,
         interrupt: Interrupt,
         **_: Any,
     ) -> None:
-        search.on_end = run.mirror.forget_checkpoint
         number = 0
         while not interrupt.now and isinstance(config := search.suggest(str(number)), dict):
-            report: dict[str, Any] = {}
-            for report in self._reports({**config, "context": context}, interrupt):
+            report: Report = {}
+            for report in self._reports(TrialSpec(**config, context=context), interrupt):
                 failed = report.get("failed")
                 if not failed and search.report_rung(
                     str(number), report["percent"], report["score"]
                 ):
                     break
-            search.on_trial_complete(str(number), report)
+            search.on_trial_complete(str(number), dict(report))
             number += 1
 
     def run_seeds(
         self,
-        specs: list[Spec],
+        specs: list[TrialSpec],
         run: RunFolder,
         *,
         on_done: Callable[[str, str | None], None],
@@ -101,10 +102,10 @@ class _Here:
                 return
             reports = list(self._reports(spec, interrupt))
             if reports and (reports[-1].get("failed") or reports[-1]["percent"] == 100):
-                run.mirror.forget_checkpoint(spec["trial"])
-                on_done(spec["trial"], reports[-1].get("failed"))
+                run.mirror.forget_checkpoint(spec.name)
+                on_done(spec.name, reports[-1].get("failed"))
 
-    def _reports(self, spec: Spec, interrupt: Interrupt) -> Iterable[dict[str, Any]]:
+    def _reports(self, spec: TrialSpec, interrupt: Interrupt) -> Iterable[Report]:
         """A training's reports, as far as it comes before an interruption."""
         for report in trial_process.train(self.change(spec)):
             yield report
@@ -112,9 +113,9 @@ class _Here:
                 return
 
 
-def broken(spec: Spec) -> Spec:
+def broken(spec: TrialSpec) -> TrialSpec:
     """The same training of an architecture that there is not: it fails."""
-    return {**spec, "plan": {**spec["plan"], "architecture": "no such network"}}
+    return replace(spec, plan=replace(spec.plan, architecture="no such network"))
 
 
 def continued(run: Path, how: str = "--resume", **options: Any) -> list[object]:

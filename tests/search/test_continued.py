@@ -17,7 +17,8 @@ import pytest
 
 from datasets.sharding.index import read_index, write_index
 from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
-from tests.search.here import Spec, broken, continued, copy_of, search_here
+from search.trial_spec import TrialSpec
+from tests.search.here import broken, continued, copy_of, search_here
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (1003, 1004)
@@ -51,7 +52,7 @@ def summary(run: Path) -> dict[str, Any]:
 
 
 def entries(run: Path) -> dict[str, BankEntry]:
-    return {e.trial: e for e in PosteriorBank.open(run / "bank").read() if e.percent == 100}
+    return {e.name: e for e in PosteriorBank.open(run / "bank").read() if e.percent == 100}
 
 
 def headline(run: Path) -> list[str]:
@@ -150,8 +151,8 @@ class Seen:
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def __call__(self, spec: Spec) -> Spec:
-        self.names.append(spec["trial"])
+    def __call__(self, spec: TrialSpec) -> TrialSpec:
+        self.names.append(spec.name)
         return spec
 
 
@@ -191,8 +192,8 @@ def test_a_seed_of_which_a_training_failed_is_left_out_until_it_is_trained(
     run = copy_of(searched, tmp_path)
     unlucky = f"{headline(confirmed)[0]}+seed{SEEDS[0]}"
 
-    def fail_one(spec: Spec) -> Spec:
-        return broken(spec) if spec["trial"] == unlucky else spec
+    def fail_one(spec: TrialSpec) -> TrialSpec:
+        return broken(spec) if spec.name == unlucky else spec
 
     assert search_here(*continued(run, confirm_seeds=2), change=fail_one) == 0
     assert list(summary(run)["confirmed"]) == [str(SEEDS[1])]
@@ -209,9 +210,9 @@ def test_fresh_seeds_that_are_interrupted_go_on_where_they_were(
     run = copy_of(searched, tmp_path)
     names = headline(confirmed)
 
-    def interrupt(spec: Spec) -> Spec:
+    def interrupt(spec: TrialSpec) -> TrialSpec:
         """Ctrl-C while the last training of the first seed runs."""
-        if spec["trial"] == f"{names[-1]}+seed{SEEDS[0]}":
+        if spec.name == f"{names[-1]}+seed{SEEDS[0]}":
             signal.raise_signal(signal.SIGINT)
         return spec
 

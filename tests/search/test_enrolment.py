@@ -21,24 +21,29 @@ from datasets.sharding.clip_cache import open_cache
 from datasets.sharding.index import ShardIndex
 from datasets.storage.synced_folder import KeptFolder
 from ensembles.bank.posterior_bank import PosteriorBank
+from ensembles.bank.variant import Variant
 from ensembles.evaluation.assessment import Assessment, Scored, scored
 from models import Expert, build_expert
 from search.config import ConfigError, SearchConfig
 from search.data.bank_tables import clip_table
 from search.data.corpus import _check_enrolment, load_corpus
 from search.data.training_data import TrainingData, enrolment_order
-from search.execution.ray_session import OnRay
+from search.execution.ray_session import RaySession
 from search.execution.trial_process import train
 from search.monitoring.interrupt import Interrupt
 from search.persistence.run_folder import RunFolder
+from search.persistence.run_record import RunRecord
 from search.space.scope import offer_for
 from search.stages.enrolment import score_enrolment
 from search.stages.session import Session
 from search.training.cross_validation import LockstepTrial
 from search.training.fold_trainer import FoldTrainer
 from search.trial_config import TrialPlan
+from search.trial_spec import RunContext, TrialSpec
 from search.tuning.searcher import DealtSearch
 from search.tuning.study import open_journal
+from tests.search.here import broken
+from tests.specs import NO_CORPUS, context_of, spec_of
 
 NOBODY_MISSING = np.zeros(24, bool)
 
@@ -59,19 +64,22 @@ def three_folds(tiny_index: ShardIndex, cache_folder: Path) -> TrainingData:
 
 
 @pytest.fixture()
-def context(three_folds: TrainingData, cache_folder: Path, tmp_path: Path) -> dict[str, Any]:
-    """What a trial is told, with a run's folder to write into."""
+def context(three_folds: TrainingData, cache_folder: Path, tmp_path: Path) -> RunContext:
+    """A trial's context, with a run's folder to write into."""
     PosteriorBank.create(tmp_path / "bank", clip_table(three_folds))
     (tmp_path / "weights").mkdir()
     index = three_folds.cache.index
-    return {
-        "run": str(tmp_path), "data": index.root, "checksum": index.checksum, "classes": [], "target": "emotion",
-        "protocol": three_folds.folds.protocol, "folds": three_folds.folds.fingerprint,
-        "test_speakers": ["speaker_03"], "metric": "accuracy", "seed": 0, "device": "cpu",
-        "precision": "auto", "cache_folder": str(cache_folder), "cache_gb": 16.0,
-        "skip_corrupt": False, "soft_labels": False, "weights": None, "cpus_per_trial": 1, "gpu_share": {},
-        "workers": 1, "workers_per_trial": 2, "runner": "train",
-    }  # fmt: skip
+    corpus = replace(
+        NO_CORPUS,
+        place=index.root,
+        checksum=index.checksum,
+        protocol=three_folds.folds.protocol,
+        test_speakers=("speaker_03",),
+        folds=three_folds.folds.fingerprint,
+        cache_folder=str(cache_folder),
+        cache_gb=16.0,
+    )
+    return context_of(tmp_path, corpus, workers_per_trial=2, runner="train")
 
 
 def plan(name: str, **training: Any) -> TrialPlan:
@@ -254,23 +262,19 @@ def test_what_all_clips_of_a_scored_speaker_share_is_taken_off(
 
 
 def test_an_enrolling_trial_leaves_its_counts_at_the_end_and_nothing_else(
-    three_folds: TrainingData, context: dict[str, Any]
+    three_folds: TrainingData, context: RunContext
 ) -> None:
     chosen = TrialPlan.of("action_units", {}, {"epochs": 8})
-    spec = {
-        "trial": "video-0000+enrolled",
-        "modality": "video",
-        "plan": chosen.to_json(),
-        "keep_weights": False,
-        "context": context,
-        "enrolment": [2, 4],
-    }
-    run = Path(context["run"])
+    adapted = Variant("adapted")
+    spec = spec_of(
+        "video-0000", chosen, context, variant=adapted, keep_weights=False, enrolment=(2, 4)
+    )
+    run = Path(context.run)
     bank = PosteriorBank.open(run / "bank")
     percents = []
     for report in train(spec):
         percents.append(report["percent"])
-        found = {(entry.trial, entry.percent): entry.logits for entry in bank.read()}
+        found = {(entry.name, entry.percent): entry.logits for entry in bank.read()}
         done = {("video-0000+enrol2", 100), ("video-0000+enrol4", 100)}
         assert set(found) == (done if report["percent"] == 100 else set())
     assert percents == [25, 50, 75, 100]
@@ -311,15 +315,15 @@ class Searched:
 
     def posteriors(self, name: str) -> NDArray[np.float64]:
         """(N, K) of all clips, by hand."""
-        (entry,) = (e for e in self.session.bank.read() if (e.trial, e.percent) == (name, 100))
+        (entry,) = (e for e in self.session.bank.read() if (e.name, e.percent) == (name, 100))
         powers = np.exp(entry.logits.astype(np.float64))
         values: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
         return values
 
 
 @pytest.fixture()
-def searched(three_folds: TrainingData, context: dict[str, Any]) -> Searched:
-    run = RunFolder(KeptFolder(Path(context["run"])), SearchConfig(), resumed=False)
+def searched(three_folds: TrainingData, context: RunContext) -> Searched:
+    run = RunFolder(KeptFolder(Path(context.run)), SearchConfig(), resumed=False)
     search = DealtSearch(
         offer_for(three_folds.shape, ("functionals", "action_units"), epochs_scale=0.1),
         open_journal(run.journal),
@@ -330,9 +334,9 @@ def searched(three_folds: TrainingData, context: dict[str, Any]) -> Searched:
     for trial in ("0", "1", "2"):
         config = search.suggest(trial)
         assert isinstance(config, dict)
-        for report in train({**config, "context": context}):
+        for report in train(TrialSpec(**config, context=context)):
             search.report_rung(trial, report["percent"], report["score"])
-        search.on_trial_complete(trial, report)
+        search.on_trial_complete(trial, dict(report))
     assert search.finished() == {"audio-0000", "audio-0001", "video-0000"}
     bank = PosteriorBank.open(run.path / "bank")
     experts = bank.experts(entry for entry in bank.read() if entry.percent == 100)
@@ -343,8 +347,18 @@ def searched(three_folds: TrainingData, context: dict[str, Any]) -> Searched:
     assessment = Assessment("accuracy", experts.table, (), fused, AVERAGE[0])
     screen = io.StringIO()
     console = Console(file=screen, width=200)
-    ray = cast(OnRay, SimpleNamespace(start=lambda: None))
-    session = Session(run, three_folds, bank, search, context, console, Interrupt(), ray)
+    session = Session(
+        run=run,
+        data=three_folds,
+        record=cast(RunRecord, None),
+        bank=bank,
+        search=search,
+        context=context,
+        screen=console,
+        interrupt=Interrupt(),
+        ray=cast(RaySession, SimpleNamespace(start=lambda: None, workers=1)),
+        started=0.0,
+    )
     return Searched(session, assessment, screen)
 
 
@@ -352,12 +366,12 @@ def searched(three_folds: TrainingData, context: dict[str, Any]) -> Searched:
 class Here:
     """Trains what is asked for in this process, without Ray; `breaking` fails."""
 
-    specs: list[dict[str, Any]]
+    specs: list[TrialSpec]
     breaking: str = ""
 
     def __call__(
         self,
-        specs: list[dict[str, Any]],
+        specs: list[TrialSpec],
         run: RunFolder,
         *,
         workers: int,
@@ -365,15 +379,13 @@ class Here:
         interrupt: Interrupt,
     ) -> None:
         for spec in specs:
-            broken = {**spec["plan"], "architecture": "no such network"}
-            given = {**spec, "plan": broken} if spec["trial"] == self.breaking else spec
-            *_, last = train(given)
-            on_done(spec["trial"], last.get("failed"))
+            *_, last = train(broken(spec) if spec.name == self.breaking else spec)
+            on_done(spec.name, last.get("failed"))
         self.specs += specs
 
     def trained(self) -> list[str]:
         """Names since the last call."""
-        names = [spec["trial"] for spec in self.specs]
+        names = [spec.name for spec in self.specs]
         self.specs.clear()
         return names
 
@@ -414,21 +426,21 @@ def test_every_count_is_scored_on_the_same_clips_which_enrol_nobody(
 def test_only_the_headlines_experts_are_trained_each_once_and_on_one_worker(
     searched: Searched, here: Here
 ) -> None:
-    before = {(entry.trial, entry.percent) for entry in searched.session.bank.read()}
+    before = {(entry.name, entry.percent) for entry in searched.session.bank.read()}
     kept = sorted(path.name for path in (searched.run / "weights").iterdir())
     searched.score(2, 4)
     for spec in here.specs:
-        assert spec["enrolment"] == [2, 4]
-        assert spec["context"] == {**searched.session.context, "workers_per_trial": 1}
-        frozen = searched.session.search.all_trials()[spec["trial"].removesuffix("+enrolled")]
-        assert spec["plan"]["architecture"] == frozen.params["architecture"]
+        assert spec.enrolment == (2, 4)
+        assert spec.context == replace(searched.session.context, workers_per_trial=1)
+        frozen = searched.session.search.all_trials()[spec.trial]
+        assert spec.plan.architecture == frozen.params["architecture"]
     assert here.trained() == ["audio-0000+enrolled", "video-0000+enrolled"]
-    after = {(entry.trial, entry.percent) for entry in searched.session.bank.read()}
+    after = {(entry.name, entry.percent) for entry in searched.session.bank.read()}
     assert after - before == {
         (f"{name}-0000+enrol{count}", 100) for name in ("audio", "video") for count in (2, 4)
     }
     assert sorted(p.name for p in (searched.run / "weights").iterdir()) == kept
-    assert searched.session.context["workers_per_trial"] == 2
+    assert searched.session.context.workers_per_trial == 2
 
 
 def test_only_what_the_bank_lacks_is_trained_again(searched: Searched, here: Here) -> None:

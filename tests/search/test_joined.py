@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,24 +27,24 @@ from ensembles.exporting.finished_run import read_run
 from ensembles.exporting.writer import export
 from search.config import ConfigError, SearchConfig
 from search.data.bank_tables import bank_table
-from search.data.corpus import load_corpus
+from search.data.corpus import corpus_spec, load_corpus
 from search.data.training_data import TrainingData
 from search.execution.trial_process import open_data, train
-from search.execution.trial_spec import data_context
 from search.persistence.run_folder import RunFolder, new_run
 from search.report import draw_report
 from search.reporting.html.run_results import read_evidence
 from search.reporting.html.tables import markdown
 from search.reporting.results import write_reports
 from search.reporting.terminal import print_report
-from search.run import _report
 from search.space.eligibility import refuse_known_speakers
-from search.stages.search import Findings, _context
-from search.stages.setup import for_numbers, new_facts
-from search.stages.test_speakers import UnseenScore, score_unseen
+from search.stages.findings import Findings, UnseenScore
+from search.stages.results import summary_of
+from search.stages.setup import for_numbers, new_record, run_context
+from search.stages.test_speakers import score_unseen
 from search.training.distributed import Workers
 from search.trial_config import TrialPlan
 from tests.corpora import write_crema_d, write_ravdess
+from tests.specs import spec_of
 
 
 @pytest.fixture(autouse=True)
@@ -96,24 +96,29 @@ def search(shards: Path, home: Path, **options: Any) -> Searched:
     )
     console = Console(quiet=True)
     data = load_corpus(config, console)
-    facts = new_facts(config, data, console, None)
+    record = new_record(config, data, console, None)
     run = new_run(config, data.index.corpus)
     bank = PosteriorBank.create(run.path / "bank", bank_table(data))
     for number in range(2):
         plan = TrialPlan.of("functionals", {}, {"epochs": 12 + number, "batch_size": 8})
-        context = _context(run, data, facts, "actor")
-        name = f"audio-{number:04d}"
-        spec = {"trial": name, "modality": "audio", "plan": plan.to_json(), "context": context}
+        spec = spec_of(f"audio-{number:04d}", plan, run_context(run, data, record))
         assert list(train(spec))[-1]["percent"] == 100
     experts = bank.experts(entry for entry in bank.read() if entry.percent == 100)
     assessment = assess(experts, config.metric)
     unseen = score_unseen(run, data, experts, assessment)
     trials = {"complete": 2, "pruned": 0, "failed": 0, "unfinished": 0}
-    facts = {**facts, "searched_before": 1.0, "seconds_before": 1.0}
-    found = Findings(experts, assessment, 1.0, trials, {})
-    report = _report(run, facts, found, unseen)
+    record = replace(record, searched_before=1.0, seconds_before=1.0)
+    found = Findings(
+        experts=experts,
+        assessment=assessment,
+        searched=1.0,
+        trials=trials,
+        failures={},
+        unseen=unseen,
+    )
+    report = summary_of(run, record, found)
     write_reports(run.path, assessment, {}, report)
-    run.record(facts)
+    run.write_record(record)
     draw_report(run.path, console)
     shown = Console(record=True, width=160, file=io.StringIO())
     print_report(shown, run.path, assessment, {}, report)
@@ -147,8 +152,8 @@ def test_no_network_is_trained_on_or_chosen_by_the_test_corpus(tested: Searched)
 
 
 def test_workers_split_a_joined_corpus_as_the_driver_does(tested: Searched) -> None:
-    context = data_context(tested.folder.config, tested.data, "cpu")
-    opened = open_data(context, Workers())
+    corpus = corpus_spec(tested.folder.config, tested.data)
+    opened = open_data(corpus, Workers())
     assert opened.folds.fingerprint == tested.data.folds.fingerprint
     assert opened.folds.fold_of_clip.tolist() == tested.data.folds.fold_of_clip.tolist()
 

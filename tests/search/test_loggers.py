@@ -18,14 +18,16 @@ from models import ClipShape
 from search.config import ConfigError, SearchConfig
 from search.monitoring.loggers import TensorBoardCallback, flatten, loggers_for
 from search.space.scope import offer_for
+from search.trial_config import TrainSettings, TrialPlan
 from search.tuning.searcher import DealtSearch
 from search.tuning.study import open_journal
+from tests.specs import context_of, spec_of
 
-PLAN = {
-    "architecture": "functionals",
-    "settings": {"layers": [64, 32], "norm": None},
-    "training": {"epochs": 4, "learning_rate": 0.001},
-}
+PLAN = TrialPlan(
+    "functionals",
+    {"layers": [64, 32], "norm": None},
+    TrainSettings(epochs=4, learning_rate=0.001),
+)
 
 
 class Trial:
@@ -33,8 +35,7 @@ class Trial:
 
     def __init__(self, name: str = "audio-0003") -> None:
         self.name, self.trial_id = name, "abc"
-        context = {"run": "/somewhere/private"}
-        self.config = {"trial": name, "modality": "audio", "plan": PLAN, "context": context}
+        self.config = {"spec": spec_of(name, PLAN, context_of("/somewhere/private"))}
 
     def __str__(self) -> str:
         return self.name
@@ -164,14 +165,14 @@ def test_mlflow_knows_the_trial_and_not_where_it_ran(
     nothing = {"failed": "a reason", "percent": 0, "score": float("nan"), "training_iteration": 1}
     callback.log_trial_result(1, broken, nothing)
     callback.log_trial_end(broken, failed=True)
-    assert "context" in trial.config, "the trial itself keeps what it needs"
+    assert "spec" in trial.config, "the trial itself keeps what it needs"
     client = mlflow.MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("mine")
     runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
     assert runs["audio-0004"].info.status == "FAILED"
     found = runs["audio-0003"]
     assert found.info.status == "FINISHED"
-    assert found.data.params["plan/training/learning_rate"] == "0.001"
+    assert found.data.params["training/learning_rate"] == "0.001"
     assert "private" not in json.dumps(found.to_dictionary())
     assert found.data.metrics["score"] == 0.75
     assert found.data.metrics["fold_scores/1"] == 1.0

@@ -22,9 +22,10 @@ from search.monitoring.gauges import (
 from search.training.cross_validation import FoldEpoch
 from search.tuning.tally import Tally
 from tests.grafana import expressions
+from tests.specs import context_of, spec_of
 
 ROOT = Path(__file__).parents[2]
-SPEC = {"trial": "audio-0003", "modality": "audio", "context": {"run": "/runs/mine/"}}
+SPEC = spec_of("audio-0003", context=context_of("/runs/mine/"))
 
 
 class Exporter:
@@ -55,7 +56,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
 
 
 def test_a_trial_is_told_by_run_trial_modality_architecture_and_fold(exporter: Exporter) -> None:
-    with gauges.trial_gauges(SPEC, "functionals") as shown:
+    with gauges.trial_gauges(SPEC) as shown:
         done = FoldEpoch(fold=2, epoch=3, loss=1.5, clips=200, seconds=0.5)
         show_epoch(shown, done, epochs=12, gpu_memory_bytes=1024)
         show_rung(shown, {"score": 0.5, "fold_scores": {"0": 0.25, "1": 0.75}})
@@ -98,7 +99,7 @@ def test_values_are_repeated_while_a_trial_runs_and_no_longer(exporter: Exporter
 
 def test_outside_of_ray_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gauges, "Gauge", lambda *arguments, **options: pytest.fail("a gauge"))
-    with gauges.trial_gauges(SPEC, "functionals") as shown:
+    with gauges.trial_gauges(SPEC) as shown:
         show_rung(shown, {"score": 0.5, "fold_scores": {"0": 0.5}})
 
 

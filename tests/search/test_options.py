@@ -223,7 +223,7 @@ def test_enrolment_is_scored_where_it_was_asked_for(found: Found) -> None:
     assert list(told) == ["0", "1"]
     experts = {name for row in told["1"]["per_fold"] for name in row["experts"]}
     assert told["1"]["per_fold"] == found.summary["headline"]["fused"]["per_fold"]
-    entries = {row.trial: row for row in found.bank.read() if row.percent == 100}
+    entries = {row.name: row for row in found.bank.read() if row.percent == 100}
     assert {name for name in entries if "+enrol" in name} == {f"{n}+enrol1" for n in experts}
     for name in experts:
         normalised, plain = entries[f"{name}+enrol1"].logits, entries[name].logits

@@ -16,7 +16,8 @@ from search.config import ConfigError, SearchConfig
 from search.persistence.run_folder import new_run, resumed_run
 from search.run import main
 from search.space.scope import Offer
-from search.stages.nested_search import in_words, inner_splits, narrowed, outer_count, read_outer
+from search.stages.nested_search import in_words, read_outer
+from search.stages.nested_splits import inner_splits, narrowed, outer_count
 
 OFFER = Offer(
     single={"audio": ("logmel_resnet", "functionals"), "video": ("action_units", "frame_cnn")},

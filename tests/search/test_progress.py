@@ -15,6 +15,7 @@ from search.monitoring import progress
 from search.monitoring.progress import ProgressTable
 from search.tuning.history import History
 from search.tuning.tally import Tally, tally
+from tests.specs import spec_of
 
 
 class Part:
@@ -41,6 +42,7 @@ def a_search(**parts: Part) -> Any:
     return SimpleNamespace(
         parts=parts,
         running={},
+        modality_of=lambda name: name.rpartition("-")[0],
         trials=48,
         deadline=progress.time.monotonic() + 65,
         failures=lambda: {"video-0000": "NonFiniteLossError: nan"},
@@ -72,7 +74,7 @@ def drawn(console: Console, table: ProgressTable) -> list[str]:
 
 def a_trial(name: str) -> Any:
     class Trial:
-        config = {"trial": name, "plan": {"architecture": "functionals", "settings": {}}}  # noqa: RUF012
+        config = {"spec": spec_of(name)}  # noqa: RUF012
 
         def __str__(self) -> str:
             return name
@@ -82,14 +84,14 @@ def a_trial(name: str) -> Any:
 
 def start(table: ProgressTable, *names: str) -> list[Any]:
     trials = [a_trial(name) for name in names]
-    for trial in trials:
+    for name, trial in zip(names, trials, strict=True):
         table.on_trial_start(0, [], trial)
-        table.search.running[str(trial)] = str(trial)
+        table.search.running[name] = name
     return trials
 
 
 def test_trials_are_counted_by_modality_and_by_how_they_ended(search: Any) -> None:
-    search.running = {"abc": "audio-0002"}
+    search.running = {"audio-0002": "audio-0002"}
     assert tally(search) == {
         "audio": Tally(running=1, finished=2, best=0.625),
         "video": Tally(stopped=2, failed=1),

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from models import BackboneEncoder, Expert
 from models.base import Backbone, FrontEnd
 from models.fusion.concatenation import Concatenation
-from models.registry import ModelError
 from search.data.training_data import TrainingData
 from search.training.cross_validation import LockstepTrial
 from search.training.fold_trainer import FoldTrainer
@@ -323,5 +322,5 @@ def test_one_modality_has_nothing_to_train_alone(tiny_data: TrainingData) -> Non
     ],
 )
 def test_impossible_recipes_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ValueError, match=message):
         TrainSettings(**settings)

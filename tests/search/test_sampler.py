@@ -220,13 +220,13 @@ def test_an_extended_search_tries_what_is_new_first_and_forgets_nothing(
     adopted = extended.suggest("a")
     assert isinstance(adopted, dict)
     assert adopted["trial"] == "audio-0003"
-    assert adopted["plan"]["architecture"] == "functionals"
+    assert adopted["plan"].architecture == "functionals"
     finish(extended, "a", 0.5)
     plans = []
     for number in range(24):
         config = extended.suggest(f"x{number}")
         assert isinstance(config, dict)
-        plans.append((config["modality"], config["plan"]["architecture"]))
+        plans.append((config["modality"], config["plan"].architecture))
         finish(extended, f"x{number}", 0.3)
     audio = [name for modality, name in plans if modality == "audio"]
     assert audio[0] == "logmel_resnet", "its known-good default comes first"

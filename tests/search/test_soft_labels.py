@@ -14,11 +14,10 @@ from rich.console import Console
 from datasets.clips import DataError
 from datasets.sharding.index import ShardIndex, read_index, write_index
 from search.config import ConfigError, SearchConfig, parse_arguments
-from search.data.corpus import load_corpus
+from search.data.corpus import corpus_spec, load_corpus
 from search.data.training_data import TrainingData
 from search.execution.trial_process import open_data
-from search.execution.trial_spec import data_context
-from search.stages.nested_search import outer_count
+from search.stages.nested_splits import outer_count
 from search.training.distributed import Workers
 from search.training.fold_trainer import FoldTrainer
 from search.trial_config import TrialPlan
@@ -68,8 +67,7 @@ def test_a_search_takes_the_manifests_split_and_its_workers_take_the_same(
         assert data.folds.count == 3
     trained = {rated.clips[row].speaker for f in range(3) for row in data.rows(f, training=True)}
     assert "speaker_00" not in trained
-    context = data_context(config(rated, cache_folder), data, "cpu")
-    opened = open_data(context, Workers())
+    opened = open_data(corpus_spec(config(rated, cache_folder), data), Workers())
     assert opened.folds.fingerprint == data.folds.fingerprint
     assert len(opened.folds.unseen_rows) == 6
     with pytest.raises(
@@ -119,9 +117,9 @@ def test_votes_reach_the_loss_before_smoothing(rated: ShardIndex, cache_folder: 
 
 def test_a_worker_is_told_of_soft_labels(rated: ShardIndex, cache_folder: Path) -> None:
     asked = config(rated, cache_folder, soft_labels=True)
-    context = data_context(asked, load(rated, cache_folder, soft_labels=True), "cpu")
-    assert open_data(context, Workers()).soft_labels
-    assert not open_data({**context, "soft_labels": False}, Workers()).soft_labels
+    corpus = corpus_spec(asked, load(rated, cache_folder, soft_labels=True))
+    assert open_data(corpus, Workers()).soft_labels
+    assert not open_data(replace(corpus, soft_labels=False), Workers()).soft_labels
 
 
 def test_soft_labels_need_votes(tiny_shards: Path, cache_folder: Path) -> None:

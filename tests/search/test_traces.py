@@ -45,14 +45,14 @@ from search.reporting.traces import trace_facts
 from search.run import main
 from search.space.scope import offer_for
 from search.space.suggest import known_good, plan_of, space_of
-from search.stages.search import _context
-from search.stages.setup import for_numbers, new_facts
+from search.stages.setup import for_numbers, new_record, run_context
 from search.training.cross_validation import LockstepTrial
 from search.training.fold_trainer import FoldTrainer
 from search.training.losses import concordance_loss
 from search.trial_config import TrialPlan
 from tests.search.here import one_thread
 from tests.small_run import join_streams
+from tests.specs import spec_of
 
 CASES = {
     "audio-0000": ("logmel_resnet", {"trim_db": 0.0, "width": 12}, {"label_delay": 1.2}),
@@ -120,24 +120,19 @@ def run(shards: ShardIndex, data: TrainingData, home: Path) -> TraceRun:
     """Three trained experts and all that a search writes of them, without Ray."""
     config = for_numbers(_config(shards, home, seed=5), set())
     console = Console(quiet=True)
-    facts = new_facts(config, data, console, None)
+    record = new_record(config, data, console, None)
     folder = new_run(config, "recola")
     bank = PosteriorBank.create(folder.path / "bank", bank_table(data))
     for name, (architecture, settings, training) in CASES.items():
         plan = TrialPlan.of(architecture, settings, {**SETTLED, **training})
-        spec = {
-            "trial": name,
-            "modality": name.partition("-")[0],
-            "plan": plan.to_json(),
-            "context": _context(folder, data, facts, "actor"),
-        }
+        spec = spec_of(name, plan, run_context(folder, data, record))
         with one_thread():
             reports = list(train(spec))
         assert reports[-1]["percent"] == 100, reports
     experts = bank.experts(entry for entry in bank.read() if entry.percent == 100)
     assessment, processed = assess_traces(experts)
     report = {
-        **facts, **provenance(), "run": "small", "experts": list(experts.names),
+        **record.to_json(), **provenance(), "run": "small", "experts": list(experts.names),
         "trials": {"complete": 3, "pruned": 0, "failed": 0, "unfinished": 0}, "failures": {},
         "seconds": {"search": 0.0, "total": 0.0}, "weights": weights.summary(folder),
         "enrolment": {}, "test_speakers": None, "traces": trace_facts(assessment, processed),

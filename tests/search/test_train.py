@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from models import architectures
-from models.registry import ModelError
 from search.data.training_data import TrainingData
 from search.training.cross_validation import LockstepTrial
 from search.training.device import choose_precision, is_out_of_memory
@@ -140,12 +139,12 @@ def test_an_infinite_loss_fails_the_trial_and_names_the_fold(tiny_data: Training
 def test_an_impossible_training_setting_is_refused(
     setting: str, value: float, message: str
 ) -> None:
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ValueError, match=message):
         TrainSettings(**{setting: value})  # type: ignore[arg-type]
 
 
 def test_an_unknown_training_setting_lists_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"Unknown training setting 'momentum'\. Known: epochs"):
+    with pytest.raises(ValueError, match=r"Unknown training setting 'momentum'\. Known: epochs"):
         TrialPlan.of("functionals", {}, {"momentum": 0.9})
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,17 +17,18 @@ from models.pretrained import FrozenBackbone
 from models.registry import ModelError, architectures
 from search.config import ConfigError, SearchConfig
 from search.data.training_data import TrainingData
-from search.execution.trial_spec import gpus_for
+from search.persistence.run_record import RunRecord
 from search.space.eligibility import check_weights, offer_as_asked
 from search.space.scope import Offer, missing_weights, offer_for
 from search.space.step_cost import drop_expensive, key_of, measure_cost
-from search.stages.setup import print_scope
+from search.stages.setup import Setup, print_scope
 from search.training.cross_validation import LockstepTrial
 from search.training.fold_trainer import FoldTrainer, NonFiniteLossError
 from search.trial_config import TrialPlan
 from tests.search.backbones import plan as plan_from
 from tests.search.backbones import write
 from tests.small import SMALL
+from tests.specs import context_of, spec_of
 
 BACKBONES = [entry.name for entry in architectures() if entry.checkpoints]
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
@@ -96,20 +98,19 @@ def test_every_mode_has_a_cost_also_when_others_were_dropped(
     left = drop_expensive(offer, cost.seconds, 0.0)
     assert len(left.transfers[name].modes) == 1
     config = SearchConfig(data="x", device="cpu")
-    facts = {"offer": left.to_json(), "predicted_seconds": cost.seconds, "corpus": "tiny"}
+    known = {"corpus": "tiny", "protocol": "p", "predicted_seconds": cost.seconds}
+    record = cast(RunRecord, SimpleNamespace(**known))
     console = Console(record=True, width=200, file=io.StringIO())
-    print_scope(config, prepared, {**facts, "protocol": "p"}, console)
+    setup = Setup(config=config, data=prepared, record=record, scope=left, address=None)
+    print_scope(setup, console)
     assert f"{name} {left.transfers[name].modes[0]}: about" in console.export_text()
     assert drop_expensive(offer, cost.seconds, dearest).transfers == offer.transfers
 
 
 def test_a_share_of_a_gpu_is_found_by_mode() -> None:
-    context = {"device": "cuda", "workers_per_trial": 1, "gpu_share": {"cnn14 frozen": 0.125}}
-    settings = {"transfer": "frozen"}
-    spec = {"context": context, "plan": {"architecture": "cnn14", "settings": settings}}
-    assert gpus_for(spec) == 0.125
-    settings["transfer"] = "scratch"
-    assert gpus_for(spec) == 1.0
+    context = context_of(device="cuda", gpu_share={"cnn14 frozen": 0.125})
+    for mode, share in (("frozen", 0.125), ("scratch", 1.0)):
+        assert spec_of("audio-0000", TrialPlan("cnn14", {"transfer": mode}), context).gpus == share
 
 
 NAME = "spatial_transformer"

@@ -25,8 +25,9 @@ def has(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def at_once(asked: int | None = None, **more: Any) -> int:
-    context = {"device": "cpu", "runner": "actor", "workers_per_trial": 1, "gpu_share": {}, **more}
-    return tuner.trials_at_once(context, asked, wait_seconds=600.0, on_wait=lambda text: None)
+    usual = {"device": "cpu", "runner": "actor", "workers_per_trial": 1, "gpu_share": {}}
+    options = {**usual, **more}
+    return tuner.trials_at_once(asked, wait_seconds=600.0, on_wait=lambda text: None, **options)
 
 
 def test_as_many_trials_as_cores_or_as_asked(has: Any) -> None:

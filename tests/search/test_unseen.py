@@ -23,7 +23,8 @@ from ensembles.exporting.writer import export
 from search.data.training_data import TrainingData
 from search.persistence import weights
 from search.persistence.run_folder import RunFolder
-from search.stages.test_speakers import LOG_NAME, UnseenScore, score_unseen
+from search.stages.findings import UnseenScore
+from search.stages.test_speakers import LOG_NAME, score_unseen
 
 ROOT = Path(__file__).parents[2]
 

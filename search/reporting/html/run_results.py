@@ -15,11 +15,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ensembles import EnsembleError
+from ensembles.bank.run_format import RUN_FORMAT, refusal
 from ensembles.metrics import CCC
 from search.reporting.predictions import Predictions, read_predictions
 
 MODALITIES = ("audio", "video", "early")
-FORMAT_VERSION = 1
 _NEEDED = ("corpus", "classes", "clips", "speakers", "protocol", "metric", "headline", "fusions")
 _ENDS = {
     TrialState.COMPLETE: "finished",
@@ -177,7 +177,7 @@ def _read_summary(run: Path) -> dict[str, Any]:
         summary = json.loads(path.read_bytes())
         version = summary["format_version"]
         lacking = [key for key in _NEEDED if key not in summary]
-        if version == FORMAT_VERSION and (lacking or "fused" not in summary["headline"]):
+        if version == RUN_FORMAT and (lacking or "fused" not in summary["headline"]):
             raise ValueError(f"no {', '.join(lacking) or 'headline of fused'}")
     except FileNotFoundError:
         raise EnsembleError(
@@ -185,10 +185,8 @@ def _read_summary(run: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EnsembleError(f"'{path}' is damaged: {error!r}.") from error
-    if version != FORMAT_VERSION:
-        raise EnsembleError(
-            f"'{path}' is of format version {version}; this program reads version {FORMAT_VERSION}."
-        )
+    if version != RUN_FORMAT:
+        raise EnsembleError(refusal(run, version))
     return dict(summary)
 
 

@@ -56,7 +56,7 @@ def _follow_trials(module: Any) -> None:
     train_part = module.train_part
 
     def followed(spec: Any, *others: Any) -> Any:
-        _now.update(trial=spec["trial"], step=0)
+        _now.update(trial=spec.name, step=0)
         return train_part(spec, *others)
 
     module.train_part = followed
@@ -107,7 +107,7 @@ def _hold_written(module: Any) -> None:
     def held(self: Any, entry: Any) -> Any:
         path = write(self, entry)
         for fault in json.loads(os.environ["FAULTS"]):
-            if (fault.get("trial"), fault.get("percent")) == (entry.trial, entry.percent):
+            if (fault.get("trial"), fault.get("percent")) == (entry.name, entry.percent):
                 Path(fault["file"]).write_bytes(b".")
                 _wait_to_be_killed()
         return path

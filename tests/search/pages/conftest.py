@@ -63,7 +63,7 @@ def make_run(
         folder, assessment, confirmed, {**_facts(corpus, speakers, modalities, failure), **facts}
     )
     settings = {
-        "format_version": 1,
+        "format_version": 2,
         "data": "some shards",
         "preset": "quick",
         "seed": 0,

@@ -223,7 +223,8 @@ def test_what_a_folder_lacks_leaves_only_its_figures_out(
         (None, "has no summary.json"),
         ("{", "is damaged"),
         ('{"format_version": 9}', "of format version 9"),
-        ('{"format_version": 1}', "no corpus"),
+        ('{"format_version": 1, "commit": "abc"}', "Use commit abc, which made it"),
+        ('{"format_version": 2}', "no corpus"),
     ],
 )
 def test_a_run_without_results_is_one_clear_line(
