@@ -38,13 +38,15 @@ from torch import Tensor
 
 from benchmarks.common import corpus, machine, save_random_weights, scratch, seconds
 from datasets.protocols.split import make_folds
-from datasets.sharding.clip_cache import open_cache
+from datasets.sharding.clip_cache import ClipCache, open_cache
 from datasets.sharding.index import ShardIndex, read_index
 from models import Expert, build_expert, get_architecture
 from models.pretrained import find_checkpoints
+from search.data.front_end_cache import FrontEndCache
 from search.data.training_data import TrainingData
 from search.training.cross_validation import LockstepTrial
 from search.training.device import choose_precision
+from search.training.fold_builder import build_fold
 from search.training.fold_trainer import FoldTrainer
 from search.trial_config import TrainSettings, TrialPlan
 
@@ -137,37 +139,37 @@ def open_data(index: ShardIndex, folder: Path) -> TrainingData:
     return TrainingData(cache, make_folds(index, FOLDS), weights=lambda: folder / "weights")
 
 
-class HeldTrainer(FoldTrainer):
-    """The same steps as its parent's, on inputs that stay on the device."""
+class HeldFrontEnds(FrontEndCache):
+    """The same inputs as its parent's, which stay on the device."""
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        self._held: dict[bytes, dict[str, Tensor]] = {}
-        super().__init__(*arguments, **settings)
+    def __init__(self, clips: ClipCache, device: str) -> None:
+        super().__init__(clips)
+        self._device, self._held = device, dict[bytes, dict[str, Tensor]]()
 
-    def _fixed(
-        self,
-        rows: NDArray[Any],
-        enrolled: int | None = None,
-        *,
-        changed: TrainSettings | None = None,
+    def inputs(
+        self, expert: Expert, rows: NDArray[Any], *, changed: TrainSettings | None = None
     ) -> dict[str, Tensor]:
+        """See `FrontEndCache`."""
         key = rows.tobytes()
         if key not in self._held:
-            self._held[key] = super()._fixed(rows, enrolled, changed=changed)
+            inputs = super().inputs(expert, rows, changed=changed)
+            self._held[key] = {name: x.to(self._device) for name, x in inputs.items()}
         return dict(self._held[key])
 
 
 def measure_steps(setting: Setting) -> Iterator[Row]:
     """A training step from the cache, against one whose inputs are on the device."""
-    data = setting.data()
     for name in setting.form.stepped:
+        data = setting.data()
         if not all(data.shape.has(kind) for kind in get_architecture(name).inputs):
             continue
         plan = TrialPlan.of(name, {}, {})
         precision = choose_precision(plan, setting.device)
         size, took = plan.training.batch_size, []
-        for kind in (FoldTrainer, HeldTrainer):
-            trainer = kind(plan, data, 0, seed=0, device=setting.device, precision=precision)
+        for held in (False, True):
+            if held:
+                data.front_ends = HeldFrontEnds(data.cache, setting.device)
+            trainer = build_fold(plan, data, 0, seed=0, device=setting.device, precision=precision)
             trainer.expert.train()
             rows = trainer.rows[: setting.form.batches * size]
             batches = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -270,7 +272,7 @@ def _frozen_pass(setting: Setting, name: str, expert: Expert, data: TrainingData
     expert.preprocess(batch)  # warms up
     setting.wait()
     started = time.perf_counter()
-    data.fixed(expert, every[:1])  # of all clips, since it is the first time
+    data.front_ends.inputs(expert, every[:1])  # of all clips, since it is the first time
     setting.wait()
     as_searched = len(every) / (time.perf_counter() - started)
     at_best = len(some) / setting.seconds(in_bfloat16)

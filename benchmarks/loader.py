@@ -19,7 +19,7 @@ from datasets.sharding.clip_cache import open_cache
 from datasets.sharding.stream import stream_clips
 from models import build_expert
 from search.data.training_data import TrainingData
-from search.training.fold_trainer import FoldTrainer
+from search.training.fold_builder import build_fold
 from search.trial_config import TrialPlan
 
 BATCH = 32
@@ -79,11 +79,11 @@ def main() -> None:
 def _inside_a_step(data: TrainingData, repeats: int) -> None:
     """A training epoch from the cache, against the same steps on tensors that are at hand."""
     plan = TrialPlan.of("logmel_resnet", {}, {"mixup": 0.0})
-    trainer = FoldTrainer(plan, data, 0, seed=0)
+    trainer = build_fold(plan, data, 0, seed=0)
     batches = [
         trainer.rows[i : i + BATCH] for i in range(0, min(len(trainer.rows), 8 * BATCH), BATCH)
     ]
-    at_hand: list[dict[str, Tensor]] = [trainer._fixed(rows) for rows in batches]
+    at_hand: list[dict[str, Tensor]] = [trainer._inputs(rows) for rows in batches]
     targets = [torch.from_numpy(data.cache.targets[rows]) for rows in batches]
     expert = build_expert("logmel_resnet", {}, data.shape)
     optimizer = torch.optim.AdamW(expert.parameters())
@@ -99,7 +99,7 @@ def _inside_a_step(data: TrainingData, repeats: int) -> None:
 
     def from_cache() -> None:
         for rows, target in zip(batches, targets, strict=True):
-            step(trainer._fixed(rows), target)
+            step(trainer._inputs(rows), target)
 
     clips = sum(map(len, batches))
     ratios = []

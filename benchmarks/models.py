@@ -35,7 +35,7 @@ from models import get_architecture
 from models.registry import architectures
 from search.data.training_data import TrainingData
 from search.training.device import choose_precision
-from search.training.fold_trainer import FoldTrainer
+from search.training.fold_builder import build_fold
 from search.trial_config import TrialPlan
 
 _PARTS = {
@@ -112,25 +112,26 @@ def measure(name: str, location: str, device: str, steps: int, seconds: float) -
     early = get_architecture(name).modality == "early"
     plan = TrialPlan.of(name, _PARTS if early else {}, {"batch_size": BATCH, "mixup": 0.0})
     precision = choose_precision(plan, device)
-    trainer = FoldTrainer(plan, data, 0, seed=0, device=device, precision=precision)
+    trainer = build_fold(plan, data, 0, seed=0, device=device, precision=precision)
     trainer.expert.train()
     rows = np.resize(trainer.rows, BATCH)
-    inputs, wanted = trainer._examples(rows)
+    inputs, targets = trainer._examples(rows)
 
     def whole() -> None:
         trainer._step(rows, 0)
 
     def at_hand() -> None:
         trainer.optimizer.zero_grad()
-        trainer._loss(dict(inputs), wanted).backward()
-        trainer._update()
+        trainer._loss(dict(inputs), targets, False).backward()
+        trainer.optimizer.update()
+        trainer.averaged.after_step(trainer.expert)
 
     def front_end() -> None:
         batch = data.cache.batch(rows, trainer.expert.kinds)
         trainer.expert.preprocess({k: x.to(device) for k, x in batch.items()})
 
     def cached() -> None:
-        trainer._fixed(rows)
+        trainer._inputs(rows)
 
     step, ready = _seconds((whole, at_hand), steps, seconds)
     uncached, read = _seconds((front_end, cached), steps, seconds)

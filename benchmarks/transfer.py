@@ -20,6 +20,7 @@ from datasets.protocols.split import make_folds
 from datasets.sharding.clip_cache import open_cache
 from models import get_architecture
 from models.pretrained import find_checkpoints
+from search.data.front_end_cache import FrontEndCache
 from search.data.training_data import TrainingData
 from search.training.cross_validation import LockstepTrial
 from search.trial_config import TrialPlan
@@ -65,8 +66,9 @@ def _seconds(
         for trainer in trial.trainers:
             (kind,) = trainer.expert.kinds
             trainer.expert.encoder(kind).frontend.worth_caching = False
-        data._files.clear()
-        data._dense.clear()
+        data.front_ends = FrontEndCache(data.cache)
+        for trainer in trial.trainers:
+            trainer.front_ends = data.front_ends
     for _ in trial.run():
         pass
     return time.perf_counter() - started

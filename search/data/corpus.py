@@ -20,7 +20,8 @@ from datasets.sharding.index import FILE_NAME, KINDS, ShardIndex, read_index
 from datasets.sharding.writer import prepare
 from datasets.storage.synced_folder import default_cache_folder, is_url, local_folder
 from search.config import ConfigError, SearchConfig
-from search.data.training_data import EMOTION, TRACES, TrainingData, enrolment_order
+from search.data.front_end_cache import enrolment_order
+from search.data.training_data import EMOTION, TRACES, TrainingData
 from search.trial_spec import CorpusSpec
 
 _SPEAKERS, _REPETITIONS, _SEED = 12, 3, 0

@@ -116,7 +116,7 @@ class Recorder:
 
     def _in_parts(self) -> str:
         """What became of batches for which the memory did not suffice."""
-        parts = max(trainer.parts for trainer in self.trial.trainers)
+        parts = max(trainer.micro_batches.parts for trainer in self.trial.trainers)
         size = self.trial.plan.training.batch_size
         return f"; out of memory: batches of {size} in {parts} parts" if parts > 1 else ""
 

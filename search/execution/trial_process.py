@@ -58,7 +58,7 @@ def train_part(spec: TrialSpec, log: TrialLog, workers: Workers) -> Iterator[Rep
         precision=context.precision,
         workers=workers,
         by_speaker=bool(spec.enrolment),
-        alone=spec.has_gpu_alone,
+        may_split=spec.has_gpu_alone,
     )
     checkpoint = Checkpoint(log.run, spec.name, spec.identity())
     before = checkpoint.load()

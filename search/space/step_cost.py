@@ -14,11 +14,12 @@ from torch import nn
 from models import build_expert, get_architecture
 from models.build import arrange_memory
 from models.pretrained import FrozenBackbone
-from search.data.training_data import TrainingData, augment
+from search.data.training_data import TrainingData
 from search.space.domains import Choice
 from search.space.scope import SIDES, Offer, Transfer
 from search.space.search_space import WAVEFORM_RECIPE
 from search.space.suggest import space_of
+from search.training.augmentation import augment
 from search.training.device import choose_precision
 from search.trial_config import TrainSettings, TrialPlan
 
@@ -88,7 +89,7 @@ def slow_changes(
             elapsed = float("inf")
             for _ in range(2):  # the first one warms up
                 started = time.perf_counter()
-                data.fixed(expert, rows, changed=changed)
+                data.front_ends.inputs(expert, rows, changed=changed)
                 _wait(device)
                 elapsed = min(elapsed, time.perf_counter() - started)
             if known + heard * elapsed / len(rows) > longest:

@@ -71,7 +71,7 @@ def _predict(expert: FoldedExpert, data: TrainingData, rows: np.ndarray[Any, Any
     network = expert.network(0)
     with torch.inference_mode():
         for start in range(0, len(rows), _BATCH_CLIPS):
-            fixed = data.fixed(network, rows[start : start + _BATCH_CLIPS])
+            fixed = data.front_ends.inputs(network, rows[start : start + _BATCH_CLIPS])
             out.append(average_folds(expert.answer(fixed)).double().numpy())
     return np.concatenate(out)
 

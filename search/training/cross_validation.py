@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from search.data.training_data import TrainingData
 from search.training.device import choose_precision
 from search.training.distributed import Workers
+from search.training.fold_builder import build_fold
 from search.training.fold_trainer import FoldTrainer, NonFiniteLossError
+from search.training.task import FoldPredictions, task_of
 from search.trial_config import TrialPlan
 
 RUNGS = (25, 50, 75, 100)
@@ -76,9 +77,9 @@ class LockstepTrial:
         precision: str = "auto",
         workers: Workers | None = None,
         by_speaker: bool = False,
-        alone: bool = True,
+        may_split: bool = True,
     ) -> None:
-        self.plan, self.data = plan, data
+        self.plan, self.data, self.task = plan, data, task_of(data)
         self.workers = workers or Workers()
         self.epoch = 0
         self.losses: list[list[float]] = []
@@ -87,7 +88,7 @@ class LockstepTrial:
         self.trainers: list[FoldTrainer] = []
         for fold in range(data.folds.count):
             self.trainers.append(
-                FoldTrainer(
+                build_fold(
                     plan,
                     data,
                     fold,
@@ -96,7 +97,7 @@ class LockstepTrial:
                     precision=chosen,
                     workers=self.workers,
                     by_speaker=by_speaker,
-                    alone=alone,
+                    may_split=may_split,
                     like=self.trainers[0] if fold else None,
                 )
             )
@@ -144,48 +145,19 @@ class LockstepTrial:
         self.losses = [list(epoch) for epoch in state["losses"]]
 
     def out_of_fold(self, enrolled: int | None = None) -> NDArray[np.float32]:
-        """(N, K) logits: each clip by the network that did not train on its speaker.
+        """Return (N, K) logits: each clip by the network that did not train on its speaker.
 
         Of numbers, (S, K) along the recordings.
         """
-        if self.data.traces is not None:
-            return self._out_of_fold_traces(enrolled)
-        count = len(self.data.index.clips)
-        logits = np.zeros((count, self.data.shape.num_classes), np.float32)
-        times = np.zeros(count, np.int64)
+        return self.task.out_of_fold(self._predictions(enrolled), self.plan.training, self.workers)
+
+    def _predictions(self, enrolled: int | None) -> Iterator[FoldPredictions]:
         for trainer in self.trainers:
             rows = self.data.rows(trainer.fold, training=False)
             found = trainer.predict(rows, enrolled)
-            self._check_finite(trainer, found)
-            logits[self.data.position[rows]] = found
-            times[self.data.position[rows]] += 1
-        everyone = self.workers.sum(torch.from_numpy(times)).numpy()
-        assert everyone.max() == 1, "a clip was predicted twice"
-        logits = self.workers.sum(torch.from_numpy(logits)).numpy()
-        logits[everyone == 0] = np.nan
-        return logits
-
-    def _check_finite(self, trainer: FoldTrainer, found: NDArray[np.float32]) -> None:
-        """NaN stands for a clip without a prediction."""
-        if not np.isfinite(found).all():
-            raise NonFiniteLossError(
-                f"The predictions of fold {trainer.fold} are not finite after epoch "
-                f"{trainer.epoch} (learning_rate {self.plan.training.learning_rate:g})."
-            )
-
-    def _out_of_fold_traces(self, enrolled: int | None) -> NDArray[np.float32]:
-        traces = self.data.traces
-        assert traces is not None
-        joined = np.full(traces.gold.shape, np.nan, np.float32)
-        for trainer in self.trainers:
-            rows = self.data.rows(trainer.fold, training=False)
-            found = trainer.predict(rows, enrolled)
-            self._check_finite(trainer, found)
-            if found.ndim == 2:
-                found = found[:, None]
-            each = [values[:count] for values, count in zip(found, traces.steps[rows], strict=True)]
-            own = traces.join(rows, each, trainer.delay)
-            said = np.isfinite(own).all(axis=1)
-            assert np.isnan(joined[said]).all(), "a recording was predicted twice"
-            joined[said] = own[said]
-        return joined
+            if not np.isfinite(found).all():  # NaN stands for a clip without a prediction
+                raise NonFiniteLossError(
+                    f"The predictions of fold {trainer.fold} are not finite after epoch "
+                    f"{trainer.epoch} (learning_rate {self.plan.training.learning_rate:g})."
+                )
+            yield rows, found

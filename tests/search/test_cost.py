@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from search.data.front_end_cache import FrontEndCache
 from search.data.training_data import TrainingData
 from search.space import step_cost
 from search.space.scope import Offer, offer_for
@@ -104,12 +105,12 @@ def test_changes_of_waveforms_that_take_too_long_are_not_searched(
     offer = offer_for(tiny_data.shape, names, all_recipes=True)
     now, changes = [0.0], []
 
-    def slowly(self: TrainingData, *_: Any, changed: TrainSettings) -> None:
+    def slowly(self: FrontEndCache, *_: Any, changed: TrainSettings) -> None:
         (key,) = (key for key in WAVEFORM_RECIPE if getattr(changed, key))
         changes.append(key)
         now[0] += 10.0 if key == "pitch_perturbation" else 1.0
 
-    monkeypatch.setattr(TrainingData, "fixed", slowly)
+    monkeypatch.setattr(FrontEndCache, "inputs", slowly)
     monkeypatch.setattr(step_cost, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     known = {"logmel_resnet": 100.0, "functionals": 1.0}
 

@@ -27,7 +27,8 @@ from models import Expert, build_expert
 from search.config import ConfigError, SearchConfig
 from search.data.bank_tables import clip_table
 from search.data.corpus import _check_enrolment, load_corpus
-from search.data.training_data import TrainingData, enrolment_order
+from search.data.front_end_cache import enrolment_order
+from search.data.training_data import TrainingData
 from search.execution.ray_session import RaySession
 from search.execution.trial_process import train
 from search.monitoring.interrupt import Interrupt
@@ -37,7 +38,7 @@ from search.space.scope import offer_for
 from search.stages.enrolment import score_enrolment
 from search.stages.session import Session
 from search.training.cross_validation import LockstepTrial
-from search.training.fold_trainer import FoldTrainer
+from search.training.fold_builder import build_fold
 from search.trial_config import TrialPlan
 from search.trial_spec import RunContext, TrialSpec
 from search.tuning.searcher import DealtSearch
@@ -144,11 +145,11 @@ def test_the_order_is_drawn_once_and_knows_neither_labels_nor_where_a_clip_lies(
 def test_vectors_lose_the_mean_of_the_clips_that_enrol(tiny_data: TrainingData, name: str) -> None:
     chosen = expert(name, tiny_data)
     (kind,) = chosen.kinds
-    whole = tiny_data.fixed(chosen, np.arange(24))[kind].numpy()
+    whole = tiny_data.front_ends.inputs(chosen, np.arange(24))[kind].numpy()
     rows = np.asarray([20, 3, 0, 11, 4])
     for clips in (2, 4, None, 2):  # a mean that was taken is kept, but not for another count
-        fixed = tiny_data.fixed(chosen, rows)
-        found = tiny_data.less_speaker_mean(chosen, fixed, rows, clips)
+        fixed = tiny_data.front_ends.inputs(chosen, rows)
+        found = tiny_data.front_ends.without_speaker_means(chosen, fixed, rows, clips)
         expected = less_means(tiny_data, list(whole[:, None]), rows, clips)
         np.testing.assert_allclose(found[kind].numpy()[:, None], expected, rtol=1e-5, atol=1e-4)
         assert (fixed[kind].numpy() == whole[rows]).all(), "what was given stays as it was"
@@ -158,13 +159,13 @@ def test_sequences_lose_the_mean_frame_and_stay_zero_behind_their_end(
     tiny_data: TrainingData,
 ) -> None:
     chosen = expert("logmel_resnet", tiny_data)
-    whole = tiny_data.fixed(chosen, np.arange(24))
+    whole = tiny_data.front_ends.inputs(chosen, np.arange(24))
     x, lengths = whole["audio"].numpy(), whole["audio_lengths"].numpy()
     items = [clip[:length] for clip, length in zip(x, lengths, strict=True)]
     rows = np.asarray([20, 3, 0, 11, 4])
     for clips in (2, 4, None):
-        fixed = tiny_data.fixed(chosen, rows)
-        found = tiny_data.less_speaker_mean(chosen, fixed, rows, clips)
+        fixed = tiny_data.front_ends.inputs(chosen, rows)
+        found = tiny_data.front_ends.without_speaker_means(chosen, fixed, rows, clips)
         assert (found["audio_lengths"].numpy() == lengths[rows]).all()
         assert len(set(lengths[rows])) > 1, "something is padded"
         expected = less_means(tiny_data, items, rows, clips)
@@ -176,9 +177,9 @@ def test_sequences_lose_the_mean_frame_and_stay_zero_behind_their_end(
 def test_pictures_are_left_as_they_are(tiny_data: TrainingData) -> None:
     chosen = expert("frame_cnn", tiny_data)
     rows = np.asarray([5, 6])
-    fixed = tiny_data.fixed(chosen, rows)
-    found = tiny_data.less_speaker_mean(chosen, fixed, rows, 2)
-    assert (found["video"] == tiny_data.fixed(chosen, rows)["video"]).all()
+    fixed = tiny_data.front_ends.inputs(chosen, rows)
+    found = tiny_data.front_ends.without_speaker_means(chosen, fixed, rows, 2)
+    assert (found["video"] == tiny_data.front_ends.inputs(chosen, rows)["video"]).all()
 
 
 @pytest.mark.parametrize("name", ["action_units", "functionals"])
@@ -186,9 +187,9 @@ def test_training_speakers_lose_the_mean_of_all_their_clips_and_scored_ones_that
     tiny_data: TrainingData, name: str
 ) -> None:
     chosen = plan(name, mixup=0.0, speed_perturbation=0.1)  # at their own speed nevertheless
-    trainer = FoldTrainer(chosen, tiny_data, 0, seed=0, by_speaker=True)
+    trainer = build_fold(chosen, tiny_data, 0, seed=0, by_speaker=True)
     (kind,) = trainer.expert.kinds
-    whole = list(tiny_data.fixed(trainer.expert, np.arange(24))[kind].numpy()[:, None])
+    whole = list(tiny_data.front_ends.inputs(trainer.expert, np.arange(24))[kind].numpy()[:, None])
     expected = np.concatenate(less_means(tiny_data, whole, tiny_data.folds.train_rows(0), None))
     seen: list[NDArray[Any]] = []
     encoder = trainer.expert.encoder(kind)
@@ -227,7 +228,7 @@ def predicted(tiny_data: TrainingData, cache_folder: Path) -> Altered:
         if added:
             cache.targets[held_out] = (cache.targets[held_out] + 1) % 6  # nor do labels matter
         data = TrainingData(cache, tiny_data.folds)
-        trainer = FoldTrainer(plan("action_units"), data, 0, seed=0, by_speaker=by_speaker)
+        trainer = build_fold(plan("action_units"), data, 0, seed=0, by_speaker=by_speaker)
         trainer.step_epoch()
         return trainer.predict(held_out, enrolled=2)
 

@@ -16,7 +16,7 @@ from models.base import Backbone, FrontEnd
 from models.fusion.concatenation import Concatenation
 from search.data.training_data import TrainingData
 from search.training.cross_validation import LockstepTrial
-from search.training.fold_trainer import FoldTrainer
+from search.training.fold_builder import build_fold
 from search.training.losses import class_balanced_weights, cross_entropy
 from search.training.optimizer import Optimizer, cosine_share, one_cycle_share
 from search.training.weight_averaging import AveragedWeights
@@ -241,23 +241,23 @@ def test_a_checkpoint_continues_every_recipe_to_the_same_numbers(
     plan = TrialPlan.of("logmel_resnet", {"width": 4}, {"epochs": 4, "batch_size": 6, **recipe})
     plain = TrialPlan.of("logmel_resnet", {"width": 4}, {"epochs": 4, "batch_size": 6})
     rows = tiny_data.rows(0, training=False)
-    whole = FoldTrainer(plan, tiny_data, 0, seed=0)
+    whole = build_fold(plan, tiny_data, 0, seed=0)
     losses = [whole.step_epoch() for _ in range(4)]
-    half = FoldTrainer(plan, tiny_data, 0, seed=0)
+    half = build_fold(plan, tiny_data, 0, seed=0)
     half.step_epoch()
     half.step_epoch()
     half.step_epoch()
-    again = FoldTrainer(plan, tiny_data, 0, seed=0)
+    again = build_fold(plan, tiny_data, 0, seed=0)
     again.load_state_dict(half.state_dict())
     assert again.step_epoch() == pytest.approx(losses[-1], abs=1e-6)
     np.testing.assert_allclose(again.predict(rows), whole.predict(rows), atol=1e-5)
-    other = FoldTrainer(plain, tiny_data, 0, seed=0)
+    other = build_fold(plain, tiny_data, 0, seed=0)
     assert [other.step_epoch() for _ in range(4)] != pytest.approx(losses, abs=1e-6)
 
 
 def test_averaged_weights_predict_and_the_last_ones_train_on(tiny_data: TrainingData) -> None:
     plan = TrialPlan.of("functionals", {}, {"epochs": 4, "averaging": "swa"})
-    trainer = FoldTrainer(plan, tiny_data, 0, seed=0)
+    trainer = build_fold(plan, tiny_data, 0, seed=0)
     for _ in range(4):
         trainer.step_epoch()
     assert trainer.predictor is not trainer.expert
@@ -280,7 +280,7 @@ EARLY = {
 
 def test_parts_train_alone_first_and_then_jointly(tiny_data: TrainingData) -> None:
     plan = TrialPlan.of("concatenation", EARLY, {"epochs": 4, "alone_share": 0.5, "batch_size": 6})
-    trainer = FoldTrainer(plan, tiny_data, 0, seed=0)
+    trainer = build_fold(plan, tiny_data, 0, seed=0)
     fusion = copy.deepcopy(trainer.expert.fusion)
     encoders = copy.deepcopy(trainer.expert.encoders)
     assert fusion is not None

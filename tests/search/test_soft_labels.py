@@ -19,7 +19,7 @@ from search.data.training_data import TrainingData
 from search.execution.trial_process import open_data
 from search.stages.nested_splits import outer_count
 from search.training.distributed import Workers
-from search.training.fold_trainer import FoldTrainer
+from search.training.fold_builder import build_fold
 from search.trial_config import TrialPlan
 
 
@@ -93,8 +93,8 @@ def test_training_wants_the_votes_only_where_it_is_asked_to(
     hard, soft = (load(rated, cache_folder, soft_labels=asked) for asked in (False, True))
     rows = np.arange(len(rated.clips))
     one_hot = np.eye(6, dtype=np.float32)[hard.cache.targets]
-    np.testing.assert_array_equal(hard.wanted(rows), one_hot)
-    wanted = soft.wanted(rows).numpy()
+    np.testing.assert_array_equal(hard.class_targets(rows), one_hot)
+    wanted = soft.class_targets(rows).numpy()
     with_votes = np.asarray([bool(entry.votes) for entry in rated.clips])
     assert with_votes.sum() == 4
     np.testing.assert_array_equal(wanted[~with_votes], one_hot[~with_votes])
@@ -106,7 +106,7 @@ def test_training_wants_the_votes_only_where_it_is_asked_to(
 def test_votes_reach_the_loss_before_smoothing(rated: ShardIndex, cache_folder: Path) -> None:
     data = load(rated, cache_folder, soft_labels=True)
     plan = TrialPlan.of("functionals", {}, {"epochs": 1, "mixup": 0.0, "label_smoothing": 0.1})
-    trainer = FoldTrainer(plan, data, 0, seed=0)
+    trainer = build_fold(plan, data, 0, seed=0)
     rows = trainer.rows[[bool(rated.clips[row].votes) for row in trainer.rows]][:1]
     _, wanted = trainer._examples(rows)
     np.testing.assert_allclose(

@@ -47,7 +47,7 @@ from search.space.scope import offer_for
 from search.space.suggest import known_good, plan_of, space_of
 from search.stages.setup import for_numbers, new_record, run_context
 from search.training.cross_validation import LockstepTrial
-from search.training.fold_trainer import FoldTrainer
+from search.training.fold_builder import build_fold
 from search.training.losses import concordance_loss
 from search.trial_config import TrialPlan
 from tests.search.here import one_thread
@@ -198,8 +198,7 @@ def test_numbers_of_whole_clips_keep_what_shifts_steps() -> None:
 
 def test_what_is_wanted_is_what_raters_said_later(data: TrainingData) -> None:
     plan = TrialPlan.of("frame_cnn", {"frames": 25}, {**SETTLED, "label_delay": 0.4})
-    trainer = FoldTrainer(plan, data, 0, seed=0)
-    assert trainer.delay == 10
+    trainer = build_fold(plan, data, 0, seed=0)
     rows = trainer.rows[:2]
     _, wanted = trainer._examples(rows)
     assert data.traces is not None

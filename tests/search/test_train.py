@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from models import architectures
+from search.data.front_end_cache import FrontEndCache
 from search.data.training_data import TrainingData
 from search.training.cross_validation import LockstepTrial
 from search.training.device import choose_precision, is_out_of_memory
+from search.training.fold_builder import build_fold
 from search.training.fold_trainer import FoldTrainer, NonFiniteLossError
 from search.training.optimizer import cosine_share
 from search.trial_config import TrainSettings, TrialPlan
@@ -45,21 +47,21 @@ def test_training_never_touches_a_held_out_speaker(
     tiny_data: TrainingData, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[int] = set()
-    fixed, batch = TrainingData.fixed, tiny_data.cache.batch
+    inputs, batch = FrontEndCache.inputs, tiny_data.cache.batch
 
-    def spy(self: TrainingData, expert: Any, rows: Any, **options: Any) -> Any:
+    def spy(self: FrontEndCache, expert: Any, rows: Any, **options: Any) -> Any:
         seen.update(rows.tolist())
-        return fixed(self, expert, rows, **options)
+        return inputs(self, expert, rows, **options)
 
     def spy_batch(rows: Any, kinds: Any) -> Any:
         seen.update(rows.tolist())
         return batch(rows, kinds)
 
-    warm = FoldTrainer(plan(name), tiny_data, 1, seed=0)  # front ends are cached for every clip
+    warm = build_fold(plan(name), tiny_data, 1, seed=0)  # front ends are cached for every clip
     warm.predict(np.arange(24))
-    monkeypatch.setattr(TrainingData, "fixed", spy)
+    monkeypatch.setattr(FrontEndCache, "inputs", spy)
     monkeypatch.setattr(tiny_data.cache, "batch", spy_batch)
-    trainer = FoldTrainer(plan(name, epochs=2, **AUGMENTED), tiny_data, 0, seed=0)
+    trainer = build_fold(plan(name, epochs=2, **AUGMENTED), tiny_data, 0, seed=0)
     trainer.step_epoch()
     trainer.step_epoch()
     assert seen == set(tiny_data.folds.train_rows(0).tolist())
@@ -85,7 +87,7 @@ def test_interleaving_the_folds_changes_nothing(tiny_data: TrainingData) -> None
     chosen = plan("logmel_resnet", epochs=2, **AUGMENTED)
     together = list(LockstepTrial(chosen, tiny_data, seed=0, precision="float32").run())[-1].logits
     for fold in (1, 0):
-        trainer = FoldTrainer(chosen, tiny_data, fold, seed=0)
+        trainer = build_fold(chosen, tiny_data, fold, seed=0)
         trainer.step_epoch()
         trainer.step_epoch()
         rows = tiny_data.folds.test_rows(fold)
@@ -94,12 +96,12 @@ def test_interleaving_the_folds_changes_nothing(tiny_data: TrainingData) -> None
 
 def test_a_checkpoint_continues_to_the_same_numbers(tiny_data: TrainingData) -> None:
     chosen = plan("logmel_resnet", epochs=3, **AUGMENTED)
-    whole = FoldTrainer(chosen, tiny_data, 0, seed=0)
-    first = FoldTrainer(chosen, tiny_data, 0, seed=0)
+    whole = build_fold(chosen, tiny_data, 0, seed=0)
+    first = build_fold(chosen, tiny_data, 0, seed=0)
     for _ in range(3):
         whole.step_epoch()
     first.step_epoch()
-    second = FoldTrainer(chosen, tiny_data, 0, seed=0)
+    second = build_fold(chosen, tiny_data, 0, seed=0)
     second.load_state_dict(first.state_dict())
     second.step_epoch()
     second.step_epoch()
@@ -108,7 +110,7 @@ def test_a_checkpoint_continues_to_the_same_numbers(tiny_data: TrainingData) -> 
 
 
 def test_the_scaler_is_counted_on_the_training_side_alone(tiny_data: TrainingData) -> None:
-    trainer = FoldTrainer(plan("action_units"), tiny_data, 0, seed=0)
+    trainer = build_fold(plan("action_units"), tiny_data, 0, seed=0)
     rows = tiny_data.folds.train_rows(0)
     features = tiny_data.cache.batch(rows, ["features"])["features"]
     scale = trainer.expert.encoder("features").scale
@@ -121,7 +123,7 @@ def test_rungs_are_shares_of_the_own_schedule(tiny_data: TrainingData) -> None:
 
 
 def test_an_infinite_loss_fails_the_trial_and_names_the_fold(tiny_data: TrainingData) -> None:
-    trainer = FoldTrainer(plan("action_units", learning_rate=1e3), tiny_data, 0, seed=0)
+    trainer = build_fold(plan("action_units", learning_rate=1e3), tiny_data, 0, seed=0)
     with torch.no_grad():
         trainer.expert.classifier.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"The loss of fold 0 is nan in epoch 1"):
@@ -183,7 +185,7 @@ class LittleMemory:
 
 def one_step(data: TrainingData, clips: int | None, **options: Any) -> FoldTrainer:
     settings = {"batch_size": 12, "dropout": 0.0, "learning_rate": 0.01}
-    trainer = FoldTrainer(plan("functionals", **settings), data, 0, seed=0, **options)
+    trainer = build_fold(plan("functionals", **settings), data, 0, seed=0, **options)
     if clips:
         LittleMemory(trainer, clips)
     trainer.step_epoch()
@@ -194,12 +196,11 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_data: TrainingData)
     settings = {"batch_size": 12, "dropout": 0.0, "mixup": 0.0}
     gradients = []
     for clips, parts in ((None, 1), (6, 2), (3, 4)):
-        trainer = FoldTrainer(plan("functionals", **settings), tiny_data, 0, seed=0)
+        trainer = build_fold(plan("functionals", **settings), tiny_data, 0, seed=0)
         if clips:
             LittleMemory(trainer, clips)
-        while trainer._gradient(trainer.rows[:12]) is None:
-            pass
-        assert trainer.parts == parts
+        trainer._gradient(trainer.rows[:12])
+        assert trainer.micro_batches.parts == parts
         gradients.append([p.grad for p in trainer.expert.parameters()])
     whole, *others = gradients
     for other in others:
@@ -210,7 +211,7 @@ def test_a_trial_that_shares_a_gpu_asks_for_more_of_it_before_it_halves(
     tiny_data: TrainingData,
 ) -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        one_step(tiny_data, 6, alone=False)
+        one_step(tiny_data, 6, may_split=False)
 
 
 def test_what_does_not_fit_in_the_smallest_parts_is_an_error(tiny_data: TrainingData) -> None:
@@ -219,7 +220,7 @@ def test_what_does_not_fit_in_the_smallest_parts_is_an_error(tiny_data: Training
 
 
 def test_prediction_takes_as_many_clips_as_fit(tiny_data: TrainingData) -> None:
-    trainer = FoldTrainer(plan("functionals"), tiny_data, 0, seed=0)
+    trainer = build_fold(plan("functionals"), tiny_data, 0, seed=0)
     rows = np.arange(24)
     expected = trainer.predict(rows)
     memory = LittleMemory(trainer, 7)
@@ -229,9 +230,9 @@ def test_prediction_takes_as_many_clips_as_fit(tiny_data: TrainingData) -> None:
 
 def test_a_trial_goes_on_in_as_many_parts(tiny_data: TrainingData) -> None:
     trainer = one_step(tiny_data, 6)
-    again = FoldTrainer(trainer.plan, tiny_data, 0, seed=0)
+    again = build_fold(trainer.plan, tiny_data, 0, seed=0)
     again.load_state_dict(trainer.state_dict())
-    assert again.parts == 2
+    assert again.micro_batches.parts == 2
 
 
 @pytest.mark.parametrize(

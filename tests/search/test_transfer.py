@@ -23,7 +23,8 @@ from search.space.scope import Offer, missing_weights, offer_for
 from search.space.step_cost import drop_expensive, key_of, measure_cost
 from search.stages.setup import Setup, print_scope
 from search.training.cross_validation import LockstepTrial
-from search.training.fold_trainer import FoldTrainer, NonFiniteLossError
+from search.training.fold_builder import build_fold
+from search.training.fold_trainer import NonFiniteLossError
 from search.trial_config import TrialPlan
 from tests.search.backbones import plan as plan_from
 from tests.search.backbones import write
@@ -60,7 +61,7 @@ def test_a_frozen_backbone_trains_its_head_on_what_the_cache_holds(
     assert isinstance(frontend, FrozenBackbone)
     assert second.expert.encoder(kind).frontend is frontend, "one backbone serves all folds"
     rows = np.arange(6)
-    cached = prepared.fixed(first.expert, rows)
+    cached = prepared.front_ends.inputs(first.expert, rows)
     fresh = first.expert.preprocess(prepared.cache.batch(rows, [kind]))
     assert cached[kind].shape == fresh[kind].shape
     torch.testing.assert_close(cached[kind], fresh[kind], atol=3e-3, rtol=3e-3)
@@ -72,7 +73,7 @@ def test_a_frozen_backbone_trains_its_head_on_what_the_cache_holds(
 
 @every_backbone
 def test_a_fine_tuned_backbone_moves(name: str, prepared: TrainingData) -> None:
-    trainer = FoldTrainer(plan(name, "finetune", prepared, layer_decay=0.9), prepared, 0, seed=0)
+    trainer = build_fold(plan(name, "finetune", prepared, layer_decay=0.9), prepared, 0, seed=0)
     (kind,) = trainer.expert.kinds
     encoder = trainer.expert.encoder(kind)
     assert isinstance(encoder, BackboneEncoder)
@@ -195,7 +196,7 @@ def test_a_trial_without_a_backbone_does_not_look_for_weights(tiny_data: Trainin
         raise ModelError("looked for weights")
 
     data = TrainingData(tiny_data.cache, tiny_data.folds, weights=nowhere)
-    assert FoldTrainer(TrialPlan.of("functionals", {}, {}), data, 0, seed=0).steps > 0
+    assert build_fold(TrialPlan.of("functionals", {}, {}), data, 0, seed=0).steps > 0
     with pytest.raises(ModelError, match="looked for weights"):
         _ = data.weights
 

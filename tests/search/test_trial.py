@@ -64,7 +64,7 @@ def test_a_diverging_trial_reports_its_failure_instead_of_raising(
     spec: TrialSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "search.training.fold_trainer.cross_entropy",
+        "search.training.task.cross_entropy",
         lambda logits, *_, **__: logits.sum() * float("nan"),
     )
     (report,) = train(spec)
@@ -216,10 +216,10 @@ def test_batches_in_parts_stand_in_the_log(
 ) -> None:
     whole = FoldTrainer._loss
 
-    def little(self: FoldTrainer, inputs: dict[str, Any], wanted: Any) -> Any:
-        if len(wanted) > 8:
+    def little(self: FoldTrainer, inputs: dict[str, Any], targets: Any, alone: bool) -> Any:
+        if len(targets) > 8:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return whole(self, inputs, wanted)
+        return whole(self, inputs, targets, alone)
 
     monkeypatch.setattr(FoldTrainer, "_loss", little)
     *_, last = train(spec)

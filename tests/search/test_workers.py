@@ -21,6 +21,7 @@ from datasets.sharding.index import ShardIndex, read_index
 from search.data.training_data import TrainingData
 from search.training.cross_validation import LockstepTrial
 from search.training.distributed import Workers
+from search.training.fold_builder import build_fold
 from search.training.fold_trainer import FoldTrainer
 from search.trial_config import TrialPlan
 from tests.search.backbones import plan, write
@@ -70,11 +71,12 @@ def _step_of(trainer: FoldTrainer, parts: list[Any]) -> float:
     trainer.optimizer.set_rate(0)
     gradients, total = [], 0.0
     for part in parts:
-        total += float(trainer._gradient(part)) * len(part)  # type: ignore[arg-type]
+        total += float(trainer._gradient(part)) * len(part)
         gradients.append([p.grad.clone() for p in _trained(trainer)])  # type: ignore[union-attr]
     for parameter, *each in zip(_trained(trainer), *gradients, strict=True):
         parameter.grad = torch.stack(each).mean(dim=0)
-    trainer._update()
+    trainer.optimizer.update()
+    trainer.averaged.after_step(trainer.expert)
     return total / len(rows)
 
 
@@ -87,18 +89,19 @@ def _one_step(workers: Workers, *where: Path) -> Result:
     found = {}
     for case, (name, unequal) in STEPS.items():
         settings, data = _step_data(name, unequal, *where, workers.rank)
-        trainer = FoldTrainer(settings, data, 0, seed=5, precision="float32", workers=workers)
+        trainer = build_fold(settings, data, 0, seed=5, precision="float32", workers=workers)
         seen: list[str] = []
         gradient = trainer._gradient
 
         def noted(
             rows: Any,
+            alone: bool,
             seen: list[str] = seen,
             data: TrainingData = data,
-            gradient: Callable[[Any], Any] = gradient,
+            gradient: Callable[..., Any] = gradient,
         ) -> Any:
             seen.extend(data.cache.index.clips[row].clip for row in rows)
-            return gradient(rows)
+            return gradient(rows, alone)
 
         trainer._gradient = noted  # type: ignore[method-assign]
         before = _learned(trainer)
@@ -225,7 +228,7 @@ def test_what_two_workers_compute_is_what_one_does_on_all_of_their_clips(
     first, second = (result["steps_of_one"][case] for result in results)
     name, unequal = STEPS[case]
     settings, data = _step_data(name, unequal, tiny_shards, cache_folder, home / "weights", None)
-    alone = FoldTrainer(settings, data, 0, seed=5, precision="float32")
+    alone = build_fold(settings, data, 0, seed=5, precision="float32")
     torch.testing.assert_close(_learned(alone), first["before"], rtol=0, atol=0)
     row_of = {entry.clip: row for row, entry in enumerate(data.cache.index.clips)}
     assert (first["own"] != second["own"]) == unequal

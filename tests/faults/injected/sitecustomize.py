@@ -66,13 +66,13 @@ def _inject(module: Any) -> None:
     """Puts the faults into the steps of `search.training.fold_trainer`."""
     loss = module.FoldTrainer._loss
 
-    def faulty(self: Any, inputs: Any, wanted: Any) -> Any:
+    def faulty(self: Any, inputs: Any, targets: Any, parts_alone: bool) -> Any:
         _now["step"] += 1
         factor = 1.0
         for fault in json.loads(os.environ["FAULTS"]):
-            if "percent" not in fault and _is_due(fault, self.workers.rank, len(wanted)):
+            if "percent" not in fault and _is_due(fault, self.workers.rank, len(targets)):
                 factor *= _happen(fault, module)
-        return loss(self, inputs, wanted) * factor
+        return loss(self, inputs, targets, parts_alone) * factor
 
     module.FoldTrainer._loss = faulty
 
