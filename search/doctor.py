@@ -66,7 +66,8 @@ class NodeFacts:
         gpus: Names, as torch sees them.
         gpu_devices: How many the driver shows, whether torch can use them or not.
         clock: Its time, in seconds since 1970.
-        checksum: Of the index, as read from there; or why it could not be.
+        checksum: Of the index, as read from there; None without data, or if it cannot be read.
+        index_error: Why the index could not be read, or None.
         shard: Why the first shard could not be read, or None.
         runs: Why the runs' folder could not be written, or None.
     """
@@ -79,7 +80,8 @@ class NodeFacts:
     gpus: list[str]
     gpu_devices: int
     clock: float
-    checksum: str
+    checksum: str | None
+    index_error: str | None
     shard: str | None
     runs: str | None
 
@@ -95,7 +97,7 @@ def node_facts(data: str | None, runs_dir: str, cache_dir: str | None, probe: st
     """
     import torch
 
-    checksum, shard = "", None
+    checksum = index_error = shard = None
     if data:
         try:
             index = read_index(data)
@@ -103,7 +105,7 @@ def node_facts(data: str | None, runs_dir: str, cache_dir: str | None, probe: st
             with open_resuming(f"{index.root}/{index.shards[0].name}") as file:
                 file.read(512)
         except DataError as error:
-            checksum = str(error)
+            index_error = str(error)
         except OSError as error:
             shard = str(error)
     cache = Path(cache_dir) if cache_dir else default_cache_folder()
@@ -117,6 +119,7 @@ def node_facts(data: str | None, runs_dir: str, cache_dir: str | None, probe: st
         gpu_devices=len([p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()]),
         clock=time.time(),
         checksum=checksum,
+        index_error=index_error,
         shard=shard,
         runs=_try_writing(runs_dir, f"{probe}-{uuid4().hex}"),
     )
@@ -196,7 +199,7 @@ def check_reach(facts: NodeFacts, index: ShardIndex | None, runs_dir: str) -> It
     """What one host can read and write."""
     if index:
         if facts.checksum != index.checksum:
-            why = facts.checksum if " " in facts.checksum else "it reads other shards than here"
+            why = facts.index_error or "it reads other shards than here"
             yield Finding("error", f"shards: {why}", "the same path or URL on every host")
         elif facts.shard:
             yield Finding("error", f"shards cannot be read: {facts.shard}", "see docs/cluster.md")

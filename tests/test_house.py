@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,45 @@ def test_links_between_documents_lead_somewhere(document: str) -> None:
         assert there.exists(), f"{document} links to {target}"
         if anchor:
             assert anchor in anchors(there), f"{document} links to {target}"
+
+
+UPWARD = {
+    "models": ("registry", "models.list"),
+    "datasets": ("clips", "datasets.protocols.split"),
+    "ensembles": ("metrics", "ensembles.fusion.rules"),
+    "search": ("config", "search.run"),
+}
+"""A module low in each package, and one above it that it must not import."""
+
+
+def _contracts(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("package", UPWARD)
+def test_an_import_that_points_upward_is_refused(package: str, tmp_path: Path) -> None:
+    for name in UPWARD:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    module, above = UPWARD[package]
+    file = tmp_path / package / f"{module}.py"
+    if not file.exists():
+        file = tmp_path / package / module / "__init__.py"
+    file.write_text(file.read_text() + f"\n\ndef _upward() -> None:\n    import {above}\n")
+    done = _contracts(tmp_path)
+    assert done.returncode == 1
+    assert f"Layers of {package} BROKEN" in done.stdout
+    assert done.stdout.count("BROKEN") == 1
+
+
+@pytest.mark.parametrize("package", UPWARD)
+def test_every_room_is_a_package_of_about_a_dozen_files(package: str) -> None:
+    for folder in [ROOT / package, *(p for p in (ROOT / package).rglob("*") if p.is_dir())]:
+        files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        if folder.name == "__pycache__" or not files:
+            continue
+        assert (folder / "__init__.py").is_file(), f"contracts pass {folder} over"
+        assert len(files) <= 13, f"{folder} has {len(files)} files"

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray
 import ray.serve._private.replica as serve_replica
 from ray import serve
 
+from ensembles import EnsembleError
 from ensembles.artifact.manifest import read_artifact
 from ensembles.inference.predictor import Predictor
 from ensembles.serving.answers import answer_uploads
@@ -115,6 +117,12 @@ def _listen_here_only() -> None:
     reached it could run code. It is bound after this replica's constructor. That nothing listens
     elsewhere in any version is checked once all is up (`ensembles.serve`).
     """
+    # Private: an argument of `serve.start` for the address would replace it.
+    if not hasattr(serve_replica, "add_port_to_grpc_server"):
+        raise EnsembleError(
+            f"ray {ray.__version__} lacks a name that this program uses (add_port_to_grpc_server). "
+            "Install version 2.60: pip install -c constraints.txt ray"
+        )
     bind = serve_replica.add_port_to_grpc_server
 
     def bind_here(server: Any, address: str) -> Any:

@@ -16,12 +16,19 @@ from typing import Any, TypeVar
 
 import ray
 import yaml
-from ray._private import ray_constants
-from ray._private.utils import read_ray_address
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.config import ConfigError
+from search.versions import private_names
+
+# Ray's private names here: `ENABLE_RAY_CLUSTER` keeps a Ray of this machine alone from listening beyond
+# it (an argument of `ray.init` would replace it), `read_ray_address` finds the cluster that this host
+# belongs to (`ray.init("auto")` would wait for it), `get_dashboard_url` names the page's address.
+with private_names("ray"):
+    from ray._private import ray_constants
+    from ray._private.utils import read_ray_address
+    from ray._private.worker import get_dashboard_url
 
 Answer = TypeVar("Answer")
 
@@ -93,7 +100,7 @@ def start_ray(address: str | None, workers: int | None, *, dashboard: bool) -> s
     """
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
-        url = ray._private.worker.get_dashboard_url()
+        url = get_dashboard_url()
         return f"http://{url}" if url else None
     _listen_here_alone(not address)
     if address:

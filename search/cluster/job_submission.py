@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from search.config import ConfigError, SearchConfig, default_runs_dir, to_document
+from search.versions import private_names
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -125,9 +126,11 @@ def _client(address: str) -> JobSubmissionClient:
 
 
 def _token() -> dict[str, str]:
-    from ray._private.authentication.http_token_authentication import (
-        get_auth_headers_if_auth_enabled,
-    )
+    # Private: the headers that `JobSubmissionClient` sends. A public client for plain requests would replace it.
+    with private_names("ray"):
+        from ray._private.authentication.http_token_authentication import (
+            get_auth_headers_if_auth_enabled,
+        )
 
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     return dict(get_auth_headers_if_auth_enabled({}))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+# Private: Ray's own score, which this one refines. An autoscaler that turns to another type by itself
+# would replace both. This runs inside Ray's autoscaler, which reports an ImportError in its log.
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer
 
 

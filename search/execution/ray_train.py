@@ -14,14 +14,6 @@ import ray.train
 from ray.runtime_context import RuntimeContext
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.controller.state import AbortedState
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
-from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
-    PlacementGroupHandle,
-)
 
 from datasets.clips import DataError
 from datasets.storage.synced_folder import is_url
@@ -29,6 +21,31 @@ from search.execution.recorder import TrialLog
 from search.execution.reports import Report, StorageError, failed, failed_by
 from search.execution.trial_process import train_part
 from search.trial_spec import ACTOR_CPUS, ATTEMPTS, TrialSpec
+from search.versions import private_names
+
+# Private names of Ray Train's second version: its controller runs in this process instead of an actor of its
+# own, whose start and end cost more than a small trial (docs/performance.md). A `TorchTrainer` that
+# can do so, or that is stopped from outside without a leaked placement group, would replace all of them.
+with private_names("ray"):
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
+    from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.controller.state import AbortedState
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+    from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
+        PlacementGroupHandle,
+    )
+
+    for owner, overridden in (
+        (TorchTrainer, "_create_default_callbacks"),
+        (TorchTrainer, "_initialize_and_run_controller"),
+        (WorkerGroup, "_create_placement_group"),
+        (TrainController, "_set_state"),
+        (RuntimeContext, "current_actor"),
+    ):
+        getattr(owner, overridden)
 
 _STALLED_SECONDS = 1800
 """After so long without its fellows a worker gives up; one may still be filling its cache."""

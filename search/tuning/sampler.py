@@ -70,6 +70,8 @@ class _Seen:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
+    # A private name of Optuna's: its samplers read trials through it. A sampler's argument for
+    # which trials it sees would replace it.
     def _get_trials(
         self, deepcopy: bool, states: Container[TrialState], use_cache: bool
     ) -> list[FrozenTrial]:

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.pruners import NopPruner
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search.optuna import OptunaSearch
 
 from search.space.scope import Offer
 from search.space.suggest import chosen_architecture, known_good, suggest_plan
 from search.tuning.history import History
 from search.tuning.objective import trial_name
 from search.tuning.sampler import ReseededSampler
+from search.versions import private_names
 
 FIRST_STOP_PERCENT = 50
 """Nothing is stopped before: earlier scores say little of final ones (docs/architecture.md)."""
@@ -33,12 +34,10 @@ def open_journal(path: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(path)))
 
 
-class StudySearch(OptunaSearch):
-    """OptunaSearch over one modality's study, telling the truth about how trials ended.
+class StudySearch:
+    """One modality's study: proposes trials, and records their rungs and how they ended.
 
-    Ray's own tells a stopped trial as complete with its early score, leaves a NaN running
-    for ever and completes an errored trial that has a score. Here a stopped trial is
-    PRUNED with its rungs, and NaN and errors are FAIL.
+    A trial that was stopped is PRUNED with its rungs; one that failed, or has no finite score, is FAIL.
 
     Args:
         modality: audio, video or early.
@@ -59,23 +58,23 @@ class StudySearch(OptunaSearch):
         self.modality, self.offer, self.further_worth = modality, offer, further_worth
         self.history = History()
 
-        def space(trial: Any) -> dict[str, Any]:
-            return {}  # asked in `suggest`, where the plan is built
-
-        super().__init__(
-            space=space,
-            metric="score",
-            mode="max",
-            sampler=ReseededSampler(seed, self.history),
-            study_name=modality,
+        self.study = optuna.create_study(
             storage=storage,
+            sampler=ReseededSampler(seed, self.history),
+            pruner=NopPruner(),
+            study_name=modality,
+            direction="maximize",
+            load_if_exists=True,
         )
+        self._storage, self._trials = storage, dict[str, optuna.Trial]()
+        with private_names("optuna"):
+            self._study_id = self.study._study_id
         for trial in self.study.get_trials(deepcopy=False):
             self.history.take(trial)
         known = {chosen_architecture(params) for params in self._given()}
         for params in known_good(modality, offer):
             if chosen_architecture(params) not in known:
-                self._ot_study.enqueue_trial(params)
+                self.study.enqueue_trial(params)
         states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
         self._waiting = states.count(TrialState.WAITING)
 
@@ -83,12 +82,6 @@ class StudySearch(OptunaSearch):
         """Parameters of every trial so far, of those that are still waiting too."""
         for trial in self.study.get_trials(deepcopy=False):
             yield {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-
-    @property
-    def study(self) -> optuna.Study:
-        """The modality's study."""
-        study: optuna.Study = self._ot_study
-        return study
 
     def asked(self) -> list[FrozenTrial]:
         """Trials that were handed out, in order."""
@@ -99,20 +92,23 @@ class StudySearch(OptunaSearch):
         """Whether every given configuration was asked for; a search has no end of them."""
         return bool(self.offer.given) and not self._waiting
 
+    # Private names of Optuna, here and in `ask`: `_study_id` and `_trial_id`. `study.ask` and `study.trials`
+    # go through all trials, which a search of thousands cannot pay at every event; a public
+    # `study.ask` that takes no waiting trial, and `study.get_trial(number)`, would replace them.
     def _note(self, trial: optuna.Trial) -> None:
-        """Tells the history what the journal now says of a trial."""
+        """Tell the history what the journal now says of a trial."""
         self.history.take(self._storage.get_trial(trial._trial_id))
 
     def adopt(self, trial_id: str, frozen: FrozenTrial) -> dict[str, Any]:
         """Takes a trial over that was running when an earlier process died."""
-        self._ot_trials[trial_id] = optuna.trial.Trial(self.study, frozen._trial_id)
+        self._trials[trial_id] = optuna.Trial(self.study, frozen._trial_id)
         return self.suggest(trial_id)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Propose one configuration: the trial's name, its modality and its plan."""
-        if trial_id not in self._ot_trials:
-            self._ot_trials[trial_id] = self._ask()
-        trial = self._ot_trials[trial_id]
+        if trial_id not in self._trials:
+            self._trials[trial_id] = self._ask()
+        trial = self._trials[trial_id]
         plan = suggest_plan(trial, self.modality, self.offer)
         self._note(trial)
         return {
@@ -121,16 +117,16 @@ class StudySearch(OptunaSearch):
             "plan": plan,
         }
 
-    def _ask(self) -> optuna.trial.Trial:
+    def _ask(self) -> optuna.Trial:
         """A trial that waits, or a new one; `study.ask` goes through all trials to find none."""
         if self._waiting:
             self._waiting -= 1
             return self.study.ask()
-        return optuna.trial.Trial(self.study, self._storage.create_new_trial(self.study._study_id))
+        return optuna.Trial(self.study, self._storage.create_new_trial(self._study_id))
 
     def report_rung(self, trial_id: str, percent: int, score: float) -> bool:
         """Writes a rung into the journal; True if the trial is to be stopped."""
-        trial = self._ot_trials[trial_id]
+        trial = self._trials[trial_id]
         known = self.history.scores[trial.number]
         if any(later > percent for later in known):
             return False  # a trial that was interrupted, and went on after this rung then
@@ -144,14 +140,11 @@ class StudySearch(OptunaSearch):
         others, better = self.history.rivals(trial.number, percent, score)
         return better >= max(1, math.ceil((others + 1) * KEEP_SHARE))
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Rungs are reported by the scheduler, which also sees the last one of a stopped trial."""
-
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tells Optuna how the trial ended; of a finished one its score and its worth beyond that."""
-        trial = self._ot_trials.pop(trial_id, None)
+        trial = self._trials.pop(trial_id, None)
         if trial is None:
             return
         reason = (result or {}).get("failed") or ("the trial's process died" if error else "")

@@ -75,7 +75,10 @@ def test_shards_that_are_other_ones_or_cannot_be_read_are_said(
     assert bad(check_reach(well, tiny_index, "runs")) == []
     for changes, what in (
         ({"checksum": "0" * 64}, "shards: it reads other shards than here"),
-        ({"checksum": "No index.json in 'x'."}, "shards: No index.json in 'x'."),
+        (
+            {"checksum": None, "index_error": "No index.json in 'x'."},
+            "shards: No index.json in 'x'.",
+        ),
         ({"shard": "cut off"}, "shards cannot be read: cut off"),
         ({"runs": "Read-only file system"}, "the runs' folder 'runs' cannot be written: Read-only"),
     ):

@@ -202,9 +202,11 @@ def read_trials(journal: Path) -> tuple[TrialRecord, ...]:
         # Not by `search.tuning.searcher`, which takes Ray's import to read a file.
         storage = JournalStorage(JournalFileBackend(str(journal)))
         found = [
-            _record(study.study_name, trial)
-            for study in storage.get_all_studies()
-            for trial in storage.get_all_trials(study._study_id, deepcopy=False)
+            _record(name, trial)
+            for name in optuna.get_all_study_names(storage)
+            for trial in optuna.load_study(study_name=name, storage=storage).get_trials(
+                deepcopy=False
+            )
             if trial.state != TrialState.WAITING
         ]
     except Exception as error:  # a journal with lines of something else fails in many ways
