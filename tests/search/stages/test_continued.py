@@ -20,7 +20,7 @@ from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
 from search.trial_spec import TrialSpec
 from tests.search.here import broken, continued, copy_of, search_here
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SEEDS = (1003, 1004)
 
 

@@ -26,7 +26,7 @@ from search.persistence.run_folder import RunFolder
 from search.stages.findings import UnseenScore
 from search.stages.test_speakers import LOG_NAME, score_unseen
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from search.tuning.tally import Tally
 from tests.grafana import expressions
 from tests.specs import context_of, spec_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SPEC = spec_of("audio-0003", context=context_of("/runs/mine/"))
 
 

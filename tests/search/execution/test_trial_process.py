@@ -20,7 +20,7 @@ from search.trial_config import TrialPlan
 from search.trial_spec import CorpusSpec, TrialSpec
 from tests.specs import NO_CORPUS, context_of, spec_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture()
