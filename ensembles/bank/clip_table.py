@@ -8,14 +8,12 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensembles.metrics import Array, Labels, fold_scores, log_softmax
-
-CLIPS_FILE = "clips.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +27,8 @@ class ClipTable:
         labels: (N,) class indices.
         classes: (K,) class names.
     """
+
+    file: ClassVar[str] = "clips.csv"
 
     clips: tuple[str, ...]
     speakers: tuple[str, ...]
@@ -67,28 +67,29 @@ class ClipTable:
         rows = [self.clips, self.speakers, self.folds.tolist(), self.labels.tolist(), self.classes]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
+    def to_bytes(self) -> bytes:
+        """Return the content of the bank's `clips.csv`."""
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(
+            ["clip", "speaker", "fold", "label", "classes: " + json.dumps(self.classes)]
+        )
+        for clip, speaker, fold, label in zip(
+            self.clips, self.speakers, self.folds.tolist(), self.labels.tolist(), strict=True
+        ):
+            writer.writerow([clip, speaker, fold, self.classes[label], ""])
+        return text.getvalue().encode()
 
-def clip_table_text(table: ClipTable) -> str:
-    """Return `clips.csv` as text."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["clip", "speaker", "fold", "label", "classes: " + json.dumps(table.classes)])
-    for clip, speaker, fold, label in zip(
-        table.clips, table.speakers, table.folds.tolist(), table.labels.tolist(), strict=True
-    ):
-        writer.writerow([clip, speaker, fold, table.classes[label], ""])
-    return text.getvalue()
-
-
-def read_clip_table(path: Path) -> ClipTable:
-    """Read `clips.csv`."""
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
-    classes = tuple(json.loads(header[4].removeprefix("classes: ")))
-    return ClipTable(
-        clips=tuple(row[0] for row in rows),
-        speakers=tuple(row[1] for row in rows),
-        folds=np.asarray([int(row[2]) for row in rows], np.int64),
-        labels=np.asarray([classes.index(row[3]) for row in rows], np.int64),
-        classes=classes,
-    )
+    @staticmethod
+    def read(path: Path) -> ClipTable:
+        """Read what `to_bytes` made; raises ValueError, KeyError or IndexError on what is damaged."""
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        classes = tuple(json.loads(header[4].removeprefix("classes: ")))
+        return ClipTable(
+            clips=tuple(row[0] for row in rows),
+            speakers=tuple(row[1] for row in rows),
+            folds=np.asarray([int(row[2]) for row in rows], np.int64),
+            labels=np.asarray([classes.index(row[3]) for row in rows], np.int64),
+            classes=classes,
+        )

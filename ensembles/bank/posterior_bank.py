@@ -22,13 +22,12 @@ from numpy.typing import NDArray
 
 from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
-from ensembles.bank.clip_table import CLIPS_FILE, ClipTable, clip_table_text, read_clip_table
-from ensembles.bank.trace_table import FILE as _TRACES
+from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.trace_table import TraceTable
 from ensembles.bank.variant import SEARCH, Variant
 from ensembles.metrics import Array
 
-TABLE_FILES = (CLIPS_FILE, _TRACES)
+TABLE_FILES = (ClipTable.file, TraceTable.file)
 """A bank has one of them: its rows are clips, or steps of traces."""
 
 
@@ -121,7 +120,7 @@ class PosteriorBank:
     @property
     def table_file(self) -> str:
         """Name of the file that names its rows."""
-        return CLIPS_FILE if isinstance(self.table, ClipTable) else _TRACES
+        return self.table.file
 
     @staticmethod
     def create(folder: Path, table: Table) -> PosteriorBank:
@@ -134,10 +133,7 @@ class PosteriorBank:
                 )
             return bank
         folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(table, ClipTable):
-            write_atomically(folder / CLIPS_FILE, clip_table_text(table).encode())
-        else:
-            write_atomically(folder / _TRACES, table.to_bytes())
+        write_atomically(folder / table.file, table.to_bytes())
         return PosteriorBank(folder, table)
 
     @staticmethod
@@ -147,12 +143,13 @@ class PosteriorBank:
         Raises:
             EnsembleError: If there is none, or its table is damaged.
         """
-        path = next((p for name in TABLE_FILES if (p := folder / name).is_file()), None)
-        if path is None:
+        kinds: tuple[type[Table], ...] = (ClipTable, TraceTable)
+        kind = next((kind for kind in kinds if (folder / kind.file).is_file()), None)
+        if kind is None:
             raise EnsembleError(f"No posterior bank in '{folder}'.")
+        path = folder / kind.file
         try:
-            read = read_clip_table if path.name == CLIPS_FILE else TraceTable.read
-            return PosteriorBank(folder, read(path))
+            return PosteriorBank(folder, kind.read(path))
         except (ValueError, IndexError, KeyError, csv.Error, zipfile.BadZipFile) as error:
             raise EnsembleError(f"'{path}' is damaged: {error!r}.") from error
 

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensembles.metrics import Array, Labels, fold_scores
-
-FILE = "recordings.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +32,8 @@ class TraceTable:
         labels: (S, D) what raters said.
         names: (S,) clips, where each has one value; empty of traces.
     """
+
+    file: ClassVar[str] = "recordings.npz"
 
     classes: tuple[str, ...]
     step_seconds: float

@@ -6,16 +6,14 @@ import numpy as np
 
 from datasets.sharding.index import ShardIndex
 from ensembles.bank.clip_table import ClipTable
-from ensembles.bank.posterior_bank import Table
 from ensembles.bank.trace_table import TraceTable
 from search.data.training_data import TrainingData
 
 
-def bank_table(data: TrainingData) -> Table:
-    """The rows of a posterior bank over this corpus, split and target."""
+def trace_table(data: TrainingData) -> TraceTable:
+    """Return the rows of a bank over this corpus, split and regression target."""
     traces = data.traces
-    if traces is None:
-        return clip_table(data)
+    assert traces is not None
     fold_of = np.full(len(traces.recordings), -1, np.int64)
     fold_of[traces.recording_of] = data.folds.fold_of_clip
     assert (fold_of[traces.recording_of] == data.folds.fold_of_clip).all(), (
@@ -44,7 +42,7 @@ def _names_by_step(data: TrainingData) -> tuple[str, ...]:
 
 
 def clip_table(data: TrainingData) -> ClipTable:
-    """The rows of a posterior bank over this corpus and split."""
+    """Return the rows of a bank over the clips of this corpus and split."""
     index = data.cache.index
     return ClipTable(
         clips=tuple(entry.clip for entry in index.clips),

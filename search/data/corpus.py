@@ -181,17 +181,6 @@ def _bar(what: str, console: Console) -> Progress:
     )
 
 
-def refuse_for_numbers(folds: Folds) -> None:
-    """Raises ConfigError for a protocol that is of classes alone."""
-    if folds.leak:
-        raise ConfigError("--protocol random is to be had for classes alone.")
-    if folds.test_speakers:
-        raise ConfigError(
-            f"Protocol {folds.protocol} has test speakers, which are scored of classes alone. "
-            "Take --protocol speaker-kfold:5."
-        )
-
-
 def corpus_spec(config: SearchConfig, data: TrainingData) -> CorpusSpec:
     """Return what it takes to open the corpus, wherever a trial trains."""
     index = data.cache.index

@@ -6,9 +6,8 @@ import time
 
 from ensembles import EnsembleError
 from ensembles.bank.posterior_bank import Experts
-from ensembles.evaluation.assessment import Assessment, assess
-from ensembles.evaluation.trace_assessment import Processed, assess_traces
-from ensembles.metrics import CCC
+from ensembles.evaluation.assessment import Assessment
+from ensembles.evaluation.trace_assessment import Processed
 from search.execution import tuner
 from search.monitoring.gauges import search_gauges, show_search
 from search.monitoring.loggers import loggers_for
@@ -83,9 +82,7 @@ def _assess(session: Session, experts: Experts) -> tuple[Assessment, Processed |
         def show(done: int, total: int) -> None:
             status.update(f"fusing, recipe {done} of {total}")
 
-        if metric == CCC:
-            return assess_traces(experts, rungs=rungs, on_progress=show)
-        return assess(experts, metric, rungs=rungs, on_progress=show), None
+        return session.task.assess(experts, metric, rungs=rungs, on_progress=show)
 
 
 def _nothing_finished(run: RunFolder, failures: dict[str, str]) -> str:

@@ -13,7 +13,6 @@ from rich.console import Console
 from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
 from ensembles.bank.variant import Variant
 from search.config import ConfigError
-from search.data.bank_tables import bank_table
 from search.data.training_data import TrainingData
 from search.execution import tuner
 from search.execution.ray_session import RaySession
@@ -24,6 +23,7 @@ from search.persistence.run_record import RunRecord
 from search.space.suggest import plan_of
 from search.stages.findings import Findings
 from search.stages.setup import Setup, run_context
+from search.stages.task import Task
 from search.trial_spec import RunContext, TrialSpec
 from search.tuning.objective import EnsembleObjective
 from search.tuning.searcher import DealtSearch
@@ -44,6 +44,7 @@ class Session:
     Attributes:
         run: Its folder.
         data: Its corpus.
+        task: Classification, or regression.
         record: What its first start found out.
         bank: What its trials leave.
         search: Its journal, dealt out.
@@ -57,6 +58,7 @@ class Session:
 
     run: RunFolder
     data: TrainingData
+    task: Task
     record: RunRecord
     bank: PosteriorBank
     search: DealtSearch
@@ -141,7 +143,7 @@ class Session:
 def open_session(run: RunFolder, setup: Setup, console: Console) -> Iterator[Session]:
     """Open a run's bank and journal; libraries' output goes to its log, Ctrl-C ends it in order."""
     started = time.monotonic()
-    bank = PosteriorBank.create(run.path / "bank", bank_table(setup.data))
+    bank = PosteriorBank.create(run.path / "bank", setup.task.bank_table(setup.data))
     run.kept.send(f"bank/{bank.table_file}")
     context, interrupt = run_context(run, setup.data, setup.record), Interrupt()
     with ExitStack() as stack:
@@ -157,6 +159,7 @@ def open_session(run: RunFolder, setup: Setup, console: Console) -> Iterator[Ses
         yield Session(
             run=run,
             data=setup.data,
+            task=setup.task,
             record=record,
             bank=bank,
             search=search,

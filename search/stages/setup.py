@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from ensembles.metrics import CCC
 from search.cluster.placement import check_cores, choose_device, join_cluster
 from search.config import ConfigError, SearchConfig
 from search.data.bank_tables import people
-from search.data.corpus import corpus_spec, load_corpus, refuse_for_numbers
+from search.data.corpus import corpus_spec, load_corpus
 from search.data.training_data import TrainingData
 from search.execution.remote_cost import find_cost
 from search.papers import reproduce
-from search.papers.published import PAPERS
 from search.persistence.run_folder import RunFolder
 from search.persistence.run_record import Inputs, RunRecord
 from search.space.eligibility import check_weights, offer_as_asked
 from search.space.scope import Offer, missing_weights
 from search.space.step_cost import Cost, drop_expensive, key_of, slow_changes
 from search.stages.nested_splits import inner_splits, narrowed, outer_count
+from search.stages.task import Task, task_of
 from search.trial_spec import RunContext
 
 
@@ -32,6 +31,7 @@ class Setup:
     Attributes:
         config: The settings, completed by what the corpus asks for.
         data: The corpus.
+        task: Classification, or regression.
         record: What the run's first start found out.
         scope: What may be searched.
         address: Of the cluster that was joined; None for this machine alone.
@@ -39,6 +39,7 @@ class Setup:
 
     config: SearchConfig
     data: TrainingData
+    task: Task
     record: RunRecord
     scope: Offer
     address: str | None
@@ -59,7 +60,8 @@ def set_up(config: SearchConfig, given: set[str], run: RunFolder | None, console
     if config.reproduce:
         print(reproduce.flaw_of(config.reproduce), flush=True)
     data = load_corpus(config, console)
-    config = _checked_against(data, config, given)
+    task = task_of(data)
+    config = task.completed(config, data, given)
     if data.folds.leak:
         print(f"{data.folds.leak}.", flush=True)
     if config.reproduce:
@@ -78,17 +80,7 @@ def set_up(config: SearchConfig, given: set[str], run: RunFolder | None, console
     if run and run.extended and config.architectures:
         record = _extended(record, config, data, console, address)
     scope = Offer.from_json(record.offer)
-    return Setup(config=config, data=data, record=record, scope=scope, address=address)
-
-
-def _checked_against(data: TrainingData, config: SearchConfig, given: set[str]) -> SearchConfig:
-    if data.traces is not None:
-        config = for_numbers(config, given)
-        refuse_for_numbers(data.folds)
-        return config
-    if config.metric == CCC:
-        raise ConfigError("metric ccc is of traces and numbers, not of classes (--target).")
-    return config
+    return Setup(config=config, data=data, task=task, record=record, scope=scope, address=address)
 
 
 def new_record(
@@ -249,34 +241,3 @@ def print_scope(setup: Setup, console: Console) -> None:
     for why in dict.fromkeys(offer.why_not.values()):
         left_out = ", ".join(name for name, reason in offer.why_not.items() if reason == why)
         console.print(f"  left out ({why}): {left_out}", highlight=False)
-
-
-def for_numbers(config: SearchConfig, given: set[str]) -> SearchConfig:
-    """A search for traces or values: scored by concordance.
-
-    Raises:
-        ConfigError: A setting that is of classes alone.
-    """
-    if "metric" in given and config.metric != CCC:
-        raise ConfigError(f"metric {config.metric} is of classes; traces and numbers have ccc.")
-    of_classes = (
-        "classes",
-        "soft_labels",
-        "objective",
-        "outer",
-        "enrolment",
-        "test_speakers",
-        "test_corpus",
-        "reproduce",
-    )
-    usual = {f.name: f.default for f in fields(SearchConfig)}
-    if config.reproduce and PAPERS[config.reproduce].metric == CCC:
-        usual["reproduce"] = config.reproduce
-    if changed := [name for name in of_classes if getattr(config, name) != usual[name]]:
-        raise ConfigError(f"{changed[0]} is not to be had for traces and numbers: leave it out.")
-    if config.workers_per_trial > 1:
-        raise ConfigError(
-            "workers_per_trial must be 1 for traces and numbers: a recording's windows lie in "
-            "several shards, and what is wanted of one reaches into the next."
-        )
-    return replace(config, metric=CCC)

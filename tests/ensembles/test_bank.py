@@ -16,6 +16,7 @@ from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
 from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
+from ensembles.bank.variant import Variant
 from ensembles.metrics import log_softmax
 
 TABLE = ClipTable(
@@ -314,7 +315,7 @@ def test_every_rung_that_could_have_been_chosen_is_a_candidate(bank: PosteriorBa
     bank.write(entry(percent=50, seed=1))
     bank.write(entry(seed=2))
     bank.write(replace(entry("video-0001", seed=3), modality="video"))
-    bank.write(entry("audio-0001+seed1000", seed=4))
+    bank.write(replace(entry(seed=4), variant=Variant("fresh seed", 1000)))
     lacking = entry("audio-0002", seed=5)
     lacking.logits[2] = np.nan
     bank.write(lacking)

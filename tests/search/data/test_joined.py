@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,7 +26,6 @@ from ensembles.evaluation.assessment import Assessment, assess
 from ensembles.exporting.finished_run import read_run
 from ensembles.exporting.writer import export
 from search.config import ConfigError, SearchConfig
-from search.data.bank_tables import bank_table
 from search.data.corpus import corpus_spec, load_corpus
 from search.data.training_data import TrainingData
 from search.execution.trial_process import open_data, train
@@ -39,7 +38,8 @@ from search.reporting.terminal import print_report
 from search.space.eligibility import refuse_known_speakers
 from search.stages.findings import Findings, UnseenScore
 from search.stages.results import summary_of
-from search.stages.setup import for_numbers, new_record, run_context
+from search.stages.setup import new_record, run_context
+from search.stages.task import Regression, task_of
 from search.stages.test_speakers import score_unseen
 from search.training.distributed import Workers
 from search.trial_config import TrialPlan
@@ -98,7 +98,7 @@ def search(shards: Path, home: Path, **options: Any) -> Searched:
     data = load_corpus(config, console)
     record = new_record(config, data, console, None)
     run = new_run(config, data.index.corpus)
-    bank = PosteriorBank.create(run.path / "bank", bank_table(data))
+    bank = PosteriorBank.create(run.path / "bank", task_of(data).bank_table(data))
     for number in range(2):
         plan = TrialPlan.of("functionals", {}, {"epochs": 12 + number, "batch_size": 8})
         spec = spec_of(f"audio-{number:04d}", plan, run_context(run, data, record))
@@ -241,8 +241,8 @@ def test_a_test_corpus_that_cannot_be_is_told(shards: Path, tmp_path: Path) -> N
         SearchConfig(test_corpus="a", test_speakers="b")
     with pytest.raises(ConfigError, match="a search of their own: leave out test_corpus"):
         SearchConfig(test_corpus="a", outer=True)
-    with pytest.raises(ConfigError, match="test_corpus is not to be had for traces and numbers"):
-        for_numbers(SearchConfig(test_corpus="a"), set())
+    with pytest.raises(ConfigError, match="test_corpus is for classes, not for traces"):
+        Regression().completed(SearchConfig(test_corpus="a"), cast(TrainingData, None), set())
 
 
 @pytest.mark.parametrize(

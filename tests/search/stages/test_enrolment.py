@@ -37,6 +37,7 @@ from search.persistence.run_record import RunRecord
 from search.space.scope import offer_for
 from search.stages.enrolment import score_enrolment
 from search.stages.session import Session
+from search.stages.task import task_of
 from search.training.cross_validation import LockstepTrial
 from search.training.fold_builder import build_fold
 from search.trial_config import TrialPlan
@@ -351,6 +352,7 @@ def searched(three_folds: TrainingData, context: RunContext) -> Searched:
     session = Session(
         run=run,
         data=three_folds,
+        task=task_of(three_folds),
         record=cast(RunRecord, None),
         bank=bank,
         search=search,

@@ -31,7 +31,6 @@ from ensembles.metrics import CCC, ccc
 from ensembles.predict import main as predict
 from models import ClipShape
 from search.config import ConfigError, SearchConfig
-from search.data.bank_tables import bank_table
 from search.data.corpus import load_corpus
 from search.data.training_data import TrainingData
 from search.execution.trial_process import train
@@ -45,7 +44,8 @@ from search.reporting.traces import trace_facts
 from search.run import main
 from search.space.scope import offer_for
 from search.space.suggest import known_good, plan_of, space_of
-from search.stages.setup import for_numbers, new_record, run_context
+from search.stages.setup import new_record, run_context
+from search.stages.task import Regression, task_of
 from search.training.cross_validation import LockstepTrial
 from search.training.fold_builder import build_fold
 from search.training.losses import concordance_loss
@@ -118,11 +118,11 @@ class TraceRun:
 @pytest.fixture(scope="module")
 def run(shards: ShardIndex, data: TrainingData, home: Path) -> TraceRun:
     """Three trained experts and all that a search writes of them, without Ray."""
-    config = for_numbers(_config(shards, home, seed=5), set())
+    config = Regression().completed(_config(shards, home, seed=5), data, set())
     console = Console(quiet=True)
     record = new_record(config, data, console, None)
     folder = new_run(config, "recola")
-    bank = PosteriorBank.create(folder.path / "bank", bank_table(data))
+    bank = PosteriorBank.create(folder.path / "bank", task_of(data).bank_table(data))
     for name, (architecture, settings, training) in CASES.items():
         plan = TrialPlan.of(architecture, settings, {**SETTLED, **training})
         spec = spec_of(name, plan, run_context(folder, data, record))
@@ -240,16 +240,16 @@ def test_a_trial_goes_on_to_the_bit(data: TrainingData) -> None:
     ("options", "given", "told"),
     [
         ({"metric": "uar"}, {"metric"}, "metric uar is of classes"),
-        ({"objective": "ensemble"}, set(), "objective is not to be had for traces"),
-        ({"enrolment": "5"}, set(), "enrolment is not to be had"),
+        ({"objective": "ensemble"}, set(), "objective is for classes, not for traces"),
+        ({"enrolment": "5"}, set(), "enrolment is for classes"),
         ({"workers_per_trial": 2, "runner": "train"}, set(), "workers_per_trial must be 1"),
     ],
 )
 def test_a_setting_of_classes_is_refused(
-    options: dict[str, Any], given: set[str], told: str
+    data: TrainingData, options: dict[str, Any], given: set[str], told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        for_numbers(SearchConfig(**options), given)
+        Regression().completed(SearchConfig(**options), data, given)
 
 
 def test_a_corpus_without_traces_or_numbers_is_told(
@@ -397,7 +397,7 @@ def test_numbers_of_whole_clips_are_learned_and_exported(
         "action_units", {}, {"epochs": 60, "batch_size": 6, "mixup": 0.0, "label_smoothing": 0.0}
     )
     said = list(LockstepTrial(plan, data, seed=0).run())[-1].logits
-    table = bank_table(data)
+    table = task_of(data).bank_table(data)
     assert isinstance(table, TraceTable)
     assert table.step_seconds == 0.0
     scores = table.fold_scores(CCC, said)
@@ -410,7 +410,7 @@ def test_tzirakis_networks_are_trained_as_the_paper_says_and_told_by_dimension(
 ) -> None:
     config = reproduce.completed(SearchConfig(data=shards.root, reproduce="tzirakis2017"))
     assert config.protocol == "recola-open-kfold"
-    assert for_numbers(config, set()).metric == CCC
+    assert Regression().completed(config, data, set()).metric == CCC
     offer = reproduce.offer_of(config, data)
     assert offer.modalities == ["audio", "video", "early"]
     plans = {label: TrialPlan.from_json(p) for m in offer.given.values() for label, p in m.items()}
@@ -418,7 +418,7 @@ def test_tzirakis_networks_are_trained_as_the_paper_says_and_told_by_dimension(
     assert (audio.training.learning_rate, audio.training.label_delay) == (1e-4, 2.0)
     assert audio.settings["recurrent_units"] == 256
     assert (video.settings["depth"], video.settings["frames"]) == (50, 150)
-    table = bank_table(data)
+    table = task_of(data).bank_table(data)
     said = np.stack([table.labels, 0.5 * table.labels])
     names = ("audio-0000", "video-0000")
     experts = Experts(table, names, ("audio", "video"), said)

@@ -22,6 +22,7 @@ from search.space.eligibility import check_weights, offer_as_asked
 from search.space.scope import Offer, missing_weights, offer_for
 from search.space.step_cost import drop_expensive, key_of, measure_cost
 from search.stages.setup import Setup, print_scope
+from search.stages.task import task_of
 from search.training.cross_validation import LockstepTrial
 from search.training.fold_builder import build_fold
 from search.training.fold_trainer import NonFiniteLossError
@@ -102,7 +103,14 @@ def test_every_mode_has_a_cost_also_when_others_were_dropped(
     known = {"corpus": "tiny", "protocol": "p", "predicted_seconds": cost.seconds}
     record = cast(RunRecord, SimpleNamespace(**known))
     console = Console(record=True, width=200, file=io.StringIO())
-    setup = Setup(config=config, data=prepared, record=record, scope=left, address=None)
+    setup = Setup(
+        config=config,
+        data=prepared,
+        task=task_of(prepared),
+        record=record,
+        scope=left,
+        address=None,
+    )
     print_scope(setup, console)
     assert f"{name} {left.transfers[name].modes[0]}: about" in console.export_text()
     assert drop_expensive(offer, cost.seconds, dearest).transfers == offer.transfers
