@@ -14,6 +14,7 @@ import pytest
 from ensembles import EnsembleError
 from ensembles.bank.posterior_bank import BankEntry, Experts, PosteriorBank
 from ensembles.bank.prediction_tables import join, read_posteriors
+from ensembles.bank.variant import SEARCH, Variant
 from ensembles.build import fit_on_training, main
 from ensembles.metrics import log_softmax
 
@@ -405,8 +406,9 @@ def run(tmp_path: Path, make_experts: Any) -> Path:
     """A run's folder whose bank holds two finished experts, a stopped one and a retrained one."""
     experts = make_experts(skills=(1.0, 1.0, 9.0, 9.0))
     bank = PosteriorBank.create(tmp_path / "run" / "bank", experts.table)
-    for name, percent, values in zip(
-        ("audio-0001", "video-0002", "audio-0003", "audio-0001+seed1"),
+    for name, variant, percent, values in zip(
+        ("audio-0001", "video-0002", "audio-0003", "audio-0001"),
+        (SEARCH, SEARCH, SEARCH, Variant("fresh seed", 1)),
         (100, 100, 50, 100),
         experts.log_posteriors,
         strict=True,
@@ -414,6 +416,7 @@ def run(tmp_path: Path, make_experts: Any) -> Path:
         bank.write(
             BankEntry(
                 trial=name,
+                variant=variant,
                 modality=name.split("-")[0],
                 architecture="functionals",
                 percent=percent,
