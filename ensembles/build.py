@@ -24,6 +24,7 @@ from rich.console import Console
 from ensembles import EnsembleError
 from ensembles.bank.posterior_bank import Experts, PosteriorBank
 from ensembles.bank.prediction_tables import PosteriorFile, in_order, join, read_posteriors
+from ensembles.bank.run_format import RUN_FORMAT, refusal
 from ensembles.bank.trace_table import TraceTable
 from ensembles.bank.variant import SEARCH
 from ensembles.evaluation.assessment import Scored, assess, scored
@@ -85,9 +86,12 @@ def fit_on_training(files: list[PosteriorFile], experts: Experts, metric: str) -
 
 
 def _experts_of_run(run: Path, bank: PosteriorBank) -> Experts:
-    summary = run / "summary.json"
+    path = run / "summary.json"
+    summary = json.loads(path.read_bytes()) if path.is_file() else {}
+    if (found := summary.get("format_version", RUN_FORMAT)) != RUN_FORMAT:
+        raise EnsembleError(refusal(run, found))
     # A trial that was stopped at its very end has an entry, and is no expert of the run.
-    finished = json.loads(summary.read_bytes()).get("experts") if summary.is_file() else None
+    finished = summary.get("experts")
     entries = [e for e in bank.read() if e.percent == 100 and e.variant == SEARCH]
     entries = [e for e in entries if finished is None or e.trial in finished]
     for damaged in bank.damaged:

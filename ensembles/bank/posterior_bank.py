@@ -220,6 +220,8 @@ class PosteriorBank:
             meta = json.loads(file["meta"].tobytes())
         if meta.pop("sha256") != hashlib.sha256(logits.tobytes()).hexdigest():
             raise ValueError("does not match its checksum")
+        if "variant" not in meta:
+            raise ValueError("is of an older format")
         if meta.pop("table") != self.table.fingerprint:
             raise ValueError("belongs to other data, classes or folds")
         variant = Variant(**meta.pop("variant"))

@@ -438,6 +438,17 @@ def test_a_run_is_fused_from_its_finished_experts(
     assert "a+v: average" in {row["name"] for row in rows}
 
 
+def test_a_run_of_another_format_is_refused_in_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "summary.json").write_text(json.dumps({"format_version": 1, "commit": "abc+changes"}))
+    assert main([str(run)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: The run in '{run}' is of format version 1; this program reads version 2. "
+        "Use commit abc, which made it, or search again.\n"
+    )
+
+
 def test_a_damaged_entry_is_left_out_with_a_warning(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
