@@ -1,4 +1,4 @@
-"""What an expert is made of: front end, encoder, backbone, and the fusion that joins two encoders."""
+"""Parts of an expert: front end, encoder, backbone, and the fusion that joins two encoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search is asked to do: presets, a YAML file and the command line, with the same keys."""
+"""Settings of a search: presets, a YAML file and the command line, with the same keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trial is, wherever it trains: its configuration, its run, and where the corpus lies."""
+"""Specification of a trial, wherever it trains: its configuration, its run, and its corpus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The versions of Ray and Optuna that this program was tested with: it uses private names of theirs."""
+"""Tested versions of Ray and Optuna, whose private names this program uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every early fusion has to know of its parts."""
+"""Parts of early fusion: their widths, vectors and steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray itself: this machine's own, or a cluster; its hosts, and what it has or may still get."""
+"""Join or start Ray: its address, its hosts, and what the cluster has or may still get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search that is submitted to a cluster as a Ray job: `--address http://HOST:8265`.
+"""Submit a search to a cluster as a Ray job: `--address http://HOST:8265`.
 
 The code travels as the job's working folder; data and runs are named as the cluster sees
 them. The job goes on when this terminal is closed.

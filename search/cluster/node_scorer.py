@@ -1,4 +1,4 @@
-"""Which type of node a cluster launches: one that is to be had.
+"""Score the node types that a cluster may launch: those that could be launched lately come first.
 
 Ray's autoscaler (version 1) scores the node types that fit what waits. Its own score asks for the
 same type again and again, also where the cloud has none left. This one is named to it by

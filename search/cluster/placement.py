@@ -1,4 +1,4 @@
-"""Where a search runs: this machine or a cluster, CPU or GPU, and what trials cost there."""
+"""Decide where a search runs: this machine or a cluster, CPU or GPU."""
 
 from __future__ import annotations
 

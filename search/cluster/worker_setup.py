@@ -1,4 +1,4 @@
-"""Runs at the start of every worker process on a cluster."""
+"""Set up every worker process on a cluster."""
 
 from __future__ import annotations
 

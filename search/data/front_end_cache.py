@@ -1,4 +1,4 @@
-"""What front ends make of a corpus's clips: computed once, and read from the node's cache where it pays."""
+"""Front-end outputs by clip: computed once, and read from the node's cache where it pays."""
 
 from __future__ import annotations
 

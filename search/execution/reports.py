@@ -1,4 +1,4 @@
-"""What a trial reports: its rungs, or why it came to nothing."""
+"""Reports of a trial: its rungs, or why it came to nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trial in the process that trains it: what it trains, and all that it leaves. No scheduling here."""
+"""Train a trial in this process: open the corpus, train, record. No scheduling here."""
 
 from __future__ import annotations
 

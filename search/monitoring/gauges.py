@@ -1,4 +1,4 @@
-"""What a search sends to Ray's metrics endpoint, tagged by trial: docs/dashboard.md says where to look."""
+"""Gauges for Ray's metrics endpoint, tagged by trial: docs/dashboard.md says where to look."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who else is told of every trial: TensorBoard's event files always; MLflow and W&B when asked for.
+"""Loggers of every trial: TensorBoard's event files always; MLflow and W&B where requested.
 
 All of them are Tune's callbacks and run in the driver alone. The journal stays the only truth.
 """

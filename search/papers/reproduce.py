@@ -1,4 +1,4 @@
-"""`--reproduce PAPER`: its networks as it trained them, its figures beside ours on unknown speakers."""
+"""`--reproduce PAPER`: train a paper's networks as it did, its figures beside ours on unknown speakers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is kept behind a URL: its working copy is sent there while it goes on.
+"""Mirror of a run that is kept behind a URL: its working copy is sent there while it goes on.
 
 Trials send what they leave by themselves. Here is what the driver writes (journal, facts,
 reports), every few seconds and at the end; a host that is lost takes no more than that

@@ -1,4 +1,4 @@
-"""What a run's first start found out, kept in `run.json`: data, folds, search space, costs."""
+"""Record of a run's first start, kept in `run.json`: data, folds, search space, costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks that a run keeps: which, how much disk they take, and getting lost ones back."""
+"""Networks that a run keeps: which, how much disk they take, and getting lost ones back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run over traces leaves behind: scores by dimension, what post-processing did, predictions over time."""
+"""Results of a run over continuous targets: scores by dimension, post-processing, predictions over time."""
 
 from __future__ import annotations
 

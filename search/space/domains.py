@@ -1,4 +1,4 @@
-"""What a setting may be: a choice or a range, and the conditions under which it exists."""
+"""Domains of settings: a choice or a range, and the conditions under which they exist."""
 
 from __future__ import annotations
 

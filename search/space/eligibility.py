@@ -1,4 +1,4 @@
-"""Which architectures a run may search: requested, fitting the data, and with their weights."""
+"""Select the architectures that a run may search: requested, fitting the data, and with their weights."""
 
 from __future__ import annotations
 

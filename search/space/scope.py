@@ -1,4 +1,4 @@
-"""What a search may take: architectures, early fusions and their parts, pretrained weights."""
+"""Scope of a search: architectures, early fusions and their parts, pretrained weights."""
 
 from __future__ import annotations
 

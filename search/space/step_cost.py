@@ -1,4 +1,4 @@
-"""What a trial will cost here: one training step of each network, measured before the search."""
+"""Predict what a trial costs here, from one training step of each network."""
 
 from __future__ import annotations
 

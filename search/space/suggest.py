@@ -1,4 +1,4 @@
-"""From the search space to a trial's configuration: suggested, default, or given."""
+"""Suggest a trial's configuration from the search space, or take it from defaults or given parameters."""
 
 from __future__ import annotations
 

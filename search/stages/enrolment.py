@@ -1,4 +1,4 @@
-"""Speaker enrolment: what a few unlabelled clips of the new speaker are worth.
+"""Speaker adaptation (enrolment): score the headline with a few unlabelled clips of each new speaker.
 
 A setting of its own, with rows of its own: its figures use clips of the scored speaker, and
 are never compared to, or mixed with, the honest score.

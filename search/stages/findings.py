@@ -1,4 +1,4 @@
-"""What a run's stages have found, from the search's posteriors to the test speakers' score."""
+"""Findings of a run's stages, from the search's posteriors to the test speakers' score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--outer`: what the honest score's shortcuts leave, measured by whole searches inside of each fold.
+"""Nested search (`--outer`): the honest score's remaining optimism, measured by a whole search inside of each fold.
 
 For each outer fold a search runs to which its speakers are test speakers: they are in none of its folds, so
 neither training nor proposals, experts, fusion or recipe have met them. Its ensemble predicts them once. Beside

@@ -1,4 +1,4 @@
-"""A nested search before it runs: how each part splits its speakers, and whether all parts fit the time."""
+"""Plan a nested search: how each part splits its speakers, and whether all parts fit the time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before the first trial: what is searched, on what, and what it costs."""
+"""Set a search up: its corpus, its folds, its scope, and what that costs."""
 
 from __future__ import annotations
 

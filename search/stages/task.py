@@ -1,4 +1,4 @@
-"""What a run depends on the kind of target for: its settings, the rows of its bank, and its assessment."""
+"""Classification or regression: settings, the bank's rows, and the assessment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test speakers, who are in no fold: looked at once, at the end, by the averaged ensemble."""
+"""Score the test speakers, who are in no fold: once, at the end, with the averaged ensemble."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device computes in, and what to do when its memory runs out."""
+"""Precision of a device, and running out of its memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes that train one trial together; one process is a group of one. No Ray here."""
+"""Processes that train one trial together; one process is a group of one. No Ray here."""
 
 from __future__ import annotations
 

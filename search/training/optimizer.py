@@ -1,4 +1,4 @@
-"""The training recipe of one network: its optimiser, schedule, loss and averaged weights."""
+"""Optimiser of one network, with its schedule and gradual unfreezing."""
 
 from __future__ import annotations
 

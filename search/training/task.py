@@ -1,4 +1,4 @@
-"""What training depends on the kind of target for: targets, loss, and out-of-fold predictions."""
+"""Classification or regression in training: targets, loss, and out-of-fold predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one study's journal says, kept trial by trial instead of read again at every event.
+"""History of one study's journal, kept trial by trial instead of read again at every event.
 
 The journal stays the only truth: a `History` is filled from it once and then told whatever
 this process writes, so that an event costs the same after ten trials and after ten thousand.

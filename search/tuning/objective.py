@@ -1,4 +1,4 @@
-"""What TPE is told of a finished trial: its own score, or that and what it adds to the ensemble so far.
+"""Objective of the search: a finished trial's own score, or that and what it adds to the ensemble so far.
 
 A function of the journal (who had finished, with what score) and of the posterior bank alone; what was
 told stands in the journal, and is never computed again.

@@ -1,4 +1,4 @@
-"""The Optuna bridge: one study a modality in one journal, dealt out in turn to Ray Tune.
+"""The searcher that Ray Tune asks: one study a modality in one journal, dealt out in turn.
 
 The journal is the only truth: which trials exist, their parameters, their score at every
 rung, how they ended. Everything here is derived from it, so that a run killed anywhere

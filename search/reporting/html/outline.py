@@ -1,4 +1,4 @@
-"""What the page holds, in which order: what one wants to know first comes first."""
+"""Outline of the page: its parts, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How figures look and are saved: narrow enough for a phone, told apart without colour."""
+"""Style of figures, and saving them: narrow enough for a phone, told apart without colour."""
 
 from __future__ import annotations
 

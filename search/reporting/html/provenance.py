@@ -1,4 +1,4 @@
-"""How a run was made, and the command that repeats it."""
+"""Provenance of a run, and the command that repeats it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run left, read from its folder alone; nothing is trained or scored anew."""
+"""Read a run's results from its folder alone; nothing is trained or scored again."""
 
 from __future__ import annotations
 

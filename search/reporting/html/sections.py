@@ -1,4 +1,4 @@
-"""What the page says in words and tables."""
+"""Sections of the page in words and tables."""
 
 from __future__ import annotations
 

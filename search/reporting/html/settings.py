@@ -1,4 +1,4 @@
-"""Figures of settings: what was tried, what of it matters, and how the two that matter most go together."""
+"""Figures of settings: which were tried, which matter, and how the two that matter most interact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures and tables of a run over traces: by dimension, what post-processing did, predicted beside gold."""
+"""Figures and tables of continuous targets: by dimension, the effect of post-processing, predicted beside gold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of trials: how they went, where they were stopped, what each architecture came to."""
+"""Figures of trials: their course, where they were stopped, and each architecture's results."""
 
 from __future__ import annotations
 
