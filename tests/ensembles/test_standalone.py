@@ -19,7 +19,6 @@ from datasets.media import audio as sounds
 from ensembles.artifact import standalone
 from ensembles.artifact.manifest import manifest_sha256, read_artifact
 from ensembles.fusion.rules import (
-    _READERS,
     Calibrated,
     Inputs,
     LinearMap,
@@ -172,7 +171,7 @@ def kinds_of(document: Any) -> set[str]:
 def test_they_are_all_the_kinds_that_a_manifest_may_hold() -> None:
     # The folder's own program predicts classes, not traces.
     documents = [rule.to_json() for rule in rules().values()]
-    assert kinds_of(documents) == _READERS.keys() - {"traces"}
+    assert kinds_of(documents) == Rule.kinds.keys() - {"traces"}
     pooled = [document for document in documents if document["kind"] == "pooling"]
     assert {document["space"] for document in pooled} == set(get_args(Space))
     linear = [document for document in documents if document["kind"] == "linear"]
