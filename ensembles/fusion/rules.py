@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -416,6 +418,9 @@ def _layers(document: Any) -> int:
 
 def _read(document: Mapping[str, Any]) -> Rule:
     kind = document["kind"]
+    if kind not in Rule.kinds:
+        with suppress(ModuleNotFoundError):  # an export's own program knows the kinds of this file
+            import_module("ensembles.fusion.methods")
     if kind not in Rule.kinds:
         raise EnsembleError(f"Unknown kind of fusion '{kind}'.")
     return Rule.kinds[kind].from_json(document)
