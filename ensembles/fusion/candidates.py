@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ensembles.bank.posterior_bank import Experts
-from ensembles.fusion.base import Build
+from ensembles.fusion.base import Build, Fusion
 from ensembles.fusion.greedy import GreedySelection
 from ensembles.fusion.late import AverageFusion, GroupedFusion, WeightedFusion
 from ensembles.fusion.methods import METHODS, PUBLISHED_METHODS, TRACE_METHODS
+from ensembles.fusion.rules import Rule
 from ensembles.fusion.trace_fusion import TraceAverage, TraceGreedy
 from ensembles.metrics import CCC, Array
 
@@ -47,9 +49,50 @@ def everything(experts: Experts, merit: Array) -> list[int]:
     return [int(m) for m in np.argsort(-merit, kind="stable")]
 
 
+class Fitted(NamedTuple):
+    """Indices of the experts that weigh something, and their fusion."""
+
+    members: list[int]
+    rule: Rule
+
+    @classmethod
+    def from_taken(cls, taken: Sequence[int], rule: Rule) -> Fitted:
+        """Leave out those of the experts taken that the rule does not use."""
+        return cls([int(taken[m]) for m in rule.used], rule.of_used())
+
+
+class Fitter(Protocol):
+    """Experts, and what is known of them without some folds."""
+
+    experts: Experts
+
+    def merits(self, excluded: frozenset[int]) -> Array:
+        """(M,) merit of each expert outside the excluded folds, higher is better."""
+
+    def fit(self, candidate: Candidate, excluded: frozenset[int]) -> Fitted:
+        """Fit a candidate outside the excluded folds, or return what was fitted before."""
+
+    def fit_rule(self, candidate: Candidate, taken: list[int], excluded: frozenset[int]) -> Rule:
+        """Fit a candidate's fusion of given experts outside the excluded folds."""
+
+
+class Candidate(Protocol):
+    """A way to an ensemble: a choice of experts, and their fusion."""
+
+    @property
+    def name(self) -> str:
+        """Return what the leaderboard calls it."""
+
+    def build(self, modalities: Sequence[str], /) -> Fusion:
+        """Make the fusion of experts of these modalities."""
+
+    def fit(self, fitter: Fitter, excluded: frozenset[int]) -> Fitted:
+        """Choose experts and fuse them, with no look at the excluded folds."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """One way to an ensemble.
+    """The experts that a selection takes, fused.
 
     Attributes:
         name: What the leaderboard calls it.
@@ -64,6 +107,11 @@ class Recipe:
     build: Build
     single: bool = False
     within: str | None = None
+
+    def fit(self, fitter: Fitter, excluded: frozenset[int]) -> Fitted:
+        """See `Candidate`."""
+        taken = self.select(fitter.experts, fitter.merits(excluded))
+        return Fitted.from_taken(taken, fitter.fit_rule(self, taken, excluded))
 
 
 _PAIR = ("audio", "video")

@@ -19,6 +19,7 @@ from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import Experts
 from ensembles.evaluation.assessment import Assessment
 from ensembles.evaluation.breakdown import detail
+from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.exporting.refit import Chooser
 from ensembles.metrics import Array, score
 from search.data.bank_tables import clip_table, people
@@ -74,7 +75,7 @@ def score_unseen(
     rows = rows[~data.cache.missing[rows]]
     if not len(rows):
         return None
-    fused = Chooser(experts, assessment.metric).fit(assessment.chosen)
+    fused = Chooser(CrossFitter(experts, assessment.metric)).fit(assessment.chosen)
     each = {
         name: _predict(load_folded(run.path / "weights" / name), data, rows)
         for name in fused.experts
