@@ -25,8 +25,8 @@ from ensembles.fusion.late import AverageFusion
 from ensembles.fusion.rules import Space
 from ensembles.metrics import Array, fold_mean
 
-PAPERS_MB = 0.2
-"""What a folder holds beside its experts: manifest, card, front."""
+PAPERS_MB = 0.3
+"""What a folder holds beside its experts: manifest, card, front, program."""
 _LEVELS = 6
 _MOST_BEST = 8
 
