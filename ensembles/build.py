@@ -78,7 +78,7 @@ def fit_on_training(files: list[PosteriorFile], experts: Experts, metric: str) -
             ].astype(np.int64)
             fusion = recipe.build(experts.modalities).fit(values, labels, speakers % 4)
             held_out = table.folds == number
-            out[held_out] = fusion.predict(experts.log_posteriors[:, held_out])
+            out[held_out] = fusion.rule().apply(experts.log_posteriors[:, held_out])
         rows.append(
             scored(f"{recipe.name} [in-sample fit]", table, metric, out, None, experts.names, ())
         )

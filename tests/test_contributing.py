@@ -18,19 +18,30 @@ PACKAGES = ("models", "datasets", "ensembles", "search", "tests")
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, with the file and the line that CONTRIBUTING.md shows."""
+    """The program, with the files and the lines that CONTRIBUTING.md shows."""
     home = tmp_path_factory.mktemp("copy")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", home)
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    file, line = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names = re.findall(r"`(models/\S+\.py)`", text)
-    assert names == ["models/audio/my_net.py", "models/audio/__init__.py"]
-    (home / names[0]).write_text(file)
-    with (home / names[1]).open("a") as register:
-        register.write(line)
+    shown = examples()
+    for file, code in shown[::2]:
+        (home / file).write_text(code)
+    for file, line in shown[1::2]:
+        known = (home / file).read_text()
+        (home / file).write_text(
+            re.sub(r"^from (models|ensembles)", rf"{line}\g<0>", known, count=1, flags=re.MULTILINE)
+        )
+    assert [file for file, _ in shown] == [
+        "models/audio/my_net.py", "models/audio/__init__.py",
+        "ensembles/fusion/likelihood.py", "ensembles/fusion/methods.py",
+    ]  # fmt: skip
     return home
+
+
+def examples() -> list[tuple[str, str]]:
+    """Each file that CONTRIBUTING.md shows or adds a line to, and its code."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    return re.findall(r"`(\S+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL)
 
 
 PROGRAM = """
@@ -62,9 +73,13 @@ class Record:
         if report.when == "call" and report.passed:
             self.passed.append(report.nodeid)
 
-contracts = ["tests/models/test_contracts.py", "tests/ensembles/test_onnx_graph.py"]
+contracts = [
+    "tests/models/test_contracts.py", "tests/ensembles/test_onnx_graph.py",
+    "tests/ensembles/test_fusion.py",
+]
 with redirect_stdout(io.StringIO()) as text:
-    code = pytest.main([*contracts, "-k", "my_net", "-p", "no:cacheprovider"], [Record()])
+    chosen = "my_net or likelihood"
+    code = pytest.main([*contracts, "-k", chosen, "-p", "no:cacheprovider"], [Record()])
 print(json.dumps({
     "listed": json.loads(listed.getvalue()),
     "plans": [(plan.architecture, plan.training.learning_rate) for plan in plans],
@@ -76,7 +91,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def found(copied: Path) -> Any:
-    """What the copy's programs say of the new architecture; one interpreter for all of them."""
+    """What the copy's programs say of the new parts; one interpreter for all of them."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=copied, capture_output=True, text=True, check=False
     )
@@ -84,21 +99,21 @@ def found(copied: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_architecture_is_ten_lines() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
-    body = code[code.index("@register") :].splitlines()
-    lines = [line for line in body if line.strip() and not line.strip().startswith('"""')]
-    assert len(lines) <= 10
+def test_a_new_part_is_ten_lines_and_one_more() -> None:
+    for (_, code), (_, line) in zip(examples()[::2], examples()[1::2], strict=True):
+        body = code[code.index("@register") :].splitlines()
+        lines = [line for line in body if line.strip() and not line.strip().startswith('"""')]
+        assert len(lines) <= 10
+        assert line.count("\n") == 1
 
 
 def test_it_is_listed(found: Any) -> None:
     assert [row["name"] for row in found["listed"]] == ["my_net"]
 
 
-def contracts(tests: list[str], architecture: str) -> set[str]:
-    """The tests that have a case of this architecture alone, in its default configuration."""
-    own = re.compile(rf"\[(one-|shorter-|longer-)?{architecture}\]$")
+def contracts(tests: list[str], part: str) -> set[str]:
+    """The tests that have a case of this architecture or fusion alone, in its default configuration."""
+    own = re.compile(rf"\[(one-|shorter-|longer-|\d-)?{part}\]$")
     return {name.partition("[")[0] for name in tests if own.search(name)}
 
 
@@ -108,6 +123,12 @@ def test_it_fulfils_every_contract_that_another_audio_network_does(found: Any) -
     assert contracts(found["passed"], "my_net") == expected
     files = {name.partition("::")[0] for name in expected}
     assert files == {"tests/models/test_contracts.py", "tests/ensembles/test_onnx_graph.py"}
+
+
+def test_the_fusion_fulfils_every_contract_that_another_one_does(found: Any) -> None:
+    expected = contracts(found["collected"], "weighted product")
+    assert len(expected) > 5
+    assert contracts(found["passed"], "likelihood") == expected
 
 
 def test_it_is_searched(found: Any) -> None:

@@ -27,9 +27,11 @@ from datasets.media.containers import (
     first_stream,
     longest,
 )
+from datasets.media.resampling import MAX_FILTER_BANK, windowed_sinc
 
-_MAX_FILTER_BANK = 10_000_000
 _BLOCK_SAMPLES = 1 << 20
+_SILENCE = 10 ** (-60 / 20)
+"""Peak of what counts as silent: 60 dB below full scale."""
 _SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU"})
 _SEEKABLE_SAMPLES = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"})
 
@@ -82,6 +84,14 @@ def to_samples(
     if source_rate_hz != sample_rate_hz:
         waveform = _resample(waveform, source_rate_hz, sample_rate_hz)
     return np.asarray(np.clip(np.rint(waveform * 32768.0), -32768, 32767), np.int16)
+
+
+def as_waveform(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    """(L,) 16-bit samples as the networks take them; raises MediaError if they are silent."""
+    waveform = samples.astype(np.float32) / 32768.0
+    if np.abs(waveform).max() < _SILENCE:
+        raise MediaError("is silent")
+    return waveform
 
 
 def stream_audio(
@@ -168,13 +178,16 @@ def _resample(
 ) -> NDArray[np.float32]:
     shared = math.gcd(source_rate_hz, sample_rate_hz)
     up, down = sample_rate_hz // shared, source_rate_hz // shared
-    # torchaudio's filter bank has up × down entries: 12 GB for one clip at 44 101 Hz.
-    if up * down > _MAX_FILTER_BANK:
-        # Imported here, as torch is: a process that resamples nothing starts in a tenth of the time.
-        from scipy.signal import resample_poly
+    try:
+        if up * down > MAX_FILTER_BANK:
+            # Imported here, as torch is: a process that resamples nothing starts in a tenth of the time.
+            from scipy.signal import resample_poly
 
-        return np.asarray(resample_poly(waveform, up, down), np.float32)
-    return _torch_resampler()(waveform, source_rate_hz, sample_rate_hz)
+            return np.asarray(resample_poly(waveform, up, down), np.float32)
+        resample_by_torch = _torch_resampler()
+    except ImportError:  # an export's own program needs neither
+        return windowed_sinc(waveform, source_rate_hz, sample_rate_hz)
+    return resample_by_torch(waveform, source_rate_hz, sample_rate_hz)
 
 
 @cache

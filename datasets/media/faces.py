@@ -14,12 +14,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from datasets.clips import DataError
 from datasets.media.crop import Crop
+
+try:
+    import cv2
+except ImportError:  # an export whose frames show no face is read without
+    cv2 = None  # type: ignore[assignment]
 
 Picture = NDArray[np.uint8]
 T = TypeVar("T")
@@ -161,6 +165,8 @@ def open_finder(crop: Crop, model: Path | None = None) -> FaceFinder | None:
     """
     if not crop.of_face:
         return None
+    if cv2 is None:
+        raise DataError("To find faces, opencv-python-headless 4.x is needed. Install it.")
     if crop.detector == "haar":
         return FaceFinder(CascadeDetector(), crop.margin)
     if model is None:

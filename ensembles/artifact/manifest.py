@@ -1,7 +1,7 @@
 """An exported ensemble: one folder of plain numbers, which loading cannot make run anything.
 
 `ensemble.json` says all, and holds a checksum of itself, of every file of the experts and of the
-folder's own `predict.py`, so that its SHA-256 as a file stands for the whole folder;
+folder's own program, so that its SHA-256 as a file stands for the whole folder;
 `experts/NAME.onnx` takes plain waveform, uint8 frames and features; `experts/NAME/` holds the
 same networks as `plan.json` and safetensors, which this project's code rebuilds;
 `face-model.onnx` is there where it found the faces that the frames show. The model card is for
@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from datasets.clips import DataError
 from datasets.media.containers import MAX_CLIP_SECONDS
@@ -25,12 +25,16 @@ from datasets.media.faces import FaceFinder, open_finder
 from ensembles import EnsembleError
 from ensembles.artifact.fitted_ensemble import Fused
 from ensembles.fusion.postprocessing import PostProcessing
-from models.registry import Answers
+
+if TYPE_CHECKING:
+    from models.registry import Answers
 
 FORMAT_VERSION = 1
 MANIFEST = "ensemble.json"
 SCRIPT = "predict.py"
 """The folder's own program, for whoever has the folder alone; nothing here ever runs it."""
+SOURCES = "emotion_predict"
+"""The modules of this project that the program needs, in their packages."""
 FACE_MODEL = "face-model.onnx"
 """YuNet, where the frames were cropped by it."""
 FORMATS = ("onnx", "torch")
@@ -223,7 +227,8 @@ class Artifact:
 def write_manifest(artifact: Artifact) -> None:
     """Writes `ensemble.json` with its own checksum and that of all files but the model card."""
     folder = artifact.folder
-    paths = [folder / SCRIPT, folder / FACE_MODEL, *(folder / "experts").rglob("*")]
+    paths = [folder / SCRIPT, folder / FACE_MODEL]
+    paths += [path for name in (SOURCES, "experts") for path in (folder / name).rglob("*")]
     files = {
         path.relative_to(folder).as_posix(): _sha256(path)
         for path in sorted(paths)
@@ -328,7 +333,7 @@ def _of_numbers(document: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
     answers = document.get("answers", "classes")
     if answers == "classes":
         return {}
-    if answers not in get_args(Answers):
+    if answers not in ("values", "traces"):
         raise ValueError(f"answers {answers!r}")
     step, window = float(document["step_seconds"]), float(document["window_seconds"])
     if answers == "traces" and not 0 < step <= window <= MAX_CLIP_SECONDS:

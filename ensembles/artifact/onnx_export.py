@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ensembles import EnsembleError
 from ensembles.artifact.fold_networks import FoldedExpert, average_folds
+from ensembles.artifact.onnx_session import first_line, open_session
 from models import ClipShape
 
 OPSET = 18
@@ -24,10 +24,6 @@ TOLERANCE = 1e-4
 
 NUMBER_TOLERANCE = 1e-2
 """The same of numbers, which no softmax bounds, in deviations of what they were trained on."""
-
-# A tensor's `external_data` has the key "location", field 1 of its entry, in any encoding of tag
-# and length. Older runtimes follow it to any file.
-_ELSEWHERE = re.compile(rb"(\x0a|\x8a\x80*\x00)(\x08|\x88\x80*\x00)location")
 
 SEQUENCES = {"audio": "samples", "video": "frames", "feature_sequence": "steps"}
 """Inputs with a time axis, and what its steps are called."""
@@ -114,22 +110,6 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def open_session(content: bytes) -> onnxruntime.InferenceSession:
-    """A graph, ready to run on the CPU.
-
-    Raises:
-        EnsembleError: If it is none.
-    """
-    if _ELSEWHERE.search(content):
-        raise EnsembleError("is no ONNX graph of ours: it has tensors in other files")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own have no common class
-        raise EnsembleError(f"is no ONNX graph: {_first_line(error)}") from error
-
-
 def run_session(session: onnxruntime.InferenceSession, batch: dict[str, Tensor]) -> Tensor:
     """Plain clips → (folds, B, K) log-posteriors, or numbers, see `FoldedExpert`.
 
@@ -141,11 +121,7 @@ def run_session(session: onnxruntime.InferenceSession, batch: dict[str, Tensor])
         (wanted,) = [o.name for o in session.get_outputs() if o.name.endswith("_by_fold")]
         return torch.from_numpy(session.run([wanted], inputs)[0])
     except Exception as error:  # onnxruntime's own have no common class
-        raise EnsembleError(f"does not take these clips: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        raise EnsembleError(f"does not take these clips: {first_line(error)}") from error
 
 
 def example_batch(

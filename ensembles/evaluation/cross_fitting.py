@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from ensembles.bank.posterior_bank import Experts
-from ensembles.fusion.candidates import Recipe
+from ensembles.fusion.candidates import Candidate, Fitted, Recipe
 from ensembles.fusion.memory import fitted, remembering
 from ensembles.fusion.rules import Rule
 from ensembles.metrics import CCC, Array, fold_mean, utility
 
+C = TypeVar("C", bound=Candidate)
+
 
 @dataclass
 class CrossFitter:
-    """Selects and fits recipes on some folds and predicts others, remembering what it did.
+    """Selects and fits candidates on some folds and predicts others, remembering what it did.
 
     No row that is predicted takes part in choosing the experts or fitting their fusion.
     """
 
     experts: Experts
     metric: str
-    _fitted: dict[tuple[str, frozenset[int]], tuple[list[int], Rule]] = field(default_factory=dict)
+    _fitted: dict[tuple[str, frozenset[int]], Fitted] = field(default_factory=dict)
     _rules: dict[tuple[str, tuple[int, ...], frozenset[int]], Rule] = field(default_factory=dict)
     _known: dict[bytes, Rule] = field(default_factory=dict)
     _merits: dict[frozenset[int], Array] = field(default_factory=dict)
@@ -45,31 +48,29 @@ class CrossFitter:
             )
         return self._merits[excluded]
 
-    def fit(self, recipe: Recipe, excluded: frozenset[int]) -> tuple[list[int], Rule]:
+    def fit(self, candidate: Candidate, excluded: frozenset[int]) -> Fitted:
         """Experts that weigh something, and their fusion, with no look at the excluded folds."""
-        key = (recipe.name, excluded)
+        key = (candidate.name, excluded)
         if key not in self._fitted:
-            taken = recipe.select(self.experts, self.merits(excluded))
-            rule = self.fit_rule(recipe, taken, excluded)
-            self._fitted[key] = ([taken[m] for m in rule.used], rule.of_used())
+            self._fitted[key] = candidate.fit(self, excluded)
         return self._fitted[key]
 
-    def fit_rule(self, recipe: Recipe, taken: list[int], excluded: frozenset[int]) -> Rule:
-        """Fits a recipe's fusion of given experts outside the excluded folds."""
-        key = (recipe.name, tuple(taken), excluded)
+    def fit_rule(self, candidate: Candidate, taken: list[int], excluded: frozenset[int]) -> Rule:
+        """Fit a candidate's fusion of given experts outside the excluded folds."""
+        key = (candidate.name, tuple(taken), excluded)
         if key not in self._rules:
             table = self.experts.table
             rows = ~np.isin(table.folds, list(excluded))
             values = self.experts.log_posteriors[taken][:, rows]
-            fusion = recipe.build([self.experts.modalities[m] for m in taken])
+            fusion = candidate.build([self.experts.modalities[m] for m in taken])
             with remembering(self._known):
                 self._rules[key] = fitted(fusion, values, table.labels[rows], table.folds[rows])
         return self._rules[key]
 
-    def predict(self, recipe: Recipe, excluded: frozenset[int], fold: int) -> Array:
+    def predict(self, candidate: Candidate, excluded: frozenset[int], fold: int) -> Array:
         """Log-posteriors of one fold's clips, (n, K)."""
         assert fold in excluded, "a fold must not be predicted by what was fitted on it"
-        taken, rule = self.fit(recipe, excluded)
+        taken, rule = self.fit(candidate, excluded)
         rows = self.experts.table.folds == fold
         return rule.apply(self.experts.log_posteriors[taken][:, rows])
 
@@ -83,40 +84,40 @@ class CrossFitter:
             out[rows] = rule.apply(self.experts.log_posteriors[taken][:, rows])
         return out
 
-    def honest(self, recipe: Recipe) -> Array:
+    def honest(self, candidate: Candidate) -> Array:
         """(N, K): for each fold, experts chosen and fusion fitted on the other folds alone."""
         out = np.empty(self.experts.log_posteriors.shape[1:])
         for fold in self.folds:
-            out[self.experts.table.folds == fold] = self.predict(recipe, frozenset({fold}), fold)
+            out[self.experts.table.folds == fold] = self.predict(candidate, frozenset({fold}), fold)
         return out
 
-    def inner_score(self, recipe: Recipe, fold: int) -> float:
-        """A recipe's merit without a fold: cross-fitted over the other folds alone.
+    def inner_score(self, candidate: Candidate, fold: int) -> float:
+        """A candidate's merit without a fold: cross-fitted over the other folds alone.
 
         Of classes by log-loss, whatever the metric: over a few folds a proper score tells two dozen
-        recipes apart where counting hits mostly picks the luckiest.
+        candidates apart where counting hits mostly picks the luckiest.
         """
         by = CCC if self.metric == CCC else "log_loss"
         table = self.experts.table
         merits = []
         for other in self.folds:
             if other != fold:
-                predicted = self.predict(recipe, frozenset({fold, other}), other)
+                predicted = self.predict(candidate, frozenset({fold, other}), other)
                 merits.append(utility(by, table.labels[table.folds == other], predicted))
         return float(np.mean(merits))
 
-    def choose(self, recipes: list[Recipe], fold: int) -> Recipe:
-        """The recipe that is best without a fold; ties go to the plainer one.
+    def choose(self, candidates: list[C], fold: int) -> C:
+        """The candidate that is best without a fold; ties go to the plainer one.
 
         With two folds nothing is left to cross-fit on; then the experts' own merits decide.
         """
         if len(self.folds) < 3:
-            return max(recipes, key=lambda r: self._plain_merit(r, frozenset({fold})))
-        return max(recipes, key=lambda r: self.inner_score(r, fold))
+            return max(candidates, key=lambda c: self._plain_merit(c, frozenset({fold})))
+        return max(candidates, key=lambda c: self.inner_score(c, fold))
 
-    def _plain_merit(self, recipe: Recipe, excluded: frozenset[int]) -> float:
+    def _plain_merit(self, candidate: Candidate, excluded: frozenset[int]) -> float:
         """In-sample score; used only where there are too few folds to do better."""
-        taken, rule = self.fit(recipe, excluded)
+        taken, rule = self.fit(candidate, excluded)
         table = self.experts.table
         rows = ~np.isin(table.folds, list(excluded))
         return fold_mean(

@@ -19,14 +19,14 @@ from ensembles import EnsembleError
 from ensembles.evaluation.assessment import Scored, scored
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.fusion.base import Fusion
-from ensembles.fusion.candidates import Recipe, everything
+from ensembles.fusion.candidates import Candidate, Fitted, Fitter, Recipe
 from ensembles.fusion.greedy import GreedySelection
 from ensembles.fusion.late import AverageFusion
-from ensembles.fusion.rules import Rule, Space
+from ensembles.fusion.rules import Space
 from ensembles.metrics import Array, fold_mean
 
-PAPERS_MB = 0.2
-"""What a folder holds beside its experts: manifest, card, front."""
+PAPERS_MB = 0.3
+"""What a folder holds beside its experts: manifest, card, front, program."""
 _LEVELS = 6
 _MOST_BEST = 8
 
@@ -79,41 +79,42 @@ class Budget:
         return " ".join(f"{name} {value:g}" for name, value in asked.items() if value is not None)
 
 
-class Reduction(Recipe):
-    """A recipe that takes fewer experts than the fusion that it is made of would."""
-
-    def reduce(self, fitter: CrossFitter, excluded: frozenset[int]) -> tuple[list[int], Rule]:
-        """Experts that weigh something, and their fusion, with no look at the excluded folds."""
-        raise AssertionError(f"{type(self).__name__} does not reduce")
-
-
 @dataclass(frozen=True, kw_only=True)
-class BestFew(Reduction):
-    """The best of another recipe's experts, fused anew in its way."""
+class BestFew:
+    """The best `count` of another recipe's experts, fused anew in its way."""
 
+    name: str
     of: Recipe
     count: int
 
-    def reduce(self, fitter: CrossFitter, excluded: frozenset[int]) -> tuple[list[int], Rule]:
-        """See `Reduction`."""
+    def build(self, modalities: Sequence[str]) -> Fusion:
+        """See `Candidate`."""
+        return self.of.build(modalities)
+
+    def fit(self, fitter: Fitter, excluded: frozenset[int]) -> Fitted:
+        """See `Candidate`."""
         members, _ = fitter.fit(self.of, excluded)
         merits = fitter.merits(excluded)
         taken = sorted(members, key=lambda m: -merits[m])[: self.count]
-        rule = fitter.fit_rule(self.of, taken, excluded)
-        return [taken[m] for m in rule.used], rule.of_used()
+        return Fitted.from_taken(taken, fitter.fit_rule(self.of, taken, excluded))
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithinLimits(Reduction):
+class WithinLimits:
     """Greedy selection of experts that together cost no more than limits, (2,); costs are (M, 2)."""
 
+    name: str
     costs: Array
     limits: Array
     space: Space
     metric: str
 
-    def reduce(self, fitter: CrossFitter, excluded: frozenset[int]) -> tuple[list[int], Rule]:
-        """See `Reduction`."""
+    def build(self, modalities: Sequence[str]) -> Fusion:
+        """See `Candidate`; these experts take over from others and cost less."""
+        return GreedySelection(self.space, metric=self.metric)
+
+    def fit(self, fitter: Fitter, excluded: frozenset[int]) -> Fitted:
+        """See `Candidate`."""
         able = np.flatnonzero((self.costs <= self.limits).all(axis=1))
         table = fitter.experts.table
         rows = ~np.isin(table.folds, list(excluded))
@@ -122,28 +123,15 @@ class WithinLimits(Reduction):
         )
         values = fitter.experts.log_posteriors[able][:, rows]
         rule = selection.fit(values, table.labels[rows], table.folds[rows]).rule()
-        return [int(able[m]) for m in rule.used], rule.of_used()
-
-
-class ReducingFitter(CrossFitter):
-    """Knows reductions too."""
-
-    def fit(self, recipe: Recipe, excluded: frozenset[int]) -> tuple[list[int], Rule]:
-        """See `CrossFitter.fit`."""
-        if not isinstance(recipe, Reduction):
-            return super().fit(recipe, excluded)
-        key = (recipe.name, excluded)
-        if key not in self._fitted:
-            self._fitted[key] = recipe.reduce(self, excluded)
-        return self._fitted[key]
+        return Fitted.from_taken(able.tolist(), rule)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Assessed:
     """One ensemble that could be exported.
 
     Attributes:
-        recipe: How its experts are chosen and fused.
+        candidate: How its experts are chosen and fused.
         score: Cross-fitted, mean of the folds.
         experts: Those that all folds choose.
         per_fold: Those chosen without each fold.
@@ -151,7 +139,7 @@ class Candidate:
         fold_costs: (folds, 2) of those chosen without each fold.
     """
 
-    recipe: Recipe
+    candidate: Candidate
     score: float
     experts: tuple[str, ...]
     per_fold: tuple[tuple[str, ...], ...]
@@ -175,15 +163,15 @@ class Choice:
 
     budget: Budget
     metric: str
-    candidates: tuple[Candidate, ...]
-    chosen: Candidate
+    candidates: tuple[Assessed, ...]
+    chosen: Assessed
     fitting: int
     row: Scored
 
     @property
-    def front(self) -> list[Candidate]:
+    def front(self) -> list[Assessed]:
         """Candidates that no cheaper one equals, cheapest first."""
-        axis, front = self.budget.axis, list[Candidate]()
+        axis, front = self.budget.axis, list[Assessed]()
         able = [c for c in self.candidates if np.isfinite(c.cost).all()]
         for candidate in sorted(able, key=lambda c: (c.cost[axis], -_merit(self.metric, c))):
             if not front or _merit(self.metric, candidate) > _merit(self.metric, front[-1]):
@@ -191,7 +179,7 @@ class Choice:
         return front
 
 
-def _merit(metric: str, candidate: Candidate) -> float:
+def _merit(metric: str, candidate: Assessed) -> float:
     return candidate.score * (-1.0 if metric == "log_loss" else 1.0)
 
 
@@ -205,7 +193,7 @@ class Candidates:
     """
 
     def __init__(
-        self, fitter: ReducingFitter, recipes: Mapping[str, Recipe], costs: Mapping[str, Cost]
+        self, fitter: CrossFitter, recipes: Mapping[str, Recipe], costs: Mapping[str, Cost]
     ) -> None:
         self.fitter, self.recipes = fitter, recipes
         never = Cost(math.inf, math.inf)
@@ -235,13 +223,13 @@ class Candidates:
         """
         self._check_possible(budget)
         candidates = [self._as_assessed(row) for row in rows]
-        reductions = [
+        reductions: list[Candidate] = [
             *self._alone(),
             *self._few([start, *start_by_fold]),
             *self._within(candidates, budget),
         ]
-        for done, recipe in enumerate(reductions, start=1):
-            candidates.append(self._assess(recipe))
+        for done, reduction in enumerate(reductions, start=1):
+            candidates.append(self._assess(reduction))
             if on_progress:
                 on_progress(done, len(reductions))
         fitting = [c for c in candidates if (c.cost <= budget.limits).all()]
@@ -273,41 +261,42 @@ class Candidates:
         members = [self.fitter.experts.names.index(name) for name in set(names)]
         return np.asarray(self.costs[members].sum(axis=0))
 
-    def _candidate(
+    def _assessed(
         self,
-        recipe: Recipe,
+        candidate: Candidate,
         score: float,
         experts: Iterable[str],
         per_fold: Iterable[Iterable[str]],
-    ) -> Candidate:
+    ) -> Assessed:
         by_fold = tuple(tuple(names) for names in per_fold)
         fold_costs = np.stack([self.cost(names) for names in by_fold])
         names = tuple(experts)
-        return Candidate(recipe, score, names, by_fold, self.cost(names), fold_costs)
+        return Assessed(candidate, score, names, by_fold, self.cost(names), fold_costs)
 
-    def _as_assessed(self, row: Mapping[str, object]) -> Candidate:
+    def _as_assessed(self, row: Mapping[str, object]) -> Assessed:
         try:
             recipe = self.recipes[str(row["name"])]
             per_fold = [choice["experts"] for choice in row["per_fold"]]  # type: ignore[attr-defined]
             if len(per_fold) != len(self.fitter.folds):
                 raise ValueError(f"{len(per_fold)} of {len(self.fitter.folds)} folds")
             score = float(row["honest_score"])  # type: ignore[arg-type]
-            return self._candidate(recipe, score, row["experts"], per_fold)  # type: ignore[arg-type]
+            return self._assessed(recipe, score, row["experts"], per_fold)  # type: ignore[arg-type]
         except (KeyError, ValueError, TypeError) as error:
             raise EnsembleError(
                 f"The run's fusions (summary.json) do not fit its bank: {error!r}. "
                 "Continue the run with --resume to assess it again."
             ) from error
 
-    def _assess(self, recipe: Recipe) -> Candidate:
+    def _assess(self, candidate: Candidate) -> Assessed:
         fitter, names = self.fitter, self.fitter.experts.names
         table = fitter.experts.table
-        score = fold_mean(fitter.metric, table.labels, fitter.honest(recipe), table.folds)
+        score = fold_mean(fitter.metric, table.labels, fitter.honest(candidate), table.folds)
         taken = [
-            fitter.fit(recipe, frozenset(some))[0] for some in [(), *((k,) for k in fitter.folds)]
+            fitter.fit(candidate, frozenset(some)).members
+            for some in [(), *((k,) for k in fitter.folds)]
         ]
         experts, *per_fold = [tuple(names[m] for m in members) for members in taken]
-        return self._candidate(recipe, score, experts, per_fold)
+        return self._assessed(candidate, score, experts, per_fold)
 
     def _alone(self) -> list[Recipe]:
         def only(member: int) -> Recipe:
@@ -316,20 +305,20 @@ class Candidates:
 
         return [only(int(m)) for m in np.flatnonzero(np.isfinite(self.costs).all(axis=1))]
 
-    def _few(self, start: Sequence[str]) -> list[Recipe]:
-        few: list[Recipe] = []
+    def _few(self, start: Sequence[str]) -> list[BestFew]:
+        few: list[BestFew] = []
         for name in dict.fromkeys(start):
             recipe = self.recipes.get(name)
             if recipe is None or recipe.single:
                 continue
             members, _ = self.fitter.fit(recipe, frozenset())
             few += [
-                BestFew(f"{name}, best {count}", everything, recipe.build, of=recipe, count=count)
+                BestFew(name=f"{name}, best {count}", of=recipe, count=count)
                 for count in range(1, min(len(members), _MOST_BEST + 1))
             ]
         return few
 
-    def _within(self, candidates: Iterable[Candidate], budget: Budget) -> list[Recipe]:
+    def _within(self, candidates: Iterable[Assessed], budget: Budget) -> list[WithinLimits]:
         """Greedy selections within the budget, and within limits along the front."""
         axis, unit = budget.axis, ("ms", "MB")[budget.axis]
         able = self.costs[np.isfinite(self.costs).all(axis=1)]
@@ -346,23 +335,21 @@ class Candidates:
             "product by log-loss": ("log", "log_loss"),
         }
         return [
-            self._greedy(f"greedy {name}: {way}", limits, space, by)
+            WithinLimits(
+                name=f"greedy {name}: {way}",
+                costs=self.costs,
+                limits=limits,
+                space=space,
+                metric=metric,
+            )
             for name, limits in named.items()
-            for way, (space, by) in ways.items()
+            for way, (space, metric) in ways.items()
         ]
-
-    def _greedy(self, name: str, limits: Array, space: Space, metric: str) -> Recipe:
-        def build(_: Sequence[str]) -> Fusion:  # of those that take over; they cost less
-            return GreedySelection(space, metric=metric)
-
-        return WithinLimits(
-            name, everything, build, costs=self.costs, limits=limits, space=space, metric=metric
-        )
 
     def _fold_by_fold(
         self,
-        candidates: Sequence[Candidate],
-        chosen: Candidate,
+        candidates: Sequence[Assessed],
+        chosen: Assessed,
         start_by_fold: Sequence[str],
         budget: Budget,
     ) -> Scored:
@@ -377,13 +364,14 @@ class Candidates:
                 if (c.fold_costs[number] <= budget.limits).all()
                 # Other recipes are cut down because folds chose them that saw this one.
                 and not (
-                    isinstance(c.recipe, BestFew) and c.recipe.of.name != start_by_fold[number]
+                    isinstance(c.candidate, BestFew)
+                    and c.candidate.of.name != start_by_fold[number]
                 )
             ]
-            recipe = fitter.choose([c.recipe for c in among], fold)
-            out[table.folds == fold] = fitter.predict(recipe, frozenset({fold}), fold)
-            members, _ = fitter.fit(recipe, frozenset({fold}))
-            per_fold.append((recipe.name, tuple(fitter.experts.names[m] for m in members)))
+            best = fitter.choose([c.candidate for c in among], fold)
+            out[table.folds == fold] = fitter.predict(best, frozenset({fold}), fold)
+            members, _ = fitter.fit(best, frozenset({fold}))
+            per_fold.append((best.name, tuple(fitter.experts.names[m] for m in members)))
         return scored(
             "fused", table, fitter.metric, out, chosen.score, chosen.experts, tuple(per_fold)
         )

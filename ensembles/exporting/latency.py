@@ -13,7 +13,8 @@ import torch
 
 from ensembles.artifact.fold_networks import FoldedExpert
 from ensembles.artifact.formats import weight_files
-from ensembles.artifact.onnx_export import example_batch, open_session, run_session, to_onnx
+from ensembles.artifact.onnx_export import example_batch, run_session, to_onnx
+from ensembles.artifact.onnx_session import open_session
 from ensembles.exporting.budget import Cost
 from models import ClipShape
 

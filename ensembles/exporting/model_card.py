@@ -57,7 +57,7 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
         "",
         "## Is this the folder that its maker made?",
         "",
-        "`ensemble.json` has a checksum of itself, of every file of the experts and of `predict.py`; "
+        "`ensemble.json` has a checksum of itself, of every file of the experts and of `predict.py` with its modules; "
         "they are checked whenever the folder is read. Whoever rewrites the folder can rewrite them "
         "too: ask its maker, by another way, for the SHA-256 of `ensemble.json`, and give it to "
         "`--verify`. This card is covered by nothing.",

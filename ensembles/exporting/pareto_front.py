@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ensembles.exporting.budget import PAPERS_MB, Candidate, Choice
+from ensembles.exporting.budget import PAPERS_MB, Assessed, Choice
 
 _AXES = ("latency of one clip, ms", "size of the folder, MB")
 
@@ -25,7 +25,7 @@ def front_table(choice: Choice) -> Table:
     for candidate in choice.front:
         table.add_row(
             _mark(choice, candidate),
-            escape(candidate.recipe.name),
+            escape(candidate.candidate.name),
             shown(choice.metric, candidate.score),
             f"{candidate.cost[0]:.3g}",
             f"{candidate.cost[1] + PAPERS_MB:.3g}",
@@ -34,7 +34,7 @@ def front_table(choice: Choice) -> Table:
     return table
 
 
-def _mark(choice: Choice, candidate: Candidate) -> str:
+def _mark(choice: Choice, candidate: Assessed) -> str:
     if candidate is choice.chosen:
         return "→"
     return "" if (candidate.cost <= choice.budget.limits).all() else "too dear"
@@ -58,7 +58,7 @@ def _explained(choice: Choice) -> list[str]:
     metric, row = choice.metric, choice.row
     return [
         f"{choice.fitting} of {len(choice.candidates)} candidates fit {choice.budget}. "
-        f"Chosen: {choice.chosen.recipe.name}, by its cross-fitted score "
+        f"Chosen: {choice.chosen.candidate.name}, by its cross-fitted score "
         f"{shown(metric, choice.chosen.score)}: the best of those that fit, so a search score.",
         f"Honest score of this choice, made for each fold on the other folds: "
         f"{shown(metric, row.honest_score)} (95 % interval {shown(metric, row.interval.low)} to "
@@ -108,12 +108,12 @@ def write_front(choice: Choice, folder: Path, hardware: str) -> None:
             kept = np.isfinite(one.cost).all()
             on_front = any(one is other for other in front)
             marks = [int(fits), int(on_front), int(one is choice.chosen)]
-            scores = [one.recipe.name, repr(one.score), *(costs if kept else ["", ""])]
+            scores = [one.candidate.name, repr(one.score), *(costs if kept else ["", ""])]
             writer.writerow([*scores, " ".join(one.experts), *marks, hardware])
     _draw(choice, front, folder, hardware)
 
 
-def _draw(choice: Choice, front: list[Candidate], folder: Path, hardware: str) -> None:
+def _draw(choice: Choice, front: list[Assessed], folder: Path, hardware: str) -> None:
     from matplotlib.figure import Figure
 
     axis = choice.budget.axis
@@ -145,7 +145,7 @@ def _draw(choice: Choice, front: list[Candidate], folder: Path, hardware: str) -
         "*",
         markersize=14,
         color="tab:red",
-        label=f"chosen: {chosen.recipe.name}",
+        label=f"chosen: {chosen.candidate.name}",
     )
     axes.axvline(limit, color="tab:red", linestyle=":", label=f"{choice.budget}")
     axes.set_xscale("log")

@@ -7,23 +7,23 @@ from itertools import combinations
 
 from ensembles import EnsembleError
 from ensembles.artifact.fitted_ensemble import Fused
-from ensembles.bank.posterior_bank import Experts
 from ensembles.evaluation.cross_fitting import CrossFitter
-from ensembles.fusion.candidates import Recipe, recipes_for
+from ensembles.fusion.candidates import Candidate, recipes_for
 
 
 class Chooser:
     """Fits a run's chosen recipes again from its bank; what comes out is the same numbers.
 
     Args:
-        experts: The run's finished experts.
-        metric: What the run scored.
-        fitter: What fits them, where there are recipes beyond the run's.
+        fitter: Over the run's finished experts.
+        candidates: Those that it may name; None for the run's recipes.
     """
 
-    def __init__(self, experts: Experts, metric: str, fitter: CrossFitter | None = None) -> None:
-        self.fitter = fitter or CrossFitter(experts, metric)
-        self.recipes = {recipe.name: recipe for recipe in recipes_for(experts, metric)}
+    def __init__(self, fitter: CrossFitter, candidates: Iterable[Candidate] | None = None) -> None:
+        self.fitter = fitter
+        if candidates is None:
+            candidates = recipes_for(fitter.experts, fitter.metric)
+        self.candidates = {candidate.name: candidate for candidate in candidates}
 
     def fit(self, recipe: str, excluded: Iterable[int] = ()) -> Fused:
         """A recipe's experts and rule, chosen and fitted without the excluded folds.
@@ -73,10 +73,10 @@ class Chooser:
         used = [members[m] for m in rule.used]
         return Fused(fused.recipe, tuple(experts.names[m] for m in used), rule.of_used())
 
-    def _known(self, recipe: str) -> Recipe:
-        if recipe not in self.recipes:
+    def _known(self, recipe: str) -> Candidate:
+        if recipe not in self.candidates:
             raise EnsembleError(
                 f"The run's recipe '{recipe}' does not fit the experts in its bank. "
                 "Continue the run with --resume to assess it again."
             )
-        return self.recipes[recipe]
+        return self.candidates[recipe]

@@ -15,10 +15,12 @@ from ensembles.artifact.fold_networks import load_folded, read_plan, shape_of
 from ensembles.artifact.formats import PROGRAM
 from ensembles.artifact.manifest import FORMATS
 from ensembles.evaluation.assessment import Scored
-from ensembles.exporting.budget import PAPERS_MB, Budget, Candidates, Choice, Cost, ReducingFitter
+from ensembles.evaluation.cross_fitting import CrossFitter
+from ensembles.exporting.budget import PAPERS_MB, Budget, Candidates, Choice, Cost
 from ensembles.exporting.finished_run import FinishedRun, inputs_by_expert
 from ensembles.exporting.latency import hardware, measure
 from ensembles.exporting.refit import Chooser
+from ensembles.fusion.candidates import recipes_for
 from ensembles.metrics import CCC
 
 
@@ -51,7 +53,7 @@ class ToExport:
 
 def as_the_run_chose(run: FinishedRun) -> ToExport:
     """The run's chosen ensemble."""
-    chooser = Chooser(run.experts, run.summary["metric"])
+    chooser = Chooser(CrossFitter(run.experts, run.summary["metric"]))
     fused = chooser.fit(run.summary["chosen_recipe"])
     by_fold = [
         chooser.fit(choice["recipe"], [fold])
@@ -83,12 +85,12 @@ def under_a_budget(
         )
     console = console or Console(quiet=True)
     costs = _measure(run, formats, console)
-    fitter = ReducingFitter(run.experts, run.summary["metric"])
-    chooser = Chooser(run.experts, run.summary["metric"], fitter)
-    candidates = Candidates(fitter, chooser.recipes, costs)
+    fitter = CrossFitter(run.experts, run.summary["metric"])
+    recipes = {recipe.name: recipe for recipe in recipes_for(run.experts, fitter.metric)}
+    candidates = Candidates(fitter, recipes, costs)
     choice = _choose(run, candidates, budget, console)
-    chooser.recipes.update({c.recipe.name: c.recipe for c in choice.candidates})
-    fused = chooser.fit(choice.chosen.recipe.name)
+    chooser = Chooser(fitter, [assessed.candidate for assessed in choice.candidates])
+    fused = chooser.fit(choice.chosen.candidate.name)
     names = choice.row.per_fold
     by_fold = [chooser.fit(name, [k]) for (name, _), k in zip(names, fitter.folds, strict=True)]
     together = candidates.cost([*fused.experts, *(n for one in by_fold for n in one.experts)])

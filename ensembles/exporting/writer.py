@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from ensembles.artifact.manifest import (
     FACE_MODEL,
     FORMATS,
     MANIFEST,
-    SCRIPT,
     Artifact,
     Member,
     write_manifest,
@@ -32,6 +30,7 @@ from ensembles.exporting.budget import Choice
 from ensembles.exporting.finished_run import ABOUT, FinishedRun, inputs_by_expert, inputs_of_expert
 from ensembles.exporting.model_card import model_card
 from ensembles.exporting.pareto_front import budget_facts, budget_section, write_front
+from ensembles.exporting.program import program_files
 from ensembles.exporting.selection import ToExport, as_the_run_chose
 from ensembles.fusion.postprocessing import PostProcessing
 
@@ -76,7 +75,7 @@ def export(
             write_front(what.choice, partial, what.hardware)
         (partial / "model-card.md").write_text(card)
         if "onnx" in formats and artifact.answers == "classes":  # which it runs, and prints
-            shutil.copyfile(str(files("ensembles.artifact") / "standalone.py"), partial / SCRIPT)
+            _write_program(partial)
         write_manifest(artifact)
         _check_size(partial, what.choice)
         if out.exists():  # and is empty; it may be the working folder, or mounted
@@ -89,6 +88,12 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return replace(artifact, folder=out)
+
+
+def _write_program(folder: Path) -> None:
+    for name, source in program_files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)
 
 
 def _checked_crop(run: FinishedRun, experts: Iterable[str], face_model: Path | None) -> Crop:

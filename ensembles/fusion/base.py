@@ -1,8 +1,9 @@
-"""What every fusion method is: fitted on posteriors, then a rule of plain numbers."""
+"""A fusion method is fitted on posteriors, and then is a rule of plain numbers."""
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, Self, TypeVar
 
 from ensembles.fusion.rules import Rule
 from ensembles.metrics import Array, Labels
@@ -14,8 +15,31 @@ class Fusion(Protocol):
     def fit(self, log_posteriors: Array, labels: Labels, groups: Labels, /) -> Self:
         """(M, N, K), (N,), (N,) → self."""
 
-    def predict(self, log_posteriors: Array, /) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
-
     def rule(self) -> Rule:
-        """What was fitted, as plain numbers."""
+        """Return the fitted rule."""
+
+
+Build = Callable[[Sequence[str]], Fusion]
+"""Makes the fusion of experts of these modalities."""
+F = TypeVar("F", bound=Callable[[], Fusion])
+
+REGISTERED: dict[str, dict[str, Build]] = {"classes": {}, "traces": {}}
+"""What is predicted → name → a method that registered itself."""
+
+
+def register_fusion(
+    name: str, *, answers: Literal["classes", "traces"] = "classes"
+) -> Callable[[F], F]:
+    """Have the fusion search try a method wherever it tries its own, and after those.
+
+    Args:
+        name: What the leaderboard calls it.
+        answers: What its experts predict.
+    """
+
+    def register(method: F) -> F:
+        assert name not in REGISTERED[answers], f"two fusion methods are called '{name}'"
+        REGISTERED[answers][name] = lambda _: method()
+        return method
+
+    return register

@@ -8,7 +8,8 @@ from typing import Literal, Self
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
-from ensembles.fusion.memory import Inner, fitted
+from ensembles.fusion.base import Fusion
+from ensembles.fusion.memory import fitted
 from ensembles.fusion.rules import Calibrated, Tempered
 from ensembles.metrics import Array, Labels, log_softmax
 
@@ -30,7 +31,7 @@ class CalibratedFusion:
         kind: `temperature`: p ∝ p^a. `vector`: p ∝ p^aₖ · exp(bₖ), drawn towards a = 1, b = 0.
     """
 
-    def __init__(self, build: Callable[[], Inner], kind: Kind = "temperature") -> None:
+    def __init__(self, build: Callable[[], Fusion], kind: Kind = "temperature") -> None:
         self.build, self.kind = build, kind
 
     def fit(self, log_posteriors: Array, labels: Labels, groups: Labels) -> Self:
@@ -44,12 +45,8 @@ class CalibratedFusion:
         return self
 
     def rule(self) -> Calibrated:
-        """What was fitted."""
+        """Return the fitted rule."""
         return Calibrated(self.inner_, self.scale_, self.offset_)
-
-    def predict(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
-        return self.rule().apply(log_posteriors)
 
 
 class TemperedFusion:
@@ -63,7 +60,7 @@ class TemperedFusion:
         build: Makes the fusion.
     """
 
-    def __init__(self, build: Callable[[], Inner]) -> None:
+    def __init__(self, build: Callable[[], Fusion]) -> None:
         self.build = build
 
     def fit(self, log_posteriors: Array, labels: Labels, groups: Labels) -> Self:
@@ -74,16 +71,12 @@ class TemperedFusion:
         return self
 
     def rule(self) -> Tempered:
-        """What was fitted."""
+        """Return the fitted rule."""
         return Tempered(self.inner_, self.powers_)
-
-    def predict(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
-        return self.rule().apply(log_posteriors)
 
 
 def held_out_fusion(
-    build: Callable[[], Inner], log_posteriors: Array, labels: Labels, groups: Labels
+    build: Callable[[], Fusion], log_posteriors: Array, labels: Labels, groups: Labels
 ) -> Array | None:
     """(N, K): every group fused by what was fitted on the other groups; None with one group."""
     names = np.unique(groups)

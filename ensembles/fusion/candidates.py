@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ensembles.bank.posterior_bank import Experts
-from ensembles.fusion.base import Fusion
-from ensembles.fusion.calibration import CalibratedFusion, TemperedFusion
+from ensembles.fusion.base import Build, Fusion
 from ensembles.fusion.greedy import GreedySelection
 from ensembles.fusion.late import AverageFusion, GroupedFusion, WeightedFusion
-from ensembles.fusion.logistic import LogisticFusion
-from ensembles.fusion.stacking import StackedFusion
-from ensembles.fusion.trace_fusion import TraceAverage, TraceGreedy, TraceRidge, TraceWeights
+from ensembles.fusion.methods import METHODS, PUBLISHED_METHODS, TRACE_METHODS
+from ensembles.fusion.rules import Rule
+from ensembles.fusion.trace_fusion import TraceAverage, TraceGreedy
 from ensembles.metrics import CCC, Array
 
 Selection = Callable[[Experts, Array], list[int]]
@@ -49,9 +49,50 @@ def everything(experts: Experts, merit: Array) -> list[int]:
     return [int(m) for m in np.argsort(-merit, kind="stable")]
 
 
+class Fitted(NamedTuple):
+    """Indices of the experts that weigh something, and their fusion."""
+
+    members: list[int]
+    rule: Rule
+
+    @classmethod
+    def from_taken(cls, taken: Sequence[int], rule: Rule) -> Fitted:
+        """Leave out those of the experts taken that the rule does not use."""
+        return cls([int(taken[m]) for m in rule.used], rule.of_used())
+
+
+class Fitter(Protocol):
+    """Experts, and what is known of them without some folds."""
+
+    experts: Experts
+
+    def merits(self, excluded: frozenset[int]) -> Array:
+        """(M,) merit of each expert outside the excluded folds, higher is better."""
+
+    def fit(self, candidate: Candidate, excluded: frozenset[int]) -> Fitted:
+        """Fit a candidate outside the excluded folds, or return what was fitted before."""
+
+    def fit_rule(self, candidate: Candidate, taken: list[int], excluded: frozenset[int]) -> Rule:
+        """Fit a candidate's fusion of given experts outside the excluded folds."""
+
+
+class Candidate(Protocol):
+    """A way to an ensemble: a choice of experts, and their fusion."""
+
+    @property
+    def name(self) -> str:
+        """Return what the leaderboard calls it."""
+
+    def build(self, modalities: Sequence[str], /) -> Fusion:
+        """Make the fusion of experts of these modalities."""
+
+    def fit(self, fitter: Fitter, excluded: frozenset[int]) -> Fitted:
+        """Choose experts and fuse them, with no look at the excluded folds."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """One way to an ensemble.
+    """The experts that a selection takes, fused.
 
     Attributes:
         name: What the leaderboard calls it.
@@ -63,15 +104,19 @@ class Recipe:
 
     name: str
     select: Selection
-    build: Callable[[Sequence[str]], Fusion]
+    build: Build
     single: bool = False
     within: str | None = None
 
+    def fit(self, fitter: Fitter, excluded: frozenset[int]) -> Fitted:
+        """See `Candidate`."""
+        taken = self.select(fitter.experts, fitter.merits(excluded))
+        return Fitted.from_taken(taken, fitter.fit_rule(self, taken, excluded))
+
 
 _PAIR = ("audio", "video")
-
-
 _ALL = ("audio", "video", "early")
+_BAGS = 10
 
 
 def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
@@ -91,15 +136,15 @@ def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
         if experts.modalities.count(modality) > 1:
             recipes += _within(modality, experts, metric)
     if strangers:
-        recipes += _combinations("all", everything, {**_WAYS, **_PUBLISHED})
+        recipes += _combinations("all", everything, {**METHODS, **PUBLISHED_METHODS})
     if set(_PAIR) <= set(present):
-        recipes += _combinations("a+v", best_of(*_PAIR), {**_WAYS, **_PUBLISHED})
+        recipes += _combinations("a+v", best_of(*_PAIR), {**METHODS, **PUBLISHED_METHODS})
     if present == list(_ALL):
-        recipes += _combinations("a+v+e", best_of(*_ALL), _WAYS)
+        recipes += _combinations("a+v+e", best_of(*_ALL), METHODS)
     for count, least in ((3, 1), (5, 3)):
         if len(present) > 1 and not strangers and _more_than(least, experts, present):
             select, name = best_of(*_ALL, count=count), f"top {count} each"
-            recipes += [*_combinations(name, select, _WAYS), *_grouped(name, select)]
+            recipes += [*_combinations(name, select, METHODS), *_grouped(name, select)]
     if len(present) > 1 or strangers:
         recipes += _greedy("greedy", everything, metric)
     return recipes
@@ -114,12 +159,12 @@ def _of_traces(experts: Experts) -> list[Recipe]:
     ]
     for modality in present:
         if experts.modalities.count(modality) > 1:
-            within = _combinations(f"{modality} top 3", best_of(modality, count=3), _TRACE_WAYS)
+            within = _combinations(f"{modality} top 3", best_of(modality, count=3), TRACE_METHODS)
             recipes += [replace(recipe, within=modality) for recipe in within]
     if set(_PAIR) <= set(present):
-        recipes += _combinations("a+v", best_of(*_PAIR), _TRACE_WAYS)
+        recipes += _combinations("a+v", best_of(*_PAIR), TRACE_METHODS)
     if len(present) > 1 and _more_than(1, experts, present):
-        recipes += _combinations("top 3 each", best_of(*_ALL, count=3), _TRACE_WAYS)
+        recipes += _combinations("top 3 each", best_of(*_ALL, count=3), TRACE_METHODS)
         recipes.append(Recipe("greedy", everything, lambda _: TraceGreedy()))
     return recipes
 
@@ -129,12 +174,12 @@ def _more_than(count: int, experts: Experts, present: list[str]) -> bool:
 
 
 def _within(modality: str, experts: Experts, metric: str) -> list[Recipe]:
-    """Ensembles of one modality; every way to combine them where there is no other."""
+    """Ensembles of one modality; by every method where there is no other modality."""
     recipes = []
     for count in (3, 5):
         select, name = best_of(modality, count=count), f"{modality} top {count}"
         if set(experts.modalities) == {modality}:
-            recipes += _combinations(name, select, _WAYS)
+            recipes += _combinations(name, select, METHODS)
         else:
             recipes += [
                 Recipe(f"{name}: product", select, lambda _: AverageFusion("log")),
@@ -159,52 +204,11 @@ def _greedy(name: str, select: Selection, metric: str) -> list[Recipe]:
     ]
 
 
-def _combinations(
-    name: str, select: Selection, ways: Mapping[str, Callable[[Sequence[str]], Fusion]]
-) -> list[Recipe]:
-    """Every way to combine a selection; `logistic` is logistic regression on posteriors."""
-    return [Recipe(f"{name}: {way}", select, build) for way, build in ways.items()]
+def _combinations(name: str, select: Selection, methods: Mapping[str, Build]) -> list[Recipe]:
+    """Every method on one selection."""
+    return [Recipe(f"{name}: {method}", select, build) for method, build in methods.items()]
 
 
 def _grouped(name: str, select: Selection) -> list[Recipe]:
     """Where a modality has several experts: one weight for all of them."""
     return [Recipe(f"{name}: grouped product", select, GroupedFusion)]
-
-
-_BAGS = 10
-
-
-_TRACE_WAYS: dict[str, Callable[[Sequence[str]], Fusion]] = {
-    "average": lambda _: TraceAverage(),
-    "weighted average": lambda _: TraceWeights(),
-    "ridge": lambda _: TraceRidge(),
-}
-
-
-_WAYS: dict[str, Callable[[Sequence[str]], Fusion]] = {
-    "average": lambda _: AverageFusion("arithmetic"),
-    "product": lambda _: AverageFusion("log"),
-    "tempered average": lambda _: TemperedFusion(AverageFusion),
-    "weighted average": lambda _: WeightedFusion("arithmetic"),
-    "weighted product": lambda _: WeightedFusion("log"),
-    "weighted product + vector": lambda _: CalibratedFusion(WeightedFusion, "vector"),
-    "logistic (probabilities)": lambda _: LogisticFusion("probabilities"),
-    "logistic (logits)": lambda _: LogisticFusion("logits"),
-    "logistic + temperature": lambda _: CalibratedFusion(lambda: LogisticFusion("logits", (0.03,))),
-    "stacked": lambda _: StackedFusion(
-        [
-            WeightedFusion,
-            lambda: LogisticFusion("logits", (0.03,)),
-            lambda: GreedySelection("log", metric="log_loss"),
-        ],
-        WeightedFusion,
-    ),
-}
-"""Ways to combine given experts, from plain to elaborate."""
-
-
-_PUBLISHED: dict[str, Callable[[Sequence[str]], Fusion]] = {
-    "logistic (min-max)": lambda _: LogisticFusion("probabilities", scaling="minmax"),
-    "logistic (raw)": lambda _: LogisticFusion("probabilities", scaling="none"),
-}
-"""Further ways that published work took, for few experts."""

@@ -81,10 +81,6 @@ class GreedySelection:
         """What was selected; the floor is the same as in fitting."""
         return Pooling(self.counts_ / self.counts_.sum(), self.space, _FLOOR)
 
-    def predict(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
-        return self.rule().apply(log_posteriors)
-
     def _bags(self, count: int) -> list[Labels]:
         """The experts that each selection may take from."""
         if self.bags == 1:

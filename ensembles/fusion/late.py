@@ -28,12 +28,8 @@ class AverageFusion:
         return self
 
     def rule(self) -> Pooling:
-        """What was fitted."""
+        """Return the fitted rule."""
         return Pooling(self.weights_, self.space)
-
-    def predict(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
-        return self.rule().apply(log_posteriors)
 
 
 class WeightedFusion:
@@ -56,12 +52,8 @@ class WeightedFusion:
         return self
 
     def rule(self) -> Pooling:
-        """What was fitted."""
+        """Return the fitted rule."""
         return Pooling(self.weights_, self.space)
-
-    def predict(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
-        return self.rule().apply(log_posteriors)
 
     def _fit_log(self, log_posteriors: Array, labels: Labels, start: Array) -> Array:
         rows = np.arange(len(labels))
@@ -118,9 +110,5 @@ class GroupedFusion:
         return self
 
     def rule(self) -> Pooling:
-        """What was fitted."""
+        """Return the fitted rule."""
         return Pooling(self.weights_, self.space)
-
-    def predict(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
-        return self.rule().apply(log_posteriors)

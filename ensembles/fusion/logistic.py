@@ -60,12 +60,8 @@ class LogisticFusion:
         return self
 
     def rule(self) -> LinearMap:
-        """What was fitted."""
+        """Return the fitted rule."""
         return self.rule_
-
-    def predict(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
-        return self.rule_.apply(log_posteriors)
 
     def _best_penalty(self, table: Array, labels: Labels, groups: Labels) -> float:
         kept = np.unique(groups)

@@ -6,23 +6,12 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, Self
 
 import numpy as np
 
+from ensembles.fusion.base import Fusion
 from ensembles.fusion.rules import Rule
 from ensembles.metrics import Array, Labels
-
-
-class Inner(Protocol):
-    """A fusion, such as one within another."""
-
-    def fit(self, log_posteriors: Array, labels: Labels, groups: Labels, /) -> Self:
-        """(M, N, K), (N,), (N,) → self."""
-
-    def rule(self) -> Rule:
-        """Return the fitted rule."""
-
 
 _known: ContextVar[dict[bytes, Rule] | None] = ContextVar("known", default=None)
 
@@ -37,7 +26,7 @@ def remembering(known: dict[bytes, Rule]) -> Iterator[None]:
         _known.reset(token)
 
 
-def fitted(fusion: Inner, log_posteriors: Array, labels: Labels, groups: Labels) -> Rule:
+def fitted(fusion: Fusion, log_posteriors: Array, labels: Labels, groups: Labels) -> Rule:
     """The rule of a fusion, fitted on (M, N, K), (N,) and (N,), or remembered from the same rows."""
     known, key = _known.get(), _key(fusion, log_posteriors, labels, groups)
     if known is None or key is None:
@@ -47,7 +36,7 @@ def fitted(fusion: Inner, log_posteriors: Array, labels: Labels, groups: Labels)
     return known[key]
 
 
-def _key(fusion: Inner, *arrays: Array | Labels) -> bytes | None:
+def _key(fusion: Fusion, *arrays: Array | Labels) -> bytes | None:
     """A checksum of settings and rows; None if some setting is no plain value."""
     settings = vars(fusion)
     if not all(map(_is_plain, settings.values())):

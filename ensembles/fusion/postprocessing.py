@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import median_filter
 
 from ensembles import EnsembleError
 from ensembles.metrics import Array, ccc
@@ -182,6 +181,8 @@ def _fit_one(
 
 def _filtered(trace: Array, spans: Spans, width: int) -> Array:
     """Running median of each recording, mirrored at its ends."""
+    from scipy.ndimage import median_filter  # an export's own program has no SciPy
+
     out = np.empty_like(trace)
     for start, end in spans:
         out[start:end] = median_filter(trace[start:end], size=width, mode="reflect")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
@@ -20,8 +23,53 @@ _MOST_LAYERS = 8
 """Of rules within rules, in a file."""
 
 
+class Rule(ABC):
+    """A fitted fusion of M experts; `class MyRule(Rule, kind="mine")` makes it readable from JSON.
+
+    Attributes:
+        kind: What JSON calls the class.
+        kinds: Kind → class.
+    """
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Rule]]] = {}
+
+    def __init_subclass__(cls, *, kind: str) -> None:
+        cls.kind, cls.kinds[kind] = kind, cls
+
+    @property
+    @abstractmethod
+    def used(self) -> Labels:
+        """Indices of the experts that weigh something, in order."""
+
+    @abstractmethod
+    def restrict(self, kept: Labels) -> Self:
+        """Return the same rule over some of its experts, among them all that it uses."""
+
+    def of_used(self) -> Self:
+        """Return the same rule over the used experts alone."""
+        return self.restrict(self.used)
+
+    @abstractmethod
+    def apply(self, log_posteriors: Array) -> Array:
+        """(M, N, K) → (N, K) log-posteriors; or traces."""
+
+    @abstractmethod
+    def fits(self, experts: int, classes: int) -> bool:
+        """Tell whether its numbers are of so many experts and classes, or dimensions."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Return what `rule_from_json` reads."""
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read `to_json`; raises ValueError, KeyError or TypeError for what no rule can be."""
+
+
 @dataclass(frozen=True)
-class Pooling:
+class Pooling(Rule, kind="pooling"):
     """Weighted pooling of M experts' posteriors.
 
     Attributes:
@@ -42,30 +90,43 @@ class Pooling:
         used = np.flatnonzero(self.weights > 0)
         return used if len(used) else np.zeros(1, np.int64)
 
-    def of_used(self) -> Pooling:
-        """The same pooling of the used experts alone."""
-        return Pooling(self.weights[self.used], self.space, self.floor)
+    def restrict(self, kept: Labels) -> Self:
+        """See `Rule`."""
+        return replace(self, weights=self.weights[kept])
 
     def apply(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
+        """See `Rule`."""
         values = log_posteriors if self.floor is None else np.maximum(log_posteriors, self.floor)
         if self.space == "log":
             return log_softmax(np.tensordot(self.weights, values, axes=1))
         mixed = np.tensordot(self.weights / self.weights.sum(), np.exp(values), axes=1)
         return np.asarray(np.log(mixed + 1e-300))
 
+    def fits(self, experts: int, classes: int) -> bool:
+        """See `Rule`."""
+        return self.weights.shape == (experts,)
+
     def to_json(self) -> dict[str, Any]:
-        """See `rule_from_json`."""
+        """See `Rule`."""
         return {
-            "kind": "pooling",
+            "kind": self.kind,
             "space": self.space,
             "weights": self.weights.tolist(),
             "floor": self.floor,
         }
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """See `Rule`."""
+        floor, weights = document["floor"], _numbers(document["weights"])
+        if (weights < 0).any():
+            raise ValueError("a negative weight")
+        space = _known(document["space"], get_args(Space))
+        return cls(weights, space, None if floor is None else float(floor))
+
 
 @dataclass(frozen=True)
-class LinearMap:
+class LinearMap(Rule, kind="linear"):
     """Logistic regression on the concatenated posteriors of M experts.
 
     Attributes:
@@ -83,30 +144,48 @@ class LinearMap:
         """All experts."""
         return np.arange(self.coefficients.shape[1] // len(self.intercept))
 
-    def of_used(self) -> LinearMap:
-        """All of it."""
-        return self
+    def restrict(self, kept: Labels) -> Self:
+        """See `Rule`."""
+        classes = len(self.intercept)
+        columns = (kept[:, None] * classes + np.arange(classes)).ravel()
+        return replace(self, coefficients=np.take(self.coefficients, columns, axis=1))
 
     def apply(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
+        """See `Rule`."""
         return self.apply_table(posterior_table(log_posteriors, self.inputs))
 
     def apply_table(self, table: Array) -> Array:
         """As `apply`, from (N, M·K)."""
         return log_softmax(table @ self.coefficients.T + self.intercept)
 
+    def fits(self, experts: int, classes: int) -> bool:
+        """See `Rule`."""
+        return (self.coefficients.shape, self.intercept.shape) == (
+            (classes, experts * classes),
+            (classes,),
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """See `rule_from_json`."""
+        """See `Rule`."""
         return {
-            "kind": "linear",
+            "kind": self.kind,
             "inputs": self.inputs,
             "coefficients": self.coefficients.tolist(),
             "intercept": self.intercept.tolist(),
         }
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """See `Rule`."""
+        return cls(
+            _numbers(document["coefficients"]),
+            _numbers(document["intercept"]),
+            _known(document["inputs"], get_args(Inputs)),
+        )
+
 
 @dataclass(frozen=True)
-class TraceMap:
+class TraceMap(Rule, kind="traces"):
     """A linear combination of M experts' traces, one a dimension.
 
     Attributes:
@@ -129,26 +208,38 @@ class TraceMap:
         used = np.flatnonzero((self.weights != 0).any(axis=(0, 2)))
         return used if len(used) else np.zeros(1, np.int64)
 
-    def of_used(self) -> TraceMap:
-        """The same, of the used experts alone."""
-        return TraceMap(self.weights[:, self.used], self.intercept)
+    def restrict(self, kept: Labels) -> Self:
+        """See `Rule`."""
+        return replace(self, weights=self.weights[:, kept])
 
     def apply(self, traces: Array) -> Array:
         """(M, S, D) → (S, D)."""
         joined = np.tensordot(self.weights, traces, axes=([1, 2], [0, 2]))
         return np.asarray(joined.T + self.intercept)
 
+    def fits(self, experts: int, classes: int) -> bool:
+        """See `Rule`."""
+        return (self.weights.shape, self.intercept.shape) == (
+            (classes, experts, classes),
+            (classes,),
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """See `rule_from_json`."""
+        """See `Rule`."""
         return {
-            "kind": "traces",
+            "kind": self.kind,
             "weights": self.weights.tolist(),
             "intercept": self.intercept.tolist(),
         }
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """See `Rule`."""
+        return cls(_numbers(document["weights"]), _numbers(document["intercept"]))
+
 
 @dataclass(frozen=True)
-class Tempered:
+class Tempered(Rule, kind="tempered"):
     """A rule, each expert raised to a power of its own before it.
 
     Attributes:
@@ -164,21 +255,33 @@ class Tempered:
         """Those that the inner rule uses."""
         return self.inner.used
 
-    def of_used(self) -> Tempered:
-        """The same, of the used experts alone."""
-        return Tempered(self.inner.of_used(), self.powers[self.used])
+    def restrict(self, kept: Labels) -> Self:
+        """See `Rule`."""
+        return replace(self, inner=self.inner.restrict(kept), powers=self.powers[kept])
 
     def apply(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
+        """See `Rule`."""
         return self.inner.apply(log_softmax(log_posteriors * self.powers[:, None, None]))
 
+    def fits(self, experts: int, classes: int) -> bool:
+        """See `Rule`."""
+        return self.powers.shape == (experts,) and self.inner.fits(experts, classes)
+
     def to_json(self) -> dict[str, Any]:
-        """See `rule_from_json`."""
-        return {"kind": "tempered", "powers": self.powers.tolist(), "inner": self.inner.to_json()}
+        """See `Rule`."""
+        return {"kind": self.kind, "powers": self.powers.tolist(), "inner": self.inner.to_json()}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """See `Rule`."""
+        powers = _numbers(document["powers"])
+        if (powers <= 0).any():
+            raise ValueError("a power that is not positive")
+        return cls(_read(document["inner"]), powers)
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class Calibrated(Rule, kind="calibrated"):
     """A rule, and a scale and an offset of each class's log-posterior after it.
 
     Attributes:
@@ -196,27 +299,40 @@ class Calibrated:
         """Those that the inner rule uses."""
         return self.inner.used
 
-    def of_used(self) -> Calibrated:
-        """The same, of the used experts alone."""
-        return Calibrated(self.inner.of_used(), self.scale, self.offset)
+    def restrict(self, kept: Labels) -> Self:
+        """See `Rule`."""
+        return replace(self, inner=self.inner.restrict(kept))
 
     def apply(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
+        """See `Rule`."""
         fused = np.maximum(self.inner.apply(log_posteriors), _CALIBRATION_FLOOR)
         return log_softmax(fused * self.scale + self.offset)
 
+    def fits(self, experts: int, classes: int) -> bool:
+        """See `Rule`."""
+        of_classes = self.scale.shape == self.offset.shape == (classes,)
+        return of_classes and self.inner.fits(experts, classes)
+
     def to_json(self) -> dict[str, Any]:
-        """See `rule_from_json`."""
+        """See `Rule`."""
         return {
-            "kind": "calibrated",
+            "kind": self.kind,
             "scale": self.scale.tolist(),
             "offset": self.offset.tolist(),
             "inner": self.inner.to_json(),
         }
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """See `Rule`."""
+        scale, offset = _numbers(document["scale"]), _numbers(document["offset"])
+        if (scale < 0).any():
+            raise ValueError("a negative scale")
+        return cls(_read(document["inner"]), scale, offset)
+
 
 @dataclass(frozen=True)
-class Stacked:
+class Stacked(Rule, kind="stacked"):
     """Several rules over the same experts, and one over these.
 
     Attributes:
@@ -233,43 +349,32 @@ class Stacked:
         used = [self.first[layer].used for layer in self.second.used]
         return np.unique(np.concatenate(used))
 
-    def of_used(self) -> Stacked:
-        """The same, of the used experts alone."""
-        kept = self.used
-        rules = [self.first[layer] for layer in self.second.used]
-        return Stacked(tuple(_of(rule, kept) for rule in rules), self.second.of_used())
+    def restrict(self, kept: Labels) -> Self:
+        """See `Rule`; first rules that the second one does not use are left out."""
+        first = tuple(self.first[layer].restrict(kept) for layer in self.second.used)
+        return replace(self, first=first, second=self.second.of_used())
 
     def apply(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
+        """See `Rule`."""
         return self.second.apply(np.stack([rule.apply(log_posteriors) for rule in self.first]))
 
+    def fits(self, experts: int, classes: int) -> bool:
+        """See `Rule`."""
+        first = bool(self.first) and all(rule.fits(experts, classes) for rule in self.first)
+        return first and self.second.fits(len(self.first), classes)
+
     def to_json(self) -> dict[str, Any]:
-        """See `rule_from_json`."""
+        """See `Rule`."""
         return {
-            "kind": "stacked",
+            "kind": self.kind,
             "first": [rule.to_json() for rule in self.first],
             "second": self.second.to_json(),
         }
 
-
-Rule = Pooling | LinearMap | Tempered | Calibrated | Stacked | TraceMap
-
-
-def _of(rule: Rule, kept: Labels) -> Rule:
-    """A rule over some of its experts, of which it uses no others."""
-    if isinstance(rule, Pooling):
-        return Pooling(rule.weights[kept], rule.space, rule.floor)
-    if isinstance(rule, Tempered):
-        return Tempered(_of(rule.inner, kept), rule.powers[kept])
-    if isinstance(rule, Calibrated):
-        return Calibrated(_of(rule.inner, kept), rule.scale, rule.offset)
-    if isinstance(rule, TraceMap):
-        return TraceMap(rule.weights[:, kept], rule.intercept)
-    if isinstance(rule, Stacked):
-        return Stacked(tuple(_of(one, kept) for one in rule.first), rule.second)
-    classes = len(rule.intercept)
-    columns = (kept[:, None] * classes + np.arange(classes)).ravel()
-    return LinearMap(rule.coefficients[:, columns], rule.intercept, rule.inputs)
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """See `Rule`."""
+        return cls(tuple(map(_read, document["first"])), _read(document["second"]))
 
 
 def posterior_table(log_posteriors: Array, inputs: Inputs) -> Array:
@@ -282,92 +387,43 @@ def posterior_table(log_posteriors: Array, inputs: Inputs) -> Array:
     return values.transpose(1, 0, 2).reshape(values.shape[1], -1)
 
 
-def rule_from_json(
-    document: Mapping[str, Any], experts: int, classes: int, layers: int = _MOST_LAYERS
-) -> Rule:
+def rule_from_json(document: Mapping[str, Any], experts: int, classes: int) -> Rule:
     """The inverse of `to_json`.
 
     Raises:
         EnsembleError: If the numbers do not fit this many experts and classes, or rules lie
-            within rules more than `layers` deep.
+            within rules too deep.
     """
-    if layers == 0:
+    if _layers(document) > _MOST_LAYERS:
         raise EnsembleError(f"Damaged fusion parameters: more than {_MOST_LAYERS} layers.")
     try:
-        kind = document["kind"]
-        if kind not in _READERS:
-            raise EnsembleError(f"Unknown kind of fusion '{kind}'.")
-        rule, fits = _READERS[kind](document, experts, classes, layers - 1)
+        rule = _read(document)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, EnsembleError):
             raise
         raise EnsembleError(f"Damaged fusion parameters: {error!r}.") from error
-    if not fits:
+    if not rule.fits(experts, classes):
         raise EnsembleError(
             f"The fusion's parameters do not fit {experts} experts and {classes} classes."
         )
     return rule
 
 
-_Read = tuple[Rule, bool]
-"""A rule, and whether its numbers fit experts and classes."""
+def _layers(document: Any) -> int:
+    """How many rules lie within each other, the outer one counted."""
+    if isinstance(document, Mapping):
+        return 1 + max(map(_layers, document.values()), default=0)
+    return max(map(_layers, document), default=0) if isinstance(document, list) else 0
 
 
-def _pooling(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
-    floor, weights = document["floor"], _numbers(document["weights"])
-    if (weights < 0).any():
-        raise ValueError("a negative weight")
-    space = _known(document["space"], get_args(Space))
-    rule = Pooling(weights, space, None if floor is None else float(floor))
-    return rule, weights.shape == (experts,)
-
-
-def _linear(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
-    rule = LinearMap(
-        _numbers(document["coefficients"]),
-        _numbers(document["intercept"]),
-        _known(document["inputs"], get_args(Inputs)),
-    )
-    fits = rule.coefficients.shape == (classes, experts * classes)
-    return rule, fits and rule.intercept.shape == (classes,)
-
-
-def _tempered(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
-    powers = _numbers(document["powers"])
-    if (powers <= 0).any():
-        raise ValueError("a power that is not positive")
-    inner = rule_from_json(document["inner"], experts, classes, layers)
-    return Tempered(inner, powers), powers.shape == (experts,)
-
-
-def _calibrated(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
-    scale, offset = _numbers(document["scale"]), _numbers(document["offset"])
-    if (scale < 0).any():
-        raise ValueError("a negative scale")
-    inner = rule_from_json(document["inner"], experts, classes, layers)
-    return Calibrated(inner, scale, offset), scale.shape == offset.shape == (classes,)
-
-
-def _stacked(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
-    rules = [rule_from_json(one, experts, classes, layers) for one in document["first"]]
-    second = rule_from_json(document["second"], len(rules), classes, layers)
-    return Stacked(tuple(rules), second), bool(rules)
-
-
-def _traces(document: Mapping[str, Any], experts: int, classes: int, layers: int) -> _Read:
-    rule = TraceMap(_numbers(document["weights"]), _numbers(document["intercept"]))
-    fits = rule.weights.shape == (classes, experts, classes)
-    return rule, fits and rule.intercept.shape == (classes,)
-
-
-_READERS: dict[str, Callable[[Mapping[str, Any], int, int, int], _Read]] = {
-    "pooling": _pooling,
-    "linear": _linear,
-    "tempered": _tempered,
-    "calibrated": _calibrated,
-    "stacked": _stacked,
-    "traces": _traces,
-}
+def _read(document: Mapping[str, Any]) -> Rule:
+    kind = document["kind"]
+    if kind not in Rule.kinds:
+        with suppress(ModuleNotFoundError):  # an export's own program knows the kinds of this file
+            import_module("ensembles.fusion.methods")
+    if kind not in Rule.kinds:
+        raise EnsembleError(f"Unknown kind of fusion '{kind}'.")
+    return Rule.kinds[kind].from_json(document)
 
 
 def _numbers(values: Any) -> Array:

@@ -7,8 +7,9 @@ from typing import Self
 
 import numpy as np
 
+from ensembles.fusion.base import Fusion
 from ensembles.fusion.calibration import held_out_fusion
-from ensembles.fusion.memory import Inner, fitted
+from ensembles.fusion.memory import fitted
 from ensembles.fusion.rules import Stacked
 from ensembles.metrics import Array, Labels
 
@@ -24,7 +25,7 @@ class StackedFusion:
         second: Makes the fusion of these.
     """
 
-    def __init__(self, first: Sequence[Callable[[], Inner]], second: Callable[[], Inner]) -> None:
+    def __init__(self, first: Sequence[Callable[[], Fusion]], second: Callable[[], Fusion]) -> None:
         self.first, self.second = tuple(first), second
 
     def fit(self, log_posteriors: Array, labels: Labels, groups: Labels) -> Self:
@@ -38,9 +39,5 @@ class StackedFusion:
         return self
 
     def rule(self) -> Stacked:
-        """What was fitted."""
+        """Return the fitted rule."""
         return Stacked(self.first_, self.second_)
-
-    def predict(self, log_posteriors: Array) -> Array:
-        """(M, N, K) → (N, K) log-posteriors."""
-        return self.rule().apply(log_posteriors)

@@ -74,12 +74,8 @@ class TraceAverage:
         return self
 
     def rule(self) -> TraceMap:
-        """What was fitted."""
+        """Return the fitted rule."""
         return self.rule_
-
-    def predict(self, traces: Array) -> Array:
-        """(M, N, D) → (N, D)."""
-        return self.rule_.apply(traces)
 
 
 class TraceWeights(TraceAverage):

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.features import FeatureTable, clip_means
-from datasets.media.audio import read_audio
+from datasets.media.audio import as_waveform, read_audio
 from datasets.media.containers import AUDIO_SUFFIXES, MediaError
 from datasets.media.video import read_frames
 from ensembles import EnsembleError
 from ensembles.artifact.fitted_ensemble import Fused
 from ensembles.artifact.fold_networks import average_folds, load_folded
 from ensembles.artifact.manifest import Artifact
-from ensembles.artifact.onnx_export import open_session, run_session
+from ensembles.artifact.onnx_export import run_session
+from ensembles.artifact.onnx_session import open_session
 from ensembles.metrics import Array
 
 Backend = Literal["onnx", "torch"]
@@ -35,8 +36,6 @@ _BATCH_SECONDS = 120.0
 
 _NO_PICTURES = "is a sound file"
 _NO_MAPS = "new clips come without a saliency map"
-_SILENCE = 10 ** (-60 / 20)
-"""Peak of what counts as silent: 60 dB below full scale."""
 
 
 @dataclass(frozen=True)
@@ -333,14 +332,6 @@ def collate(clips: list[Clip]) -> dict[str, Tensor]:
             batch[kind] = torch.nn.utils.rnn.pad_sequence(items, batch_first=True)
             batch[f"{kind}_lengths"] = torch.tensor([len(item) for item in items])
     return batch
-
-
-def as_waveform(samples: NDArray[np.int16]) -> NDArray[np.float32]:
-    """(L,) 16-bit samples as the networks take them; raises MediaError if they are silent."""
-    waveform = samples.astype(np.float32) / 32768.0
-    if np.abs(waveform).max() < _SILENCE:
-        raise MediaError("is silent")
-    return waveform
 
 
 def _feature_columns(features: FeatureTable, artifact: Artifact) -> NDArray[np.int64]:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.media.audio import as_waveform
 from datasets.media.containers import MediaError
 from datasets.media.windows import Window, Windows, read_windows
-from ensembles.inference.predictor import Answer, Clip, Predictor, as_waveform
+from ensembles.inference.predictor import Answer, Clip, Predictor
 
 _BATCH_SECONDS = 60.0
 _NO_FEATURES = "features are of whole clips, not of windows"

@@ -272,9 +272,9 @@ def _cross_fitted(fusion: PosteriorFusion, members: Array, experts: Experts) -> 
     fused: Array = np.empty(members.shape[1:])
     for fold in np.unique(table.folds):
         inside, outside = table.folds != fold, table.folds == fold
-        rule = LogisticFusion("probabilities", penalties=(1.0,), scaling=fusion.scaling)
-        rule.fit(members[:, inside], table.labels[inside], table.folds[inside])
-        fused[outside] = rule.predict(members[:, outside])
+        regression = LogisticFusion("probabilities", penalties=(1.0,), scaling=fusion.scaling)
+        regression.fit(members[:, inside], table.labels[inside], table.folds[inside])
+        fused[outside] = regression.rule().apply(members[:, outside])
     return fused
 
 

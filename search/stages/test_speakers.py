@@ -17,6 +17,7 @@ from ensembles.artifact.fitted_ensemble import Fused
 from ensembles.artifact.fold_networks import FoldedExpert, average_folds, load_folded
 from ensembles.bank.posterior_bank import Experts
 from ensembles.evaluation.assessment import Assessment
+from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.exporting.refit import Chooser
 from ensembles.metrics import Array, score
 from search.data.bank_tables import clip_table, people
@@ -53,7 +54,7 @@ def score_unseen(
     rows = rows[~data.cache.missing[rows]]
     if not len(rows):
         return None
-    fused = Chooser(experts, assessment.metric).fit(assessment.chosen)
+    fused = Chooser(CrossFitter(experts, assessment.metric)).fit(assessment.chosen)
     each = {
         name: _predict(load_folded(run.path / "weights" / name), data, rows)
         for name in fused.experts

@@ -21,6 +21,7 @@ from ensembles.artifact.manifest import (
     read_artifact,
     write_manifest,
 )
+from ensembles.exporting.program import program_files
 from ensembles.predict import main
 from tests.bombs import PLANTS, plain, zipped
 
@@ -32,7 +33,7 @@ WEIGHTS = [
     for file in ("plan.json", *(f"fold-{k}.safetensors" for k in range(3)))
 ]
 GRAPHS = [f"experts/{name}.onnx" for name in EXPERTS]
-FILES = [*GRAPHS, *WEIGHTS, "predict.py"]
+FILES = [*GRAPHS, *WEIGHTS, *program_files()]
 
 
 def test_the_manifest_comes_back_as_it_was_written(exported: Path, changeable: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from ensembles import EnsembleError
 from ensembles.bank.posterior_bank import Experts
 from ensembles.evaluation.assessment import _score_recipe
-from ensembles.exporting.budget import PAPERS_MB, Budget, Candidates, Choice, Cost, ReducingFitter
+from ensembles.evaluation.cross_fitting import CrossFitter
+from ensembles.exporting.budget import PAPERS_MB, Budget, Candidates, Choice, Cost
 from ensembles.fusion.candidates import recipes_for
 from ensembles.fusion.greedy import GreedySelection
 from ensembles.metrics import fold_mean
@@ -33,7 +34,7 @@ def experts(make_experts: MakeExperts) -> Experts:
 
 
 def choose(experts: Experts, budget: Budget, costs: Mapping[str, Cost] = COSTS) -> Choice:
-    fitter = ReducingFitter(experts, "accuracy")
+    fitter = CrossFitter(experts, "accuracy")
     plain = [recipe for recipe in recipes_for(experts, "accuracy") if recipe.name in RECIPES]
     rows = [_score_recipe(fitter, recipe).to_json() for recipe in plain]
     recipes = {recipe.name: recipe for recipe in plain}
@@ -70,7 +71,7 @@ def test_both_limits_hold_together(experts: Experts) -> None:
 def test_a_budget_for_everything_allows_the_runs_best(experts: Experts) -> None:
     choice = choose(experts, Budget(max_latency_ms=1e6))
     assert choice.fitting == len(choice.candidates)
-    assert {c.recipe.name for c in choice.candidates} > set(RECIPES)
+    assert {c.candidate.name for c in choice.candidates} > set(RECIPES)
     assert choice.chosen.score == max(c.score for c in choice.candidates)
 
 
@@ -93,11 +94,11 @@ def test_the_chosen_is_on_the_front(experts: Experts) -> None:
 
 def test_each_score_is_that_of_held_out_predictions(experts: Experts) -> None:
     choice = choose(experts, Budget(max_latency_ms=7.0))
-    fitter, table = ReducingFitter(experts, "accuracy"), experts.table
+    fitter, table = CrossFitter(experts, "accuracy"), experts.table
     for candidate in choice.candidates:
-        honest = fitter.honest(candidate.recipe)
+        honest = fitter.honest(candidate.candidate)
         score = fold_mean("accuracy", table.labels, honest, table.folds)
-        assert candidate.score == pytest.approx(score), candidate.recipe.name
+        assert candidate.score == pytest.approx(score), candidate.candidate.name
 
 
 def test_a_folds_labels_do_not_change_what_is_chosen_without_it(experts: Experts) -> None:
@@ -131,7 +132,7 @@ def test_a_budget_that_nothing_fits_names_the_cheapest(experts: Experts) -> None
         match=r"Nothing fits --max-latency-ms 0.5: the cheapest, 'e00' alone takes 1 ms",
     ):
         choose(experts, Budget(max_latency_ms=0.5))
-    with pytest.raises(EnsembleError, match=r"Nothing fits --max-mb 0.1: .* 1 ms and 1.2 MB\."):
+    with pytest.raises(EnsembleError, match=r"Nothing fits --max-mb 0.1: .* 1 ms and 1.3 MB\."):
         choose(experts, Budget(max_mb=0.1))
 
 
@@ -150,7 +151,7 @@ def test_a_budget_is_a_number_above_zero(value: float) -> None:
 
 
 def test_recipes_of_another_bank_are_refused(experts: Experts) -> None:
-    fitter = ReducingFitter(experts, "accuracy")
+    fitter = CrossFitter(experts, "accuracy")
     with pytest.raises(EnsembleError, match=r"fusions \(summary.json\) do not fit its bank"):
         Candidates(fitter, {}, COSTS).choose(
             [{"name": "a+v: product"}], "a+v: product", [], Budget(max_mb=9.0)

@@ -12,6 +12,7 @@ from ensembles import EnsembleError
 from ensembles.artifact.fitted_ensemble import Fused
 from ensembles.bank.posterior_bank import Experts
 from ensembles.evaluation.assessment import assess
+from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.exporting.refit import Chooser
 from ensembles.metrics import Array
 
@@ -33,7 +34,7 @@ def experts(make_experts: MakeExperts) -> Experts:
 @pytest.fixture(scope="module")
 def chooser(experts: Experts) -> Chooser:
     """By UAR; to be asked, not changed."""
-    return Chooser(experts, "uar")
+    return Chooser(CrossFitter(experts, "uar"))
 
 
 def by_name(experts: Experts, rows: Array | None = None) -> dict[str, Array]:
@@ -60,7 +61,7 @@ def test_each_recipe_fitted_again_gives_the_run_its_held_out_posteriors(
 
 
 def test_an_ensemble_comes_back_from_json_bit_identical(experts: Experts, chooser: Chooser) -> None:
-    for recipe in chooser.recipes:
+    for recipe in chooser.candidates:
         fused = chooser.fit(recipe, [0])
         again = Fused.from_json(json.loads(json.dumps(fused.to_json())), classes=3)
         assert (again.recipe, again.experts) == (recipe, fused.experts)
@@ -70,7 +71,7 @@ def test_an_ensemble_comes_back_from_json_bit_identical(experts: Experts, choose
 
 
 def test_a_recipe_that_the_experts_do_not_allow_is_refused(make_experts: MakeExperts) -> None:
-    chooser = Chooser(make_experts(skills=(1.0,)), "accuracy")
+    chooser = Chooser(CrossFitter(make_experts(skills=(1.0,)), "accuracy"))
     with pytest.raises(EnsembleError, match=r"recipe 'a\+v: product' does not fit the experts"):
         chooser.fit("a+v: product")
 
@@ -111,7 +112,7 @@ def test_an_expert_that_was_not_kept_takes_nothing_over(chooser: Chooser) -> Non
 def test_an_ensemble_is_never_empty_however_bad_its_experts(make_experts: MakeExperts) -> None:
     # The audio expert is worse than chance, so that a fitted weight of it is 0.
     bad = make_experts(skills=(-3.0, 2.0), modalities=("audio", "video"), folds=3)
-    chooser = Chooser(bad, "accuracy")
+    chooser = Chooser(CrossFitter(bad, "accuracy"))
     whole = chooser.fit("a+v: weighted product")
     assert whole.experts == ("e01",)
     found = chooser.substitutes(whole, {"e00": frozenset({"audio"}), "e01": frozenset({"video"})})

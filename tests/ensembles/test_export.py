@@ -18,6 +18,7 @@ from datasets.media.video import read_frames
 from ensembles.artifact.fold_networks import load_folded
 from ensembles.artifact.manifest import manifest_sha256, read_artifact
 from ensembles.bank.posterior_bank import PosteriorBank
+from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.export import main
 from ensembles.exporting.finished_run import read_run
 from ensembles.exporting.model_card import model_card
@@ -219,9 +220,9 @@ def test_what_no_expert_reads_is_not_asked_of_a_clip(run: Path, tmp_path: Path) 
 
 def test_every_recipe_of_the_run_can_be_exported(run: Path) -> None:
     finished = read_run(run)
-    chooser = Chooser(finished.experts, "accuracy")
+    chooser = Chooser(CrossFitter(finished.experts, "accuracy"))
     rows = json.loads((run / "summary.json").read_text())["fusions"]
-    assert {row["name"] for row in rows} == set(chooser.recipes)
+    assert {row["name"] for row in rows} == set(chooser.candidates)
     for row in rows:
         assert list(chooser.fit(row["name"]).experts) == row["experts"]
 

@@ -80,7 +80,7 @@ both_spaces = pytest.mark.parametrize("space", ["arithmetic", "log"])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_probabilities_sum_to_1(classes: int, build: Build, make_experts: Any) -> None:
     experts = make_experts(classes=classes, skills=(2.0, 1.0))
-    fused = fitted(build, experts).predict(experts.log_posteriors)
+    fused = fitted(build, experts).rule().apply(experts.log_posteriors)
     assert fused.shape == (72, classes)
     np.testing.assert_allclose(np.exp(fused).sum(axis=1), 1.0, rtol=1e-9)
     assert score("accuracy", experts.table.labels, fused) > 0.75
@@ -89,7 +89,7 @@ def test_probabilities_sum_to_1(classes: int, build: Build, make_experts: Any) -
 @pytest.mark.parametrize("way", IDENTITY)
 def test_one_expert_is_the_identity(way: str, make_experts: Any) -> None:
     experts = make_experts(skills=(1.0,))
-    fused = fitted(WAYS[way], experts).predict(experts.log_posteriors)
+    fused = fitted(WAYS[way], experts).rule().apply(experts.log_posteriors)
     tolerance = 1e-12 if way in ("average", "product") else 1e-9  # the others are fitted
     np.testing.assert_allclose(fused, experts.log_posteriors[0], atol=tolerance)
 
@@ -100,9 +100,9 @@ def test_the_order_of_experts_does_not_matter(way: str, make_experts: Any) -> No
     experts = make_experts(skills=(0.5, 1.0, 1.5, 0.0))
     table, values = experts.table, experts.log_posteriors
     order = [2, 0, 3, 1]
-    one = fitted(WAYS[way], experts).predict(values)
+    one = fitted(WAYS[way], experts).rule().apply(values)
     other = WAYS[way]([KINDS[m] for m in order]).fit(values[order], table.labels, table.folds)
-    np.testing.assert_allclose(np.exp(other.predict(values[order])), np.exp(one), atol=1e-4)
+    np.testing.assert_allclose(np.exp(other.rule().apply(values[order])), np.exp(one), atol=1e-4)
 
 
 # By log-loss a bag's longest selection may be another's twice over, and only rounding tells them apart.
@@ -112,7 +112,9 @@ def test_the_order_of_clips_does_not_matter(way: str, make_experts: Any) -> None
     experts = make_experts()
     values = experts.log_posteriors
     order = np.random.default_rng(0).permutation(len(experts.table.labels))
-    one, other = (fitted(build, experts, rows).predict(values) for rows in (slice(None), order))
+    one, other = (
+        fitted(build, experts, rows).rule().apply(values) for rows in (slice(None), order)
+    )
     np.testing.assert_allclose(np.exp(other), np.exp(one), atol=1e-3)
 
 
@@ -120,9 +122,9 @@ def test_the_order_of_clips_does_not_matter(way: str, make_experts: Any) -> None
 def test_predicting_does_not_look_at_other_clips(build: Build, make_experts: Any) -> None:
     experts = make_experts()
     values, fusion = experts.log_posteriors, fitted(build, experts)
-    apart = np.concatenate([fusion.predict(values[:, [n]]) for n in range(10)])
+    apart = np.concatenate([fusion.rule().apply(values[:, [n]]) for n in range(10)])
     np.testing.assert_allclose(
-        np.exp(apart), np.exp(fusion.predict(values)[:10]), rtol=1e-9, atol=1e-7
+        np.exp(apart), np.exp(fusion.rule().apply(values)[:10]), rtol=1e-9, atol=1e-7
     )
 
 
@@ -133,7 +135,7 @@ def test_a_class_missing_in_the_fitted_rows_works(
 ) -> None:
     experts = make_experts(skills=(3.0, 3.0))
     rows = experts.table.labels != missing
-    fused = fitted(build, experts, rows).predict(experts.log_posteriors)
+    fused = fitted(build, experts, rows).rule().apply(experts.log_posteriors)
     assert np.isfinite(fused).all()
     assert fused.shape == (72, 3)
     assert score("accuracy", experts.table.labels[rows], fused[rows]) > 0.75
@@ -143,7 +145,7 @@ def test_a_class_missing_in_the_fitted_rows_works(
 def test_overconfident_experts_stay_finite(build: Build, make_experts: Any) -> None:
     experts = make_experts(scale=400.0)
     assert experts.log_posteriors.min() < -700
-    assert np.isfinite(fitted(build, experts).predict(experts.log_posteriors)).all()
+    assert np.isfinite(fitted(build, experts).rule().apply(experts.log_posteriors)).all()
 
 
 @every_fusion
@@ -152,7 +154,7 @@ def test_fusing_beats_a_lone_expert(build: Build, make_experts: Any) -> None:
     experts = make_experts(skills=(1.0,) * 5, speakers=40, clips=12)
     table, values = experts.table, experts.log_posteriors
     rows = table.folds < 2
-    fused = fitted(build, experts, rows).predict(values[:, ~rows])
+    fused = fitted(build, experts, rows).rule().apply(values[:, ~rows])
     alone = [score("accuracy", table.labels[~rows], one[~rows]) for one in values]
     assert score("accuracy", table.labels[~rows], fused) > max(alone)
 
@@ -273,7 +275,7 @@ def test_greedy_never_scores_below_its_best_expert_where_it_was_fitted(
         table, values = experts.table, experts.log_posteriors
         fusion = GreedySelection(space).fit(values, table.labels, table.folds)
         best = max(score("accuracy", table.labels, one) for one in values)
-        assert score("accuracy", table.labels, fusion.predict(values)) >= best, f"seed {seed}"
+        assert score("accuracy", table.labels, fusion.rule().apply(values)) >= best, f"seed {seed}"
 
 
 @both_spaces
@@ -292,7 +294,7 @@ def test_greedy_of_one_member_is_the_most_accurate_expert(space: Any, make_exper
     table, values = experts.table, experts.log_posteriors
     fusion = GreedySelection(space, size=1).fit(values, table.labels, table.folds)
     assert fusion.counts_.tolist() == [0, 1, 0]
-    np.testing.assert_allclose(fusion.predict(values), values[1], atol=1e-9)
+    np.testing.assert_allclose(fusion.rule().apply(values), values[1], atol=1e-9)
 
 
 def test_greedy_breaks_ties_of_accuracy_by_log_loss() -> None:
@@ -382,7 +384,7 @@ def test_logistic_takes_the_penalty_with_the_least_loss_on_held_out_groups(
             rows = table.folds != fold
             fusion = LogisticFusion(inputs, (penalty,))
             fusion.fit(values[:, rows], table.labels[rows], table.folds[rows])
-            held_out[~rows] = fusion.predict(values[:, ~rows])
+            held_out[~rows] = fusion.rule().apply(values[:, ~rows])
         losses.append(score("log_loss", table.labels, held_out))
     chosen = LogisticFusion(inputs).fit(values, table.labels, table.folds).penalty_
     assert chosen == PENALTIES[int(np.argmin(losses))]
@@ -412,7 +414,7 @@ def test_logistic_gives_a_class_that_it_never_saw_the_least_probability(make_exp
     fusion = LogisticFusion().fit(
         experts.log_posteriors[:, rows], experts.table.labels[rows], experts.table.folds[rows]
     )
-    fused = fusion.predict(experts.log_posteriors)
+    fused = fusion.rule().apply(experts.log_posteriors)
     assert (fused.argmin(axis=1) == 1).all()
     assert np.exp(fused[:, 1]).max() < 1e-6
 
@@ -423,7 +425,7 @@ def test_logistic_undoes_an_expert_that_mixes_up_its_classes(make_experts: Any) 
     swapped = experts.log_posteriors[:, :, [1, 0, 2]]
     table = experts.table
     assert score("accuracy", table.labels, swapped[0]) < 0.5
-    fused = LogisticFusion().fit(swapped, table.labels, table.folds).predict(swapped)
+    fused = LogisticFusion().fit(swapped, table.labels, table.folds).rule().apply(swapped)
     assert score("accuracy", table.labels, fused) > 0.8
     assert np.allclose(log_softmax(fused), fused)
 
@@ -463,8 +465,8 @@ def test_a_tempered_average_does_not_follow_whoever_is_surest(make_experts: Any)
     plain.fit(values, table.labels, table.folds)
     tempered.fit(values, table.labels, table.folds)
     assert tempered.powers_[1] < 0.05
-    assert score("accuracy", table.labels, tempered.predict(values)) > 0.1 + score(
-        "accuracy", table.labels, plain.predict(values)
+    assert score("accuracy", table.labels, tempered.rule().apply(values)) > 0.1 + score(
+        "accuracy", table.labels, plain.rule().apply(values)
     )
 
 
@@ -502,7 +504,7 @@ def test_vector_scaling_gives_back_what_a_biased_expert_withholds(make_experts: 
     table = experts.table
     fusion = CalibratedFusion(AverageFusion, "vector").fit(biased, table.labels, table.folds)
     assert fusion.offset_[1] - fusion.offset_[0] > 2
-    gained = score("accuracy", table.labels, fusion.predict(biased))
+    gained = score("accuracy", table.labels, fusion.rule().apply(biased))
     assert gained > 0.1 + score("accuracy", table.labels, biased[0])
 
 
@@ -536,7 +538,7 @@ def test_logistic_scales_the_rows_it_is_fitted_on(scaling: Any, make_experts: An
     model.fit((columns - shift) / scale, table.labels)
     fusion = LogisticFusion("probabilities", (0.3,), scaling).fit(values, table.labels, table.folds)
     np.testing.assert_allclose(
-        np.exp(fusion.predict(values)),
+        np.exp(fusion.rule().apply(values)),
         model.predict_proba((columns - shift) / scale),
         atol=1e-4,
     )
@@ -559,7 +561,9 @@ def test_logistic_finds_scikit_learns_optimum(
     model = LogisticRegression(C=penalty, max_iter=10_000, tol=1e-8).fit(columns, labels)
     fusion = LogisticFusion("logits", (penalty,)).fit(values, labels, labels * 0)
     np.testing.assert_allclose(
-        np.exp(fusion.predict(values)[:, model.classes_]), model.predict_proba(columns), atol=1e-4
+        np.exp(fusion.rule().apply(values)[:, model.classes_]),
+        model.predict_proba(columns),
+        atol=1e-4,
     )
 
 
@@ -585,7 +589,7 @@ def test_logistic_of_many_columns_is_scikit_learns(make_experts: Any) -> None:
     columns = (columns - columns.mean(axis=0)) / columns.std(axis=0)
     model = LogisticRegression(C=0.3, max_iter=200, tol=1e-3).fit(columns, labels[rows])
     fusion = LogisticFusion("logits", (0.3,)).fit(values[:, rows], labels[rows], labels[rows])
-    fused = np.exp(fusion.predict(values[:, rows]))
+    fused = np.exp(fusion.rule().apply(values[:, rows]))
     np.testing.assert_allclose(fused[:, :2], model.predict_proba(columns), atol=1e-6)
     assert fused[:, 2].max() < 1e-6
 
@@ -629,4 +633,4 @@ def test_a_stack_of_one_layer_of_one_is_that_fusion_weighed(make_experts: Any) -
     values, table = experts.log_posteriors, experts.table
     fusion = StackedFusion([WeightedFusion], AverageFusion).fit(values, table.labels, table.folds)
     alone = WeightedFusion().fit(values, table.labels, table.folds)
-    np.testing.assert_allclose(fusion.predict(values), alone.predict(values), atol=1e-9)
+    np.testing.assert_allclose(fusion.rule().apply(values), alone.rule().apply(values), atol=1e-9)

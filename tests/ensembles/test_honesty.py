@@ -389,7 +389,7 @@ def test_a_recipes_inner_score_is_the_log_loss_cross_fitted_without_the_fold(
             small.log_posteriors[taken][:, rows], table.labels[rows], table.folds[rows]
         )
         held = table.folds == other
-        predicted = fusion.predict(small.log_posteriors[taken][:, held])
+        predicted = fusion.rule().apply(small.log_posteriors[taken][:, held])
         merits.append(-score("log_loss", table.labels[held], predicted))
     assert fitter.inner_score(recipe, 0) == pytest.approx(np.mean(merits))
 

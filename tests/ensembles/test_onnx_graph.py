@@ -19,10 +19,10 @@ from ensembles.artifact.onnx_export import (
     TOLERANCE,
     example_batch,
     input_names,
-    open_session,
     run_session,
     to_onnx,
 )
+from ensembles.artifact.onnx_session import open_session
 from models import ClipShape, architectures, build_expert, get_architecture
 from tests.small import CASES as EVERY_CASE
 from tests.small import PAIRS, SPEECH_LARGE, case_name, early

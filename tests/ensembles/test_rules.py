@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ensembles import EnsembleError
+from ensembles.fusion import rules
 from ensembles.fusion.rules import (
     Calibrated,
     LinearMap,
@@ -250,3 +251,16 @@ def test_rules_within_rules_end_somewhere() -> None:
     rule_from_json(document, 2, 2)
     with pytest.raises(EnsembleError, match="more than 8 layers"):
         rule_from_json({**TEMPERED, "inner": document}, 2, 2)
+
+
+def test_a_kind_that_a_fusion_method_brings_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def register(module: str) -> None:
+        class Doubled(Pooling, kind="doubled"):
+            """Defined when the methods are imported."""
+
+        assert (module, Doubled.kind) == ("ensembles.fusion.methods", "doubled")
+
+    monkeypatch.setattr(rules.Rule, "kinds", dict(rules.Rule.kinds))
+    monkeypatch.setattr(rules, "import_module", register)
+    rule = rule_from_json({**POOLING, "kind": "doubled"}, 2, 2)
+    assert rule.to_json() == {**POOLING, "kind": "doubled"}

@@ -113,7 +113,7 @@ def test_moments_give_the_concordance_of_any_combination() -> None:
 def test_one_perfect_expert_is_left_as_it_is(build: type[TraceAverage]) -> None:
     table = make_table()
     fitted = build().fit(table.labels[None], table.labels, table.folds)
-    np.testing.assert_allclose(fitted.predict(table.labels[None]), table.labels, atol=2e-3)
+    np.testing.assert_allclose(fitted.rule().apply(table.labels[None]), table.labels, atol=2e-3)
 
 
 @pytest.mark.parametrize("build", [TraceWeights, TraceGreedy])
@@ -135,18 +135,18 @@ def test_what_is_fitted_beats_each_expert_where_it_was_fitted(build: type[TraceA
     gold = experts.table.labels
     fitted = build().fit(experts.log_posteriors, gold, experts.table.folds)
     alone = max(score(CCC, gold, one) for one in experts.log_posteriors)
-    assert score(CCC, gold, fitted.predict(experts.log_posteriors)) > alone
+    assert score(CCC, gold, fitted.rule().apply(experts.log_posteriors)) > alone
 
 
 def test_ridge_undoes_scale_and_offset_and_the_order_of_experts_does_not_matter() -> None:
     table = make_table()
     told_off = -3.0 * table.labels + 2.0
     fitted = TraceRidge().fit(told_off[None], table.labels, table.folds)
-    np.testing.assert_allclose(fitted.predict(told_off[None]), table.labels, atol=1e-2)
+    np.testing.assert_allclose(fitted.rule().apply(told_off[None]), table.labels, atol=1e-2)
     experts = make_experts(table).log_posteriors
-    one = TraceRidge().fit(experts, table.labels, table.folds).predict(experts)
+    one = TraceRidge().fit(experts, table.labels, table.folds).rule().apply(experts)
     turned = experts[::-1]
-    other = TraceRidge().fit(turned, table.labels, table.folds).predict(turned)
+    other = TraceRidge().fit(turned, table.labels, table.folds).rule().apply(turned)
     np.testing.assert_allclose(one, other, atol=1e-9)
 
 
