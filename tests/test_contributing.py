@@ -12,24 +12,28 @@ from typing import Any
 
 import pytest
 
+from tests.corpora import write_tone
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("models", "datasets", "ensembles", "search", "tests")
 
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, with the file and the line that CONTRIBUTING.md shows."""
+    """The program, with the files and the lines that CONTRIBUTING.md shows."""
     home = tmp_path_factory.mktemp("copy")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", home)
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    file, line = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names = re.findall(r"`(models/\S+\.py)`", text)
-    assert names == ["models/audio/my_net.py", "models/audio/__init__.py"]
-    (home / names[0]).write_text(file)
-    with (home / names[1]).open("a") as register:
-        register.write(line)
+    shown = re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL)
+    assert [name for name, _ in shown] == [
+        "models/audio/my_net.py", "models/audio/__init__.py",
+        "datasets/corpora/my_corpus.py", "datasets/corpora/__init__.py",
+    ]  # fmt: skip
+    for name, code in shown:
+        with (home / name).open("a") as file:
+            file.write(code)
     return home
 
 
@@ -38,8 +42,8 @@ import io, json, optuna, pytest
 from contextlib import redirect_stdout
 from models import ClipShape, build_expert
 from models.list import main
-from search.space.search_space.scope import offer_for
-from search.space.search_space.suggest import known_good, suggest_plan
+from search.space.scope import offer_for
+from search.space.suggest import known_good, suggest_plan
 
 with redirect_stdout(io.StringIO()) as listed:
     assert main(["--json", "--only", "my_net"]) == 0
@@ -84,9 +88,10 @@ def found(copied: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_architecture_is_ten_lines() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+@pytest.mark.parametrize("name", ["my_net", "my_corpus"])
+def test_what_is_added_is_ten_lines(copied: Path, name: str) -> None:
+    (path,) = copied.rglob(f"{name}.py")
+    code = path.read_text()
     body = code[code.index("@register") :].splitlines()
     lines = [line for line in body if line.strip() and not line.strip().startswith('"""')]
     assert len(lines) <= 10
@@ -115,3 +120,28 @@ def test_it_is_searched(found: Any) -> None:
     assert names == ("my_net",) * 3
     assert rates[0] == pytest.approx(1e-3)
     assert len(set(rates)) == 3
+
+
+def run_prepare(copied: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "datasets.prepare", *arguments]
+    return subprocess.run(command, cwd=copied, capture_output=True, text=True, check=False)
+
+
+def test_the_corpus_is_listed_and_prepared(copied: Path, tmp_path: Path) -> None:
+    for speaker in ("ann", "bob"):
+        write_tone(tmp_path / f"{speaker}_happy_1.wav", "happy", seed=1)
+        write_tone(tmp_path / f"{speaker}_sad_1.wav", "sad", seed=2)
+    listed = run_prepare(copied, "--help").stdout
+    assert re.search(r"my_corpus +SPEAKER_EMOTION_TAKE.wav, in one folder", listed)
+    place = ["--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = run_prepare(copied, "my_corpus", *place)
+    assert done.returncode == 0, done.stderr
+    assert "4 clips of 2 speakers" in done.stdout
+    assert "classes: happy 2, sad 2" in done.stdout
+
+
+def test_the_corpus_has_no_options_of_another(copied: Path) -> None:
+    done = run_prepare(copied, "my_corpus", "--root", "x", "--out", "y", "--song")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: Unknown option '--song' of the corpus my_corpus.")
