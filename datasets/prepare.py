@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
@@ -12,55 +11,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from datasets.clips import Corpus, DataError
-from datasets.corpora.crema_d import TARGETS, load_crema_d
-from datasets.corpora.iemocap import CLASSES as IEMOCAP_CLASSES
-from datasets.corpora.iemocap import load_iemocap
-from datasets.corpora.manifest import load_manifest
-from datasets.corpora.ravdess import load_ravdess
-from datasets.corpora.recola import GOLDS, STEP_SECONDS, WINDOW_SECONDS, load_recola
+from datasets.corpora import option_types
+from datasets.corpora.registry import CORPORA
 from datasets.features import MISSING_CHOICES, with_features
 from datasets.media.crop import KINDS as CROPS
-from datasets.media.crop import MOST_MARGIN
+from datasets.media.crop import Crop
 from datasets.media.faces import crop_by, open_finder
 from datasets.media.preview import write_preview
-from datasets.rater_votes import TIES
 from datasets.sharding.index import FILE_NAME, ShardIndex
 from datasets.sharding.writer import ShardSettings, prepare
-
-_MOST_FRAME_RATE = 100.0
-
-
-def _frame_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) > 0 and int(width) > 0):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 60x100, got '{text}'")
-    return int(height), int(width)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got '{text}'")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= MOST_MARGIN:
-        raise argparse.ArgumentTypeError(f"expected 0 to {MOST_MARGIN:g}, got '{text}'")
-    return value
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= _MOST_FRAME_RATE:
-        raise argparse.ArgumentTypeError(f"expected up to {_MOST_FRAME_RATE:g}, got '{text}'")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,24 +27,21 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m datasets.prepare",
         description="Decodes a corpus once and writes WebDataset shards and index.json. "
         "An interrupted call is taken up where it stopped.",
+        epilog="Options of a corpus: python -m datasets.prepare CORPUS --help",
     )
+    commands = parser.add_subparsers(dest="corpus", required=True, metavar="CORPUS")
+    for corpus in CORPORA.values():
+        command = commands.add_parser(
+            corpus.name, help=corpus.description, description=corpus.description
+        )
+        _add_common_options(command)
+        corpus.add_options(command)
+    return parser
+
+
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "corpus",
-        choices=[
-            "ravdess",
-            "iemocap",
-            "recola",
-            "crema_d",
-            "manifest",
-            "synthetic",
-            "synthetic_traces",
-        ],
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        required=True,
-        help="the corpus as you have it: a folder (manifest: a folder with manifest.csv, or a CSV)",
+        "--root", type=Path, required=True, help="the corpus: a folder, or a manifest's CSV"
     )
     parser.add_argument("--out", type=Path, help="where the shards go")
     parser.add_argument(
@@ -101,41 +57,45 @@ def _parser() -> argparse.ArgumentParser:
         default="error",
         help="frames and clips whose features lack a value: an error, or left out and named (skip)",
     )
-    _add_options_of_one_corpus(parser)
     parser.add_argument(
         "--sample-rate",
-        type=_positive,
+        type=option_types.positive,
         default=16_000,
         metavar="HZ",
         help="audio rate in the shards (default 16000)",
     )
-    _add_options_of_pictures(parser)
-    parser.add_argument("--clips-per-shard", type=_positive, default=64, help="(default 64)")
+    _add_frame_options(parser)
     parser.add_argument(
-        "--workers", type=_positive, help="processes (default: one a core where it pays)"
+        "--clips-per-shard", type=option_types.positive, default=64, help="(default 64)"
     )
-    return parser
+    parser.add_argument(
+        "--workers",
+        type=option_types.positive,
+        help="processes (default: one a core where it pays)",
+    )
 
 
-def _add_options_of_pictures(parser: argparse.ArgumentParser) -> None:
+def _add_frame_options(parser: argparse.ArgumentParser) -> None:
     taken = parser.add_mutually_exclusive_group()
     taken.add_argument(
         "--frames",
-        type=_positive,
-        help="frames taken of a clip's video, evenly spread (default 20; recola: one a step)",
+        type=option_types.positive,
+        default=20,
+        help="frames taken of a clip's video, evenly spread (default 20; of traces one a step)",
     )
     taken.add_argument(
         "--frame-rate",
-        type=_rate,
+        type=option_types.frame_rate,
         default=0.0,
         metavar="HZ",
         help="frames taken of every second instead, so that longer videos have more",
     )
     parser.add_argument(
         "--frame-size",
-        type=_frame_size,
+        type=option_types.frame_size,
+        default="60x100",
         metavar="HxW",
-        help="frame size in pixels (default 60x100; recola: 96x96)",
+        help="frame size in pixels (default %(default)s)",
     )
     parser.add_argument(
         "--crop",
@@ -145,7 +105,7 @@ def _add_options_of_pictures(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--face-margin",
-        type=_share,
+        type=option_types.margin,
         default=0.3,
         metavar="X",
         help="added on every side of the face, as a share of its size (default 0.3)",
@@ -165,80 +125,6 @@ def _add_options_of_pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preview-only", action="store_true", help="write that sheet, and no shards"
     )
-
-
-def _add_options_of_one_corpus(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--song", action="store_true", help="ravdess: the sung clips instead of the spoken ones"
-    )
-    parser.add_argument(
-        "--classes",
-        choices=list(IEMOCAP_CLASSES),
-        default="4",
-        help="iemocap: angry, happy, neutral, sad; three without happy; or all (default 4)",
-    )
-    parser.add_argument(
-        "--keep-excited",
-        action="store_true",
-        help="iemocap: excited turns are not taken as happy ones",
-    )
-    parser.add_argument(
-        "--part",
-        choices=["impro", "script", "all"],
-        default="all",
-        help="iemocap: improvised or scripted dialogues alone (default all)",
-    )
-    parser.add_argument(
-        "--target",
-        choices=list(TARGETS),
-        default="intended",
-        help="crema_d: the emotion that the actor meant, or what most said who heard (voice), "
-        "saw (face), or heard and saw it (both)",
-    )
-    parser.add_argument(
-        "--ties",
-        choices=list(TIES),
-        help="manifest, crema_d: clips whose raters agree on no emotion: an error (manifest's default), left out "
-        "and named (drop; crema_d's), or kept under the first named (soft; for search.run --soft-labels)",
-    )
-    parser.add_argument(
-        "--gold",
-        choices=list(GOLDS),
-        default="ccc",
-        help="recola: raters weighted by how well they agree with the others, or alike (default ccc)",
-    )
-    parser.add_argument(
-        "--window",
-        type=float,
-        default=WINDOW_SECONDS,
-        metavar="SECONDS",
-        help="recola: a clip's length (default 6)",
-    )
-    parser.add_argument(
-        "--hop",
-        type=float,
-        metavar="SECONDS",
-        help="recola: from a clip's start to the next one's (default: the window)",
-    )
-    parser.add_argument(
-        "--speakers",
-        type=_positive,
-        default=12,
-        help="synthetic, synthetic_traces: speakers (default 12)",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=1.0,
-        help="synthetic_traces: of each recording (default 1)",
-    )
-    parser.add_argument(
-        "--repetitions",
-        type=_positive,
-        default=3,
-        help="synthetic: clips per speaker and emotion (default 3)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="synthetic corpora: seed (default 0)")
 
 
 class _Bar:
@@ -322,50 +208,45 @@ def _print_summary(index: ShardIndex, out: Path) -> None:
 
 
 def _load(options: argparse.Namespace) -> Corpus:
-    root, features, missing = options.root, options.features, options.missing_features
-    if options.corpus == "ravdess":
-        song = options.song
-        return load_ravdess(root, features=features, song=song, missing_features=missing)
-    if options.corpus == "iemocap":
-        merge = not options.keep_excited
-        corpus = load_iemocap(root, classes=options.classes, merge_excited=merge, part=options.part)
-        return with_features(corpus, features, missing=missing) if features else corpus
-    if options.corpus == "crema_d":
-        corpus = load_crema_d(root, target=options.target, ties=options.ties or "drop")
-        return with_features(corpus, features, missing=missing) if features else corpus
-    if options.corpus in ("recola", "synthetic_traces"):
-        if options.corpus == "synthetic_traces":
-            from datasets.corpora.synthetic_traces import make_synthetic_traces
-
-            make_synthetic_traces(
-                root, speakers=options.speakers, minutes=options.minutes, seed=options.seed
-            )
-        corpus = load_recola(
-            root, gold=options.gold, window_seconds=options.window, hop_seconds=options.hop
-        )
-        return with_features(corpus, features, missing=missing) if features else corpus
-    if options.corpus == "manifest":
-        ties = options.ties or "error"
-        return load_manifest(root, features=features, missing_features=missing, ties=ties)
-    from datasets.corpora.synthetic import (
-        load_synthetic,  # half a second, which no worker should spend
-    )
-
-    if features:
-        raise DataError("The synthetic corpus has features of its own; leave out --features.")
-    return load_synthetic(
-        root, speakers=options.speakers, repetitions=options.repetitions, seed=options.seed
-    )
+    registered = CORPORA[options.corpus]
+    try:
+        corpus = registered.load(options)
+        if registered.reads_features or not options.features:
+            return corpus
+        return with_features(corpus, options.features, missing=options.missing_features)
+    except OSError as error:
+        where = error.filename or options.root
+        raise DataError(f"Cannot read '{where}': {error.strerror or error}.") from error
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        print(
+            f"error: Unknown option '{unknown[0]}' of the corpus {options.corpus}. "
+            f"Known: python -m datasets.prepare {options.corpus} --help",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     if options.preview_only and not options.preview:
         parser.error("--preview-only goes with --preview")
     if not options.out and not options.preview_only:
         parser.error("the following arguments are required: --out")
     return options
+
+
+def _settings(options: argparse.Namespace, corpus: Corpus, crop: Crop) -> ShardSettings:
+    steps = max(0 if record.trace is None else len(record.trace) for record in corpus.clips)
+    return ShardSettings(
+        sample_rate_hz=options.sample_rate,
+        frames=options.frames or steps,
+        frame_size=options.frame_size,
+        clips_per_shard=options.clips_per_shard,
+        frame_rate=options.frame_rate,
+        crop=crop,
+        face_model=options.face_model,
+    )
 
 
 def _preview(corpus: Corpus, path: Path, settings: ShardSettings) -> str:
@@ -385,21 +266,8 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         crop = crop_by(options.crop, options.face_margin, options.face_model)
-        try:
-            corpus = _load(options)
-        except OSError as error:
-            where = error.filename or options.root
-            raise DataError(f"Cannot read '{where}': {error.strerror or error}.") from error
-        over_time, steps = bool(corpus.dimensions), round(options.window / STEP_SECONDS)
-        settings = ShardSettings(
-            sample_rate_hz=options.sample_rate,
-            frames=options.frames or (steps if over_time else 20),
-            frame_size=options.frame_size or ((96, 96) if over_time else (60, 100)),
-            clips_per_shard=options.clips_per_shard,
-            frame_rate=options.frame_rate,
-            crop=crop,
-            face_model=options.face_model,
-        )
+        corpus = _load(options)
+        settings = _settings(options, corpus, crop)
         if options.preview:
             with console.status("drawing the preview"):
                 print(_preview(corpus, options.preview, settings))

@@ -77,10 +77,10 @@ class SearchConfig:
             where an architecture's file is not there, backbones start from random weights.
         epochs: Epochs of every trial (default: searched).
         classes: Classes to keep, separated by commas (default: all).
-        protocol: How speakers are split: speaker-kfold:K, ravdess-luna5, ravdess-emobox6, iemocap-loso5,
-            iemocap-loso5-validation, iemocap-loso10, crema-d-speakers5, corpus-out (of joined corpora each
-            is a fold), manifest-split (the manifest's own: speakers of its test rows are test speakers), or
-            random, which leaks and says so (default: the corpus's own).
+        protocol: How speakers are split: speaker-kfold:K, a published protocol of the corpus such as
+            ravdess-luna5 (docs/data.md), corpus-out (of joined corpora each is a fold), manifest-split (the
+            manifest's own: speakers of its test rows are test speakers), or random, which leaks and says
+            so (default: the corpus's own).
         test_speakers: Speakers to put in no fold, separated by commas; the averaged ensemble is
             scored on them once, at the end.
         test_corpus: Of joined corpora (python -m datasets.join) the one to test on: all of its speakers

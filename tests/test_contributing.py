@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.corpora import write_tone
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("models", "datasets", "ensembles", "search", "tests")
 
@@ -29,11 +31,18 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file, line in shown[1::2]:
         known = (home / file).read_text()
         (home / file).write_text(
-            re.sub(r"^from (models|ensembles)", rf"{line}\g<0>", known, count=1, flags=re.MULTILINE)
+            re.sub(
+                r"^from (models|ensembles|datasets)",
+                rf"{line}\g<0>",
+                known,
+                count=1,
+                flags=re.MULTILINE,
+            )
         )
     assert [file for file, _ in shown] == [
         "models/audio/my_net.py", "models/audio/__init__.py",
         "ensembles/fusion/likelihood.py", "ensembles/fusion/methods.py",
+        "datasets/corpora/my_corpus.py", "datasets/corpora/__init__.py",
     ]  # fmt: skip
     return home
 
@@ -136,3 +145,28 @@ def test_it_is_searched(found: Any) -> None:
     assert names == ("my_net",) * 3
     assert rates[0] == pytest.approx(1e-3)
     assert len(set(rates)) == 3
+
+
+def run_prepare(copied: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "datasets.prepare", *arguments]
+    return subprocess.run(command, cwd=copied, capture_output=True, text=True, check=False)
+
+
+def test_the_corpus_is_listed_and_prepared(copied: Path, tmp_path: Path) -> None:
+    for speaker in ("ann", "bob"):
+        write_tone(tmp_path / f"{speaker}_happy_1.wav", "happy", seed=1)
+        write_tone(tmp_path / f"{speaker}_sad_1.wav", "sad", seed=2)
+    listed = run_prepare(copied, "--help").stdout
+    assert re.search(r"my_corpus +SPEAKER_EMOTION_TAKE.wav, in one folder", listed)
+    place = ["--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = run_prepare(copied, "my_corpus", *place)
+    assert done.returncode == 0, done.stderr
+    assert "4 clips of 2 speakers" in done.stdout
+    assert "classes: happy 2, sad 2" in done.stdout
+
+
+def test_the_corpus_has_no_options_of_another(copied: Path) -> None:
+    done = run_prepare(copied, "my_corpus", "--root", "x", "--out", "y", "--song")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: Unknown option '--song' of the corpus my_corpus.")

@@ -9,6 +9,7 @@ its votes; the actors' opinion of themselves (`C-F1:`) is none.
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Literal
 
 from datasets.clips import ClipRecord, Corpus, DataError, Part, Skipped
 from datasets.corpora.files import files_under
+from datasets.corpora.registry import Counts, PublishedProtocol, register_corpus
 from datasets.rater_votes import shares
+from datasets.sharding.index import ShardIndex
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "4": ("angry", "happy", "neutral", "sad"),
@@ -40,6 +43,74 @@ _LINE = re.compile(
 )
 _RATER = re.compile(r"^C-E\d+:\s*([^\t(]*)")
 _VIDEO = (".avi", ".mp4", ".mkv", ".mov")
+
+# Busso et al. 2008. Of sessions the four classes with excited turns as happy ones, as everyone counts them.
+_PER_CLASS = {
+    "angry": 1103, "disgust": 2, "excited": 1041, "fearful": 40, "frustrated": 1849, "happy": 595,
+    "neutral": 1708, "other": 3, "sad": 1084, "surprised": 107,
+}  # fmt: skip
+_PER_SESSION = {"Ses01": 1085, "Ses02": 1023, "Ses03": 1151, "Ses04": 1031, "Ses05": 1241}
+_SESSION_PAIRS = tuple((f"{session}F", f"{session}M") for session in _PER_SESSION)
+_SINGLE_SPEAKERS = tuple((speaker,) for pair in _SESSION_PAIRS for speaker in pair)
+
+
+def _counts(index: ShardIndex) -> Counts:
+    """Counts of the classes that were taken, excited turns perhaps as happy ones."""
+    counts = dict(_PER_CLASS)
+    if "excited" not in index.labels:
+        counts["happy"] += counts["excited"]
+    classes = {label: count for label, count in counts.items() if label in index.labels}
+    four = set(index.labels) == set(CLASSES["4"])
+    return {"class": classes, "session": _PER_SESSION if four else {}}
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--classes",
+        choices=list(CLASSES),
+        default="4",
+        help="angry, happy, neutral, sad; three without happy; or all (default 4)",
+    )
+    parser.add_argument(
+        "--keep-excited", action="store_true", help="excited turns are not taken as happy ones"
+    )
+    parser.add_argument(
+        "--part",
+        choices=["impro", "script", "all"],
+        default="all",
+        help="improvised or scripted dialogues alone (default all)",
+    )
+
+
+@register_corpus(
+    "iemocap",
+    "ten actors in five sessions of two, scripted and improvised dialogues (Busso et al. 2008)",
+    options=_add_options,
+    licence="its owner's own end-user licence",
+    vocabulary=CLASSES["all"],
+    counts=_counts,
+    protocols=(
+        PublishedProtocol(name="iemocap-loso5", groups=_SESSION_PAIRS),
+        PublishedProtocol(  # the next session is kept for validation
+            name="iemocap-loso5-validation",
+            groups=_SESSION_PAIRS,
+            excluded=tuple(((fold + 1) % 5,) for fold in range(5)),
+        ),
+        PublishedProtocol(  # the other actor of the session talks with who is tested
+            name="iemocap-loso10",
+            groups=_SINGLE_SPEAKERS,
+            excluded=tuple((fold ^ 1,) for fold in range(10)),
+        ),
+    ),
+    default_protocol="iemocap-loso5",
+)
+def _load(options: Namespace) -> Corpus:
+    return load_iemocap(
+        options.root,
+        classes=options.classes,
+        merge_excited=not options.keep_excited,
+        part=options.part,
+    )
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from datasets.clips import DataError
-from datasets.corpora.crema_d import LABELS as _CREMA_D
-from datasets.corpora.iemocap import CLASSES as _IEMOCAP
-from datasets.corpora.ravdess import LABELS as _RAVDESS
+from datasets.corpora.registry import CORPORA
 from datasets.rater_votes import shares
 
 VOCABULARIES: dict[str, tuple[str, ...]] = {
-    "ravdess": _RAVDESS,
-    "iemocap": _IEMOCAP["all"],
-    "crema_d": _CREMA_D,
+    corpus.name: corpus.vocabulary for corpus in CORPORA.values() if corpus.vocabulary
 }
 """Corpus → every label that its authors give."""
 

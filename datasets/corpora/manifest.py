@@ -12,6 +12,7 @@ the clip.
 from __future__ import annotations
 
 import csv
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.clips import SPLITS, ClipRecord, Corpus, DataError, Part, Skipped
+from datasets.corpora.registry import register_corpus
 from datasets.features import FeatureTable, read_clip, read_features
 from datasets.features.table import left_out_reason
 from datasets.rater_votes import TIES, parse_votes, winners
@@ -31,6 +33,31 @@ _FEATURE = "feature:"
 RATINGS = ("arousal", "valence", "dominance")
 """Numbers that a clip as a whole is rated with."""
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--ties",
+        choices=list(TIES),
+        default="error",
+        help="clips whose raters agree on no emotion: an error (the default), left out and named "
+        "(drop), or kept under the first named (soft; for search.run --soft-labels)",
+    )
+
+
+@register_corpus(
+    "manifest",
+    "your own corpus: a folder with manifest.csv, or a CSV, one row a clip",
+    options=_add_options,
+    reads_features=True,
+)
+def _load(options: Namespace) -> Corpus:
+    return load_manifest(
+        options.root,
+        features=options.features,
+        missing_features=options.missing_features,
+        ties=options.ties,
+    )
 
 
 def load_manifest(

@@ -7,6 +7,7 @@ A clip is one utterance. Its audio-only file (03-…) and its video file (01-…
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,71 @@ from numpy.typing import NDArray
 
 from datasets.clips import ClipRecord, Corpus, DataError, Skipped
 from datasets.corpora.files import files_under
+from datasets.corpora.registry import Counts, PublishedProtocol, register_corpus
 from datasets.features import FeatureTable, read_features
+from datasets.sharding.index import ShardIndex
 
 LABELS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 _NAME = re.compile(r"^(0[123])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(\d{2})$")
 _MEDIA = {".wav", ".flac", ".mp3", ".mp4", ".mkv", ".avi", ".mov"}
+_SUNG = re.compile(r"0[123]-02-.*")
+
+# Test actors of each fold. Luna-Jiménez et al. 2021, and EmoBox (Ma et al. 2024).
+_LUNA5 = (
+    (2, 5, 14, 15, 16),
+    (3, 6, 7, 13, 18),
+    (10, 11, 12, 19, 20),
+    (8, 17, 21, 23, 24),
+    (1, 4, 9, 22),
+)
+_EMOBOX6 = (
+    (1, 11, 20, 21),
+    (4, 10, 12, 14),
+    (8, 9, 19, 23),
+    (3, 5, 7, 24),
+    (2, 15, 16, 18),
+    (6, 13, 17, 22),
+)
+
+
+def _protocol(name: str, folds: tuple[tuple[int, ...], ...]) -> PublishedProtocol:
+    groups = tuple(tuple(f"Actor_{actor:02d}" for actor in fold) for fold in folds)
+    return PublishedProtocol(name=name, groups=groups)
+
+
+def _counts(index: ShardIndex) -> Counts:
+    """Counts of Livingstone & Russo (2018), of the spoken or of the sung clips."""
+    sung = all(_SUNG.fullmatch(entry.clip) for entry in index.clips)
+    common = LABELS[1:6] if sung else LABELS[1:]
+    classes = {"neutral": 92 if sung else 96} | dict.fromkeys(common, 184 if sung else 192)
+    speakers = {entry.speaker for entry in index.clips}
+    return {"class": classes, "speaker": dict.fromkeys(speakers, 44 if sung else 60)}
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--song", action="store_true", help="the sung clips instead of the spoken ones"
+    )
+
+
+@register_corpus(
+    "ravdess",
+    "24 actors speak or sing two sentences in eight emotions (Livingstone & Russo 2018)",
+    options=_add_options,
+    reads_features=True,
+    licence="CC BY-NC-SA 4.0 (no commercial use; adaptations under the same licence)",
+    vocabulary=LABELS,
+    counts=_counts,
+    protocols=(_protocol("ravdess-luna5", _LUNA5), _protocol("ravdess-emobox6", _EMOBOX6)),
+    default_protocol="ravdess-luna5",
+)
+def _load(options: Namespace) -> Corpus:
+    return load_ravdess(
+        options.root,
+        features=options.features,
+        song=options.song,
+        missing_features=options.missing_features,
+    )
 
 
 def load_ravdess(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.clips import ClipRecord, Corpus, DataError, Part, Skipped
+from datasets.corpora.registry import PublishedProtocol, register_corpus
 
 DIMENSIONS = ("arousal", "valence")
 STEP_SECONDS = 0.04
@@ -33,6 +35,64 @@ _SOUND = (".wav", ".flac", ".mp3")
 _PICTURE = (".mp4", ".avi", ".mkv", ".mov")
 _SHORTEST = 25
 """Steps (1 s) that a recording needs."""
+
+# Partitions: AVEC 2016 names them in its files; the other is of Tzirakis et al. 2017's code.
+_AVEC = tuple(tuple(f"{part}_{n}" for n in range(1, 10)) for part in ("train", "dev"))
+_TZIRAKIS = (
+    (15, 16, 17, 18, 21, 23, 25, 37, 39, 41, 46, 50, 51, 55, 56, 60),
+    (14, 19, 24, 26, 28, 30, 34, 40, 42, 43, 44, 45, 52, 64, 65),
+    (13, 20, 22, 32, 38, 47, 48, 49, 53, 54, 57, 58, 59, 62, 63),
+)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Adds the options of `load`, and the frames that a clip of it has by default."""
+    parser.add_argument(
+        "--gold",
+        choices=list(GOLDS),
+        default="ccc",
+        help="raters weighted by how well they agree with the others, or alike (default ccc)",
+    )
+    parser.add_argument(
+        "--window",
+        type=float,
+        default=WINDOW_SECONDS,
+        metavar="SECONDS",
+        help="a clip's length (default 6)",
+    )
+    parser.add_argument(
+        "--hop",
+        type=float,
+        metavar="SECONDS",
+        help="from a clip's start to the next one's (default: the window)",
+    )
+    parser.set_defaults(frames=None, frame_size="96x96")
+
+
+@register_corpus(
+    "recola",
+    "conversations of five minutes with arousal and valence every 40 ms (Ringeval et al. 2013)",
+    options=add_options,
+    licence="its owner's own end-user licence",
+    protocols=(
+        PublishedProtocol(name="recola-avec", kind="partition", groups=_AVEC),
+        PublishedProtocol(
+            name="recola-tzirakis",
+            kind="partition",
+            groups=tuple(tuple(f"P{number}" for number in part) for part in _TZIRAKIS),
+        ),
+        PublishedProtocol(name="recola-open-kfold", kind="balanced"),
+    ),
+    default_protocol="recola-open-kfold",
+)
+def load(options: Namespace) -> Corpus:
+    """Loads it as `load_recola` does, from parsed options."""
+    return load_recola(
+        options.root,
+        gold=options.gold,
+        window_seconds=options.window,
+        hop_seconds=options.hop,
+    )
 
 
 @dataclass(frozen=True)

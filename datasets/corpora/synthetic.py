@@ -11,6 +11,7 @@ frame: action units with an error of their own for each speaker, noise and lost 
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ from scipy.signal import lfilter
 
 from datasets.clips import Corpus, DataError
 from datasets.corpora.manifest import load_manifest
+from datasets.storage.atomic import write_atomically
 
 VERSION = 2
 """Of what is rendered from a seed; a cache of it is named by it."""
@@ -156,10 +158,9 @@ def write_synthetic(root: Path, *, speakers: int, repetitions: int, seed: int) -
 
 
 def _write_table(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
-    partial.rename(path)
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *rows])
+    write_atomically(path, text.getvalue().encode())
 
 
 def _strength(generator: np.random.Generator) -> float:

@@ -1,32 +1,19 @@
-"""Reads sound from files: soundfile for audio files, PyAV for containers."""
+"""Reads sound from files."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import av
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
 from datasets.clips import Part
-from datasets.media.containers import (
-    AUDIO_SUFFIXES,
-    MediaError,
-    check_end,
-    check_file,
-    check_length,
-    check_riff,
-    decoding,
-    decoding_threads,
-    first_stream,
-    longest,
-)
+from datasets.media.containers import Media, MediaError, check_end, decoding_threads, open_media
 from datasets.media.resampling import MAX_FILTER_BANK, windowed_sinc
 
 _BLOCK_SAMPLES = 1 << 20
@@ -51,25 +38,8 @@ def read_audio(path: Path, sample_rate_hz: int, part: Part | None = None) -> NDA
         MediaError: If the file is missing, empty, undecodable, has no sound, or is
             longer than `MAX_CLIP_SECONDS` (a clip is one utterance), or ends before the part does.
     """
-    if part is not None and (found := _seek_sound(path, part)) is not None:
-        return to_samples(*found, sample_rate_hz)
-    blocks: list[NDArray[np.float32]] = []
-    samples = source_rate_hz = 0
-    for block, source_rate_hz in stream_audio(path, limit_seconds=longest(part)):
-        samples += len(block)
-        if part is None:
-            check_length(samples / source_rate_hz)  # a container does not say how long it is
-            blocks.append(block)
-            continue
-        before = samples - len(block)
-        first, last = round(part.start_s * source_rate_hz), round(part.end_s * source_rate_hz)
-        blocks.append(block[max(0, first - before) : max(0, last - before)])
-        if samples >= last:
-            break
-    else:
-        if part is not None and samples:
-            check_end(samples / source_rate_hz, part)
-    waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    with open_media(path, part) as media:
+        waveform, source_rate_hz = _seek(media) or _decode(media)
     return to_samples(waveform, source_rate_hz, sample_rate_hz)
 
 
@@ -94,83 +64,82 @@ def as_waveform(samples: NDArray[np.int16]) -> NDArray[np.float32]:
     return waveform
 
 
-def stream_audio(
-    path: Path, *, limit_seconds: float = math.inf
-) -> Iterator[tuple[NDArray[np.float32], int]]:
+def stream_audio(path: Path) -> Iterator[tuple[NDArray[np.float32], int]]:
     """Decodes the sound of a file of any length piece by piece.
 
     Args:
         path: A sound file, or a container with sound.
-        limit_seconds: A sound file that says it is longer is refused before it is decoded.
 
     Yields:
         (L,) the next mono samples, and their rate in Hz.
 
     Raises:
-        MediaError: As `read_audio`; for its length only by `limit_seconds`.
+        MediaError: As `read_audio`, but for length.
     """
-    check_file(path)
-    yield from (
-        _stream_audio_file(path, limit_seconds)
-        if path.suffix.lower() in AUDIO_SUFFIXES
-        else _stream_audio_container(path)
-    )
+    with open_media(path, any_length=True) as media:
+        yield from _blocks(media)
 
 
-def _seek_sound(path: Path, part: Part) -> tuple[NDArray[np.float32], int] | None:
-    """(L,) a part of a sound file, and its rate, without what lies before it; None where seeking may not be exact."""
-    check_file(path)
-    longest(part)
-    if path.suffix.lower() not in AUDIO_SUFFIXES:
-        return None
-    with _reading(path) as file:
-        exact = file.format in _SEEKABLE and file.subtype in _SEEKABLE_SAMPLES and file.seekable()
-        if not (exact and 0 < file.frames < 2**40):  # a streamed FLAC does not say how long it is
-            return None
-        check_riff(path)
-        rate_hz = int(file.samplerate)
+def _decode(media: Media) -> tuple[NDArray[np.float32], int]:
+    """(L,) the sound of a file or of its part, and its rate, decoded from the beginning."""
+    part, blocks = media.part, []
+    samples = rate_hz = 0
+    for block, rate_hz in _blocks(media):
+        before, samples = samples, samples + len(block)
+        media.check_length(samples / rate_hz)  # a container does not say how long it is
+        if part is None:
+            blocks.append(block)
+            continue
         first, last = round(part.start_s * rate_hz), round(part.end_s * rate_hz)
-        if last > file.frames:
-            check_end(file.frames / rate_hz, part)
-        file.seek(min(first, file.frames))
-        samples = file.read(max(0, last - first), dtype="float32", always_2d=True)
-        if len(samples) < min(last, file.frames) - first:
-            raise MediaError("is truncated")
-        return samples.mean(axis=1), rate_hz
+        blocks.append(block[max(0, first - before) : max(0, last - before)])
+        if samples >= last:
+            break
+    else:
+        if samples:
+            check_end(samples / rate_hz, part)
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate_hz
 
 
-def _stream_audio_file(
-    path: Path, limit_seconds: float
-) -> Iterator[tuple[NDArray[np.float32], int]]:
-    with _reading(path) as file:
-        if file.frames > limit_seconds * file.samplerate:
-            check_length(file.frames / file.samplerate)
-        check_riff(path)
-        while len(samples := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-            yield samples.mean(axis=1), int(file.samplerate)
+def _seek(media: Media) -> tuple[NDArray[np.float32], int] | None:
+    """(L,) a part of a sound file, and its rate, without what lies before it; None where seeking may not be exact."""
+    if media.part is None or not media.is_sound_file:
+        return None
+    file = media.sound_file()
+    exact = file.format in _SEEKABLE and file.subtype in _SEEKABLE_SAMPLES and file.seekable()
+    if not (exact and 0 < file.frames < 2**40):  # a streamed FLAC does not say how long it is
+        return None
+    rate_hz = int(file.samplerate)
+    first, last = round(media.part.start_s * rate_hz), round(media.part.end_s * rate_hz)
+    if last > file.frames:
+        check_end(file.frames / rate_hz, media.part)
+    file.seek(min(first, file.frames))
+    samples = file.read(max(0, last - first), dtype="float32", always_2d=True)
+    if len(samples) < min(last, file.frames) - first:
+        raise MediaError("is truncated")
+    return samples.mean(axis=1), rate_hz
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[soundfile.SoundFile]:
-    """Opens a sound file; libsndfile's errors become MediaError."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            yield file
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise MediaError(f"cannot be decoded: {error}") from error
+def _blocks(media: Media) -> Iterator[tuple[NDArray[np.float32], int]]:
+    """(L,) the next mono samples, and their rate."""
+    return _file_blocks(media) if media.is_sound_file else _container_blocks(media)
 
 
-def _stream_audio_container(path: Path) -> Iterator[tuple[NDArray[np.float32], int]]:
-    with decoding(path) as container:
-        stream = first_stream(container.streams.audio, "sound")
-        rate_hz = int(stream.codec_context.sample_rate or 0)
-        if rate_hz <= 0:
-            raise MediaError("cannot be decoded: its sound has no sample rate")
-        # The mean of the channels is taken here: FFmpeg's own mix to mono is their sum / √2.
-        resampler = av.AudioResampler(format="fltp", rate=rate_hz)
-        for frame in chain(container.decode(stream), [None]):
-            for part in resampler.resample(frame):
-                yield part.to_ndarray().mean(axis=0), rate_hz
+def _file_blocks(media: Media) -> Iterator[tuple[NDArray[np.float32], int]]:
+    file = media.sound_file()
+    while len(samples := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+        yield samples.mean(axis=1), int(file.samplerate)
+
+
+def _container_blocks(media: Media) -> Iterator[tuple[NDArray[np.float32], int]]:
+    stream = media.stream("sound")
+    rate_hz = int(stream.codec_context.sample_rate or 0)
+    if rate_hz <= 0:
+        raise MediaError("cannot be decoded: its sound has no sample rate")
+    # The mean of the channels is taken here: FFmpeg's own mix to mono is their sum / √2.
+    resampler = av.AudioResampler(format="fltp", rate=rate_hz)
+    for frame in chain(stream.container.decode(stream), [None]):
+        for part in resampler.resample(frame):
+            yield part.to_ndarray().mean(axis=0), rate_hz
 
 
 def _resample(

@@ -1,13 +1,16 @@
-"""Files with sound or pictures: which are, whether one is whole, and opening containers with PyAV."""
+"""Opens files with sound or pictures: soundfile for sound files, PyAV for containers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import av
+import soundfile
 
 from datasets.clips import Part
 
@@ -56,7 +59,92 @@ def decoding_threads() -> int:
     return _threads
 
 
-def check_file(path: Path) -> None:
+@dataclass(frozen=True)
+class Media:
+    """A file that is open, or a part of it; see `open_media`.
+
+    Attributes:
+        path: The file.
+        part: What of it is decoded; None for all of it.
+        limit_seconds: Length that is refused before it is decoded.
+    """
+
+    path: Path
+    part: Part | None
+    limit_seconds: float
+    _opened: ExitStack
+
+    @property
+    def is_sound_file(self) -> bool:
+        """Whether soundfile opens it, and not PyAV."""
+        return self.path.suffix.lower() in AUDIO_SUFFIXES
+
+    def sound_file(self) -> soundfile.SoundFile:
+        """Open a sound file; raises MediaError if it is too long or truncated."""
+        file = self._opened.enter_context(soundfile.SoundFile(self.path))
+        self.check_length(file.frames / file.samplerate)
+        _check_riff(self.path)
+        return file
+
+    def stream(self, kind: Literal["sound", "pictures"]) -> av.stream.Stream:
+        """Open a container; raises MediaError if it is truncated, or has no such stream."""
+        _check_riff(self.path)  # AVI
+        _check_boxes(self.path)
+        _check_segment(self.path)
+        options = {"format_whitelist": _DEMUXERS}
+        container = self._opened.enter_context(av.open(str(self.path), options=options))
+        streams = container.streams.audio if kind == "sound" else container.streams.video
+        if not streams:
+            raise MediaError(f"has no {kind}")
+        if streams[0].codec_context is None:
+            raise MediaError(f"cannot be decoded: it has {kind} of an unknown kind")
+        return streams[0]
+
+    def check_length(self, seconds: float) -> None:
+        """Raises MediaError for what is longer than a clip may be."""
+        _check_length(seconds, self.limit_seconds)
+
+
+@contextmanager
+def open_media(
+    path: Path, part: Part | None = None, *, any_length: bool = False
+) -> Iterator[Media]:
+    """Open a file to decode its sound or its pictures; errors of the libraries become MediaError.
+
+    Args:
+        path: A sound file, or a container.
+        part: What of the file is decoded, however long the file is; None for all of it.
+        any_length: Whether the file may be longer than a clip.
+
+    Raises:
+        MediaError: The file is missing, empty, undecodable or truncated, it or its part is longer
+            than a clip may be, or it has not the stream that is read.
+    """
+    _check_file(path)
+    with ExitStack() as opened:
+        if part is not None:
+            _check_length(part.end_s - part.start_s, MAX_CLIP_SECONDS)
+        limit_seconds = math.inf if any_length or part is not None else MAX_CLIP_SECONDS
+        try:
+            yield Media(path, part, limit_seconds, opened)
+        except MediaError:
+            raise
+        except (av.FFmpegError, soundfile.LibsndfileError, RuntimeError, ValueError) as error:
+            raise MediaError(f"cannot be decoded: {error}") from error
+
+
+def check_end(seconds: float, part: Part | None) -> None:
+    """Raises MediaError for a file that ends well before its part does."""
+    if part is not None and seconds < part.end_s - _MISSING_SECONDS:
+        raise MediaError(f"lasts {seconds:.2f} s, its part ends at {part.end_s:.2f} s")
+
+
+def _check_length(seconds: float, limit_seconds: float) -> None:
+    if seconds > limit_seconds:
+        raise MediaError(f"is longer than {MAX_CLIP_SECONDS:.0f} s; cut it into utterances")
+
+
+def _check_file(path: Path) -> None:
     """Raises MediaError unless it is a file that can be read, and not empty."""
     try:
         if not path.is_file():
@@ -72,27 +160,7 @@ def check_file(path: Path) -> None:
         raise MediaError("has a name that is not UTF-8; rename it") from None
 
 
-def longest(part: Part | None) -> float:
-    """Of a file, in seconds; raises MediaError for a part that is no clip."""
-    if part is None:
-        return MAX_CLIP_SECONDS
-    check_length(part.end_s - part.start_s)
-    return math.inf
-
-
-def check_end(seconds: float, part: Part) -> None:
-    """Raises MediaError for a file that ends well before its part does."""
-    if seconds < part.end_s - _MISSING_SECONDS:
-        raise MediaError(f"lasts {seconds:.2f} s, its part ends at {part.end_s:.2f} s")
-
-
-def check_length(seconds: float) -> None:
-    """Raises MediaError for what is longer than a clip may be."""
-    if seconds > MAX_CLIP_SECONDS:
-        raise MediaError(f"is longer than {MAX_CLIP_SECONDS:.0f} s; cut it into utterances")
-
-
-def check_riff(path: Path) -> None:
+def _check_riff(path: Path) -> None:
     """A WAV or AVI that is shorter than it says; what is there would be read as the whole."""
     with path.open("rb") as file:
         header = file.read(8)
@@ -147,27 +215,3 @@ def _check_boxes(path: Path) -> None:
             if length < 8:  # it reaches to the end
                 return
             position += length
-
-
-def first_stream(streams: Sequence[av.stream.Stream], what: str) -> av.stream.Stream:
-    """The stream that is taken; raises MediaError if there is none, or FFmpeg does not know what it is."""
-    if not streams:
-        raise MediaError(f"has no {what}")
-    if streams[0].codec_context is None:
-        raise MediaError(f"cannot be decoded: it has {what} of an unknown kind")
-    return streams[0]
-
-
-@contextmanager
-def decoding(path: Path) -> Iterator[av.container.InputContainer]:
-    """Opens a container; FFmpeg's errors become MediaError."""
-    check_riff(path)  # AVI
-    _check_boxes(path)
-    _check_segment(path)
-    try:
-        with av.open(str(path), options={"format_whitelist": _DEMUXERS}) as container:
-            yield container
-    except (av.FFmpegError, ValueError) as error:
-        if isinstance(error, MediaError):
-            raise
-        raise MediaError(f"cannot be decoded: {error}") from error

@@ -14,16 +14,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from datasets.clips import Part
-from datasets.media.containers import (
-    MediaError,
-    check_end,
-    check_file,
-    check_length,
-    decoding,
-    decoding_threads,
-    first_stream,
-    longest,
-)
+from datasets.media.containers import MediaError, check_end, decoding_threads, open_media
 from datasets.media.faces import Box, FaceFinder, Spread, centre, cut_out
 
 _HELD_PACKET_BYTES = 64 * 2**20
@@ -98,12 +89,12 @@ def take_frames(
     if faces is None:
         pictures, stamps = _decode_pictures(path, size, part, moments_of)
         moments, seconds = _moments(stamps, count, rate_hz, part)
-        _check_part(stamps, part)
+        check_end(float(stamps[0]) + duration(stamps), part)
         taken = Taken(np.stack([pictures[i] for i in frames_at(stamps, moments)]))
     else:
         stamps, looks, held = _look(path, size, part)
         moments, seconds = _moments(stamps, count, rate_hz, part)
-        _check_part(stamps, part)
+        check_end(float(stamps[0]) + duration(stamps), part)
         found = faces.find(looks, size)
         box = found or centre(looks[0].shape[:2], size)
         rows = frames_at(stamps, moments)
@@ -143,11 +134,6 @@ def _moments(
     return part.start_s - stamps[0] + spread(count, seconds, rate_hz), seconds
 
 
-def _check_part(stamps: NDArray[np.float64], part: Part | None) -> None:
-    if part is not None:
-        check_end(float(stamps[0]) + duration(stamps), part)
-
-
 def _decode_pictures(
     path: Path,
     size: tuple[int, int],
@@ -170,7 +156,6 @@ def _decode_pictures(
     Returns:
         Number → (H, W, 3), and (frames,) seconds.
     """
-    longest(part)
     pictures, stamps = _convert_some(path, size, part, moments_of, box)
     if all(int(i) in pictures for i in frames_at(stamps, moments_of(stamps))):
         return pictures, stamps
@@ -195,9 +180,7 @@ def _convert_some(
         return frozenset(stamps[frames_at(stamps, moments_of(stamps))].round(5).tolist())
 
     for time, frame, wanted in _stream_frames(path, part, expected if moments_of else None):
-        if part is None:
-            check_length(time - seconds[0] if seconds else 0.0)
-        elif time <= part.start_s:  # the last one before the part is shown in it
+        if part is not None and time <= part.start_s:  # the last one before the part is shown in it
             pictures, seconds = {}, []
         if wanted is None or round(time, 5) in wanted:
             pictures[len(seconds)] = _cut(frame, size, part, box, reformatter)
@@ -251,14 +234,9 @@ def _cut_rows(
 
 def _shown(path: Path, part: Part | None) -> Iterator[tuple[float, av.VideoFrame]]:
     """The frames of a clip and their time stamps; of a part, those shown in it."""
-    longest(part)
-    first: float | None = None
     before: tuple[float, av.VideoFrame] | None = None
     for time, frame, _ in _stream_frames(path, part):
-        first = time if first is None else first
-        if part is None:
-            check_length(time - first)
-        elif time <= part.start_s:
+        if part is not None and time <= part.start_s:
             before = (time, frame)
             continue
         if before is not None:  # the last one before the part is shown in it
@@ -283,7 +261,7 @@ def stream_pictures(path: Path, size: tuple[int, int]) -> Iterator[tuple[float, 
         MediaError: As `take_frames`, but for length.
     """
     reformatter = VideoReformatter()
-    for time, frame, _ in _stream_frames(path):
+    for time, frame, _ in _stream_frames(path, any_length=True):
         yield time, _scale_and_crop(frame, size, None, reformatter)
 
 
@@ -298,7 +276,7 @@ def stream_frames_for_faces(
     """
     last = -1
     origin = None
-    for time, frame, _ in _stream_frames(path):
+    for time, frame, _ in _stream_frames(path, any_length=True):
         origin = time if origin is None else origin
         number = int((time - origin) / look_every_s)
         look = small_picture(frame) if number != last else None
@@ -311,32 +289,38 @@ Expect = Callable[[NDArray[np.float64]], frozenset[float]]
 
 
 def _stream_frames(
-    path: Path, part: Part | None = None, expect: Expect | None = None
+    path: Path,
+    part: Part | None = None,
+    expect: Expect | None = None,
+    *,
+    any_length: bool = False,
 ) -> Iterator[tuple[float, av.VideoFrame, frozenset[float] | None]]:
     """Time stamp, frame, and what `expect` said; None where the packets are too many to be looked at first.
 
     Of a part, what is shown then and some before it; time stamps then count from the file's beginning.
     """
-    check_file(path)
-    with decoding(path) as container:
-        stream = first_stream(container.streams.video, "pictures")
+    with open_media(path, part, any_length=any_length) as media:
+        stream = media.stream("pictures")
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = decoding_threads()
         origin = 0.0
         if part is not None:
             origin = float((stream.start_time or 0) * (stream.time_base or 0))
             # To the key frame before it; decoding an hour for each of its clips would take days.
-            container.seek(int((part.start_s + origin) * av.time_base), backward=True)
-        packets, wanted = container.demux(stream), None
+            stream.container.seek(int((part.start_s + origin) * av.time_base), backward=True)
+        packets, wanted = stream.container.demux(stream), None
         if expect is not None:
             held, stamps = _look_ahead(packets, origin, part.end_s if part else math.inf)
             packets = chain(held, packets)
             wanted = expect(stamps) if stamps is not None else None
         frames = (frame for packet in packets for frame in packet.decode())
+        first: float | None = None
         for number, frame in enumerate(frames):
             time = (frame.time if frame.time is not None else float(number)) - origin
             if part is not None and time >= part.end_s:
                 return
+            first = time if first is None else first
+            media.check_length(time - first)
             yield time, frame, wanted
 
 

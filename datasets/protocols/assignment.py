@@ -56,10 +56,11 @@ def listed(name: str, groups: Sequence[Sequence[str]]) -> Assign:
     return assign
 
 
-def partition(name: str, groups: Sequence[Sequence[str]]) -> Assign:
+def partition(name: str, groups: Sequence[Sequence[str]], otherwise: str) -> Assign:
     """Folds are a published partition's parts, as far as their recordings are here.
 
-    Of RECOLA, labels of some were never given away.
+    Labels of some of RECOLA's recordings were never given away. `otherwise` is the protocol that
+    errors recommend.
     """
     part_of = {speaker: number for number, group in enumerate(groups) for speaker in group}
 
@@ -67,14 +68,12 @@ def partition(name: str, groups: Sequence[Sequence[str]]) -> Assign:
         here = {entry.speaker for entry in index.clips}
         strangers = sorted(here - set(part_of))
         if strangers:
-            raise DataError(
-                f"Protocol {name} does not know '{strangers[0]}'. Take recola-open-kfold."
-            )
+            raise DataError(f"Protocol {name} does not know '{strangers[0]}'. Take {otherwise}.")
         parts = sorted({part_of[speaker] for speaker in here})
         if len(parts) < 2:
             raise DataError(
                 f"Protocol {name} needs recordings of two of its parts or more; all {len(here)} here "
-                "are of one. Take recola-open-kfold."
+                f"are of one. Take {otherwise}."
             )
         return {speaker: parts.index(part_of[speaker]) for speaker in here}
 

@@ -20,7 +20,7 @@ from datasets.protocols.assignment import (
 )
 from datasets.protocols.folds import RANDOM, Folds
 from datasets.protocols.leakage import guard_against_leaks, require_every_class
-from datasets.protocols.published import DEFAULT_PROTOCOLS, PROTOCOLS, excluded_folds
+from datasets.protocols.published import DEFAULT_PROTOCOLS, EXCLUDED_FOLDS, PROTOCOLS
 from datasets.sharding.index import ShardIndex, own_name
 
 _RANDOM_FOLDS = 5
@@ -58,17 +58,16 @@ def make_folds(
         protocol, apart = MANIFEST_SPLIT, apart | _speakers_to_test(index)
     others = replace(index, clips=tuple(e for e in index.clips if e.speaker not in apart))
     name = protocol or default_protocol(others)
-    partners: tuple[tuple[int, ...], ...] = ()
     names = tuple(sorted(set(corpus_of_speakers(others).values()))) if name == CORPUS_OUT else ()
     if name == RANDOM:
         fold_of_clip = _at_random(others)
         folds = np.asarray([fold_of_clip.get(entry.clip, -1) for entry in index.clips], np.int64)
     else:
         fold_of_speaker = _dealt(name, others)
-        partners = excluded_folds(name, others.corpus, fold_of_speaker)
         fold_of_speaker |= dict.fromkeys(apart, -1)
         folds = np.asarray([fold_of_speaker[entry.speaker] for entry in index.clips], np.int64)
         guard_against_leaks(index, folds)
+    partners = EXCLUDED_FOLDS.get(name, ())
     require_every_class(index, folds, partners, names)
     pairs = sorted((entry.clip, int(fold)) for entry, fold in zip(index.clips, folds, strict=True))
     fingerprint = hashlib.sha256(json.dumps([name, pairs]).encode()).hexdigest()

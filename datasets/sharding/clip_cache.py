@@ -36,6 +36,7 @@ from datasets.rater_votes import soft_targets
 from datasets.sharding.index import ShardIndex, read_index
 from datasets.sharding.ragged import RaggedFile, RaggedWriter, cannot_write, writing_into
 from datasets.sharding.stream import Sample, content_hashes, raise_on_corruption, stream_clips
+from datasets.storage.atomic import write_atomically
 from datasets.storage.synced_folder import default_cache_folder
 
 Batch = dict[str, Tensor]
@@ -136,8 +137,7 @@ class ClipCache:
             if not path.exists():
                 pairs = self._look_for_near_duplicates(on_progress)
                 with writing_into(self.folder):
-                    path.with_suffix(".partial").write_text(json.dumps(pairs))
-                    path.with_suffix(".partial").replace(path)
+                    write_atomically(path, json.dumps(pairs).encode())
         here = {entry.clip for entry in self.index.clips}
         found = [(str(one), str(other)) for one, other in json.loads(path.read_text())]
         return [pair for pair in found if here.issuperset(pair)]
@@ -346,10 +346,8 @@ def _fill(
         raise DataError(f"No intact clip is left in '{index.root}'.")
     for kind in kinds:
         RaggedFile.finish(home / f"{kind}.bin", data[kind])
-    (home / "complete.json.partial").write_text(
-        json.dumps({"root": index.root, "missing": missing})
-    )
-    (home / "complete.json.partial").replace(home / "complete.json")
+    complete = json.dumps({"root": index.root, "missing": missing})
+    write_atomically(home / "complete.json", complete.encode())
 
 
 def _let_go(mapped: Iterable[NDArray[Any]]) -> None:

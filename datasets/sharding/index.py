@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from datasets.clips import DataError, Skipped
 from datasets.media.crop import CENTRE, Crop
+from datasets.storage.atomic import written_whole
 from datasets.storage.retrying import open_resuming
 from datasets.storage.synced_folder import OutsideError, below
 
@@ -257,17 +257,13 @@ def write_index(index: ShardIndex, folder: Path) -> None:
         "shards": [asdict(s) for s in index.shards],
     }
     names = [column.name for column in fields(ClipEntry)]
-    partial = folder / f"{FILE_NAME}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(document, indent=1).removesuffix("\n}"))
-        file.write(',\n "clips": [')
+    with written_whole(folder / FILE_NAME) as file:
+        file.write(json.dumps(document, indent=1).removesuffix("\n}").encode())
+        file.write(b',\n "clips": [')
         for number, entry in enumerate(index.clips):
             line = json.dumps(_without_unknown({name: getattr(entry, name) for name in names}))
-            file.write(f"{',' if number else ''}\n  {line}")
-        file.write("\n ]\n}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / FILE_NAME)
+            file.write(f"{',' if number else ''}\n  {line}".encode())
+        file.write(b"\n ]\n}\n")
 
 
 def _without_unknown(clip: dict[str, Any]) -> dict[str, Any]:

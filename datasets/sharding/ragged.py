@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.clips import DataError
+from datasets.storage.atomic import write_atomically
 
 
 class RaggedFile:
@@ -146,9 +147,7 @@ class RaggedWriter:
 
 def _write_header(path: Path, header: dict[str, Any]) -> None:
     """Only now is the file complete."""
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(header))
-    partial.replace(path.with_suffix(".json"))
+    write_atomically(path.with_suffix(".json"), json.dumps(header).encode())
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from datasets.sharding.index import (
 )
 from datasets.sharding.stream import Sample, content_hashes, content_sizes, encode_clip
 from datasets.sharding.worker_pool import Job, Marker, run_jobs
+from datasets.storage.atomic import write_atomically, written_whole
 
 _PROGRESS_FOLDER = ".prepare"
 # What a clip may take, and from how much work on all cores are worth their start of about a second.
@@ -120,7 +120,8 @@ def _write_shards(
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Every shard that is not there yet, and its report."""
-    for stale in (out / _PROGRESS_FOLDER).glob("*.partial-*"):
+    progress = out / _PROGRESS_FOLDER
+    for stale in (*progress.glob("shard-*.partial"), *out.glob(f"{FILE_NAME}.*.partial")):
         stale.unlink()
     parts = _deal(corpus, settings.clips_per_shard)
     deaths = _Deaths(out, parts)
@@ -200,19 +201,8 @@ class _Deaths:
         if twice and record is not None:
             name = f"'{path.name}' " if path else ""
             self._reasons[record.clip] = f"{name}ends the process that decodes it ({ended})"
-            _write_whole(self._file, json.dumps(self._reasons))
+            write_atomically(self._file, json.dumps(self._reasons).encode())
         return replace(job, arguments=(*job.arguments[:-1], self.culprits(number)))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError:
-        with suppress(OSError):  # nothing is left half written on a full disk
-            partial.unlink(missing_ok=True)
-        raise
 
 
 def _shard_name(number: int) -> str:
@@ -280,9 +270,7 @@ def _claim_folder(corpus: Corpus, out: Path, settings: ShardSettings) -> None:
         if not claim.exists() and names_there - {_PROGRESS_FOLDER}:
             raise DataError(f"'{out}' is not empty. Name another --out.")
         claim.parent.mkdir(parents=True, exist_ok=True)
-        partial = claim.with_suffix(".partial")
-        partial.write_text(identity)
-        partial.replace(claim)
+        write_atomically(claim, identity.encode())
     except OSError as error:
         raise DataError(f"Cannot write to '{out}': {error.strerror or error}.") from error
 
@@ -297,14 +285,18 @@ def _write_shard(
 ) -> None:
     """Writes one shard and its report; `culprits` (clip → why) are left out, `on_clip` hears how many are done."""
     name = _shard_name(number)
-    partial = out / _PROGRESS_FOLDER / f"{name}.partial-{os.getpid()}"
+    progress = out / _PROGRESS_FOLDER
     entries: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     faceless: list[str] = []
     told = time.monotonic()
     decode_with_threads(1)  # shards are written side by side, and are the same on every machine
     try:
-        with _Tar(partial) as tar, Marker(_marker(out, name)) as marker:
+        with (
+            written_whole(out / name, partial_in=progress) as file,
+            _Tar(file) as tar,
+            Marker(_marker(out, name)) as marker,
+        ):
             for position, record in enumerate(records):
                 marker.at(position)
                 if on_clip and time.monotonic() > told + 0.5:
@@ -322,26 +314,25 @@ def _write_shard(
                 key = f"{number:05d}{position:05d}"
                 tar.write(encode_clip(key, sample, settings.sample_rate_hz))
                 entries.append(asdict(_entry(record, sample, name)))
-        shard = asdict(ShardEntry(name, len(entries), partial.stat().st_size, tar.sha256))
-        partial.replace(out / name)
-    except BaseException:
-        with suppress(OSError):  # room on a full disk
-            partial.unlink(missing_ok=True)
-        raise
     finally:
         decode_with_threads(0)
+    shard = asdict(ShardEntry(name, len(entries), tar.bytes, tar.sha256))
     report = {"shard": shard, "clips": entries, "skipped": skipped, "faceless": faceless}
-    _write_whole(out / _PROGRESS_FOLDER / f"{name}.json", json.dumps(report))
+    write_atomically(progress / f"{name}.json", json.dumps(report).encode())
 
 
 class _Tar:
-    """A tar of clips as WebDataset writes it, without importing torch as WebDataset does: on disk when left."""
+    """A tar of clips as WebDataset writes it, without importing torch as WebDataset does.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.sha256 = path, ""
+    Attributes:
+        bytes: Length of the file, when it is left.
+        sha256: Hash of the file, when it is left.
+    """
+
+    def __init__(self, file: io.BufferedRandom) -> None:
+        self._file, self.bytes, self.sha256 = file, 0, ""
 
     def __enter__(self) -> _Tar:
-        self._file = self.path.open("w+b")
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         return self
 
@@ -357,14 +348,12 @@ class _Tar:
             self._tar.members = []  # type: ignore[attr-defined]  # it would keep them all
 
     def __exit__(self, kind: object, *_: object) -> None:
-        with self._file as file:
-            if kind is not None:
-                return
-            self._tar.close()
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if kind is not None:
+            return
+        self._tar.close()
+        self.bytes = self._file.tell()
+        self._file.seek(0)
+        self.sha256 = hashlib.file_digest(self._file, "sha256").hexdigest()
 
 
 def decode_record(record: ClipRecord, settings: ShardSettings) -> Sample:

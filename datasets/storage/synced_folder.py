@@ -17,6 +17,7 @@ from typing import Any
 
 import fsspec
 
+from datasets.storage.atomic import write_atomically
 from datasets.storage.retrying import patiently
 
 
@@ -126,9 +127,7 @@ class KeptFolder:
         except FileNotFoundError:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".fetched")
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_atomically(path, content)
         return True
 
     def sizes(self, under: str = "") -> dict[str, int]:

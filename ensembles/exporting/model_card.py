@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from datasets.corpora.registry import CORPORA
 from ensembles.artifact.manifest import Artifact
 from ensembles.metrics import CCC, told
-
-_LICENCES = {
-    "ravdess": "CC BY-NC-SA 4.0 (no commercial use; adaptations under the same licence)",
-    "crema": "the Open Database License (ODbL)",
-    "iemocap": "its owner's own end-user licence",
-    "recola": "its owner's own end-user licence",
-}
-"""Of corpora, by what their name holds."""
 
 
 def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
@@ -222,9 +215,11 @@ def _mistaken(labels: Sequence[str], row: Sequence[int], true: int) -> str:
 
 
 def _licence(corpus: str) -> str:
-    known = next((text for name, text in _LICENCES.items() if name in _plain(corpus)), None)
+    known = [c.licence for c in CORPORA.values() if c.licence and _plain(c.name) in _plain(corpus)]
     if known:
-        return f"The corpus is under {known}, which may bind networks trained on it too."
+        return (
+            f"The corpus is under {' and '.join(known)}, which may bind networks trained on it too."
+        )
     return (
         f"The licence of {corpus} is not known to this program; ask its owner whether it restricts "
         "the use of networks trained on it."

@@ -300,9 +300,7 @@ def test_without_room_it_ends_in_one_line_and_goes_on_when_there_is_some(
         folder = stack.enter_context(no_room(tmp_path / "folder"))
         with pytest.raises(DataError, match=rf"Cannot write to '.*/out': {why}\."):
             prepare(loud, folder / "out", LOUD, workers=workers)
-        assert (
-            not list(folder.rglob("*.partial-*")) and not (folder / "out" / "index.json").exists()
-        )
+        assert not list(folder.rglob("*.partial")) and not (folder / "out" / "index.json").exists()
         if no_room is full_disk:
             (folder / "other").unlink()
         else:

@@ -170,8 +170,10 @@ def test_iemocaps_four_classes_are_counted_by_session(make_index: MakeIndex) -> 
         (f"c{n}", speaker, label)
         for n, (speaker, label) in enumerate(zip(sessions, labels, strict=True))
     ]
-    assert compare_counts(published(make_index, "iemocap", rows)) == {}
-    assert compare_counts(published(make_index, "iemocap", rows[:-1])) == {
+    index = published(make_index, "iemocap", rows)
+    clips = [replace(e, attributes={"session": e.speaker[:5]}) for e in index.clips]
+    assert compare_counts(replace(index, clips=tuple(clips))) == {}
+    assert compare_counts(replace(index, clips=tuple(clips[:-1]))) == {
         "class 'sad'": {"found": 1083, "published": 1084},
         "session 'Ses05'": {"found": 1240, "published": 1241},
     }

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
 from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
@@ -296,13 +295,6 @@ def test_fresh_seeds_take_an_experts_place(bank: PosteriorBank) -> None:
     np.testing.assert_array_equal(replaced.log_posteriors[1], fresh)
     np.testing.assert_array_equal(replaced.log_posteriors[0], experts.log_posteriors[0])
     assert not np.array_equal(experts.log_posteriors[1], fresh), "the original must stay"
-
-
-def test_a_file_appears_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "file", b"old")
-    write_atomically(tmp_path / "file", b"new")
-    assert (tmp_path / "file").read_bytes() == b"new"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_half_written_partial_file_is_not_read(bank: PosteriorBank) -> None:
