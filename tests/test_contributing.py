@@ -18,18 +18,21 @@ PACKAGES = ("models", "datasets", "ensembles", "search", "tests")
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, with the file and the line that CONTRIBUTING.md shows."""
+    """The program, with the files and lines that CONTRIBUTING.md shows."""
     home = tmp_path_factory.mktemp("copy")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", home)
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    file, line = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    file, line, metric = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = re.findall(r"`(models/\S+\.py)`", text)
     assert names == ["models/audio/my_net.py", "models/audio/__init__.py"]
     (home / names[0]).write_text(file)
     with (home / names[1]).open("a") as register:
         register.write(line)
+    (name,) = re.findall(r"at the end of `(ensembles/\S+\.py)`", text)
+    with (home / name).open("a") as records:
+        records.write(f"\n\n{metric}")
     return home
 
 
@@ -38,8 +41,8 @@ import io, json, optuna, pytest
 from contextlib import redirect_stdout
 from models import ClipShape, build_expert
 from models.list import main
-from search.space.search_space.scope import offer_for
-from search.space.search_space.suggest import known_good, suggest_plan
+from search.space.scope import offer_for
+from search.space.suggest import known_good, suggest_plan
 
 with redirect_stdout(io.StringIO()) as listed:
     assert main(["--json", "--only", "my_net"]) == 0
@@ -115,3 +118,52 @@ def test_it_is_searched(found: Any) -> None:
     assert names == ("my_net",) * 3
     assert rates[0] == pytest.approx(1e-3)
     assert len(set(rates)) == 3
+
+
+BUILT = """
+import json, sys
+import numpy as np
+from ensembles.build import main
+from ensembles.fusion.greedy import GreedySelection
+from ensembles.metrics import get_metric, log_softmax
+from search.config import SearchConfig
+
+assert SearchConfig(metric="top_two").metric == "top_two"
+rng, names = np.random.default_rng(0), ("calm", "happy", "sad")
+labels = np.tile(np.arange(3), 16)
+logits = rng.normal(size=(2, 48, 3)) + 1.5 * np.eye(3)[labels]
+posteriors, folds = log_softmax(logits), np.repeat(np.arange(4), 12)
+for expert, values in zip("ab", np.exp(posteriors)):
+    rows = [
+        f"c{n},s{n // 4},{folds[n]},{names[labels[n]]}," + ",".join(f"{v:.6f}" for v in row)
+        for n, row in enumerate(values)
+    ]
+    with open(f"{expert}.csv", "w") as file:
+        file.write("\\n".join(["clip,speaker,fold,label," + ",".join(names), *rows]))
+metric, (one, _) = get_metric("top_two"), posteriors
+chosen = GreedySelection(metric="top_two").fit(posteriors, labels, folds)
+print(json.dumps({
+    "score": metric.score(labels, one),
+    "shown": metric.format_with_unit(metric.score(labels, one)),
+    "by_fold": metric.fold_mean(labels, one, folds),
+    "greedy": metric.score(labels, chosen.predict(posteriors)),
+}), flush=True)
+sys.exit(main(["--posteriors", "a.csv", "b.csv", "--metric", "top_two", "--json"]))
+"""
+
+
+def test_a_metric_is_added_by_one_record(copied: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BUILT], cwd=copied, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, _, rest = done.stdout.partition("\n")
+    found, board = json.loads(first), json.loads(rest)
+    assert 0.7 < found["score"] < 1.0
+    assert found["shown"] == f"{100 * found['score']:.1f} %"
+    assert found["by_fold"] == pytest.approx(found["score"])
+    assert found["greedy"] >= found["score"]
+    assert board[0]["name"] == "fused"
+    low, high = board[0]["interval_95"]
+    assert 0.5 < low < board[0]["honest_score"] < high <= 1.0
+    assert board[0]["corrected"]["score"] > 0.5

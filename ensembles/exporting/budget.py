@@ -23,7 +23,7 @@ from ensembles.fusion.candidates import Recipe, everything
 from ensembles.fusion.greedy import GreedySelection
 from ensembles.fusion.late import AverageFusion
 from ensembles.fusion.rules import Rule, Space
-from ensembles.metrics import Array, fold_mean
+from ensembles.metrics import Array, get_metric
 
 PAPERS_MB = 0.2
 """What a folder holds beside its experts: manifest, card, front."""
@@ -192,7 +192,7 @@ class Choice:
 
 
 def _merit(metric: str, candidate: Candidate) -> float:
-    return candidate.score * (-1.0 if metric == "log_loss" else 1.0)
+    return candidate.score * get_metric(metric).sign
 
 
 class Candidates:
@@ -302,7 +302,8 @@ class Candidates:
     def _assess(self, recipe: Recipe) -> Candidate:
         fitter, names = self.fitter, self.fitter.experts.names
         table = fitter.experts.table
-        score = fold_mean(fitter.metric, table.labels, fitter.honest(recipe), table.folds)
+        metric = get_metric(fitter.metric)
+        score = metric.fold_mean(table.labels, fitter.honest(recipe), table.folds)
         taken = [
             fitter.fit(recipe, frozenset(some))[0] for some in [(), *((k,) for k in fitter.folds)]
         ]

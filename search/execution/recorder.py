@@ -13,6 +13,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from ensembles.metrics import get_metric
 from search.monitoring import gauges
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Recorder:
 
     def _report(self, rung: RungResult) -> dict[str, Any]:
         metric, by_fold = self.spec["context"]["metric"], self._scores(rung.logits)
-        score, sign = float(np.mean(list(by_fold.values()))), -1 if metric == "log_loss" else 1
+        score, sign = float(np.mean(list(by_fold.values()))), get_metric(metric).sign
         report = {
             "percent": rung.percent,
             "epoch": rung.epoch,

@@ -13,7 +13,7 @@ from ensembles.evaluation.assessment import _score_recipe
 from ensembles.exporting.budget import PAPERS_MB, Budget, Candidates, Choice, Cost, ReducingFitter
 from ensembles.fusion.candidates import recipes_for
 from ensembles.fusion.greedy import GreedySelection
-from ensembles.metrics import fold_mean
+from ensembles.metrics import get_metric
 
 MakeExperts = Callable[..., Experts]
 RECIPES = ("best audio", "best video", "a+v: product", "top 3 each: average", "greedy: product")
@@ -96,7 +96,7 @@ def test_each_score_is_that_of_held_out_predictions(experts: Experts) -> None:
     fitter, table = ReducingFitter(experts, "accuracy"), experts.table
     for candidate in choice.candidates:
         honest = fitter.honest(candidate.recipe)
-        score = fold_mean("accuracy", table.labels, honest, table.folds)
+        score = get_metric("accuracy").fold_mean(table.labels, honest, table.folds)
         assert candidate.score == pytest.approx(score), candidate.recipe.name
 
 
