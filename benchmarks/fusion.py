@@ -40,7 +40,7 @@ from ensembles.fusion.late import AverageFusion, WeightedFusion
 from ensembles.fusion.logistic import PENALTIES, LogisticFusion
 from ensembles.fusion.rules import Pooling, Space, posterior_table
 from ensembles.fusion.stacking import StackedFusion
-from ensembles.metrics import Array, Labels, log_softmax, score
+from ensembles.metrics import Array, Labels, get_metric, log_softmax
 
 _STEPS = 50
 
@@ -131,7 +131,9 @@ def _greedy(experts: Experts, repeats: int, interpreter: str) -> None:
     print(f"\n{'greedy selection, 50 steps':38}{'evaluations/s':>14}{'accuracy':>10}{'fit ms':>9}")
 
     def show(name: str, taken: float, weights: Array) -> None:
-        right = score("accuracy", labels, Pooling(weights, "arithmetic").apply(log_posteriors))
+        right = get_metric("accuracy").score(
+            labels, Pooling(weights, "arithmetic").apply(log_posteriors)
+        )
         print(f"{name:38}{candidates / taken:14,.0f}{100 * right:10.2f}{1000 * taken:9.1f}")
 
     spaces: tuple[Space, ...] = ("arithmetic", "log")

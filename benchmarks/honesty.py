@@ -23,7 +23,7 @@ from ensembles.evaluation.bias_correction import Candidates
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.evaluation.intervals import speaker_interval
 from ensembles.fusion.candidates import recipes_for
-from ensembles.metrics import Array, fold_mean
+from ensembles.metrics import Array, get_metric
 
 _CLASSES = 4
 
@@ -92,12 +92,13 @@ def _compare(world: World, seed: int, draws: int) -> tuple[float, float, float, 
     experts, truth = make(world, np.random.default_rng(seed))
     table = experts.table
     scores = [
-        fold_mean("accuracy", table.labels, one, table.folds) for one in experts.log_posteriors
+        get_metric("accuracy").fold_mean(table.labels, one, table.folds)
+        for one in experts.log_posteriors
     ]
     best = int(np.argmax(scores))
     (single,) = (recipe for recipe in recipes_for(experts) if recipe.single)
     honest = CrossFitter(experts, "accuracy").honest(single)
-    plain = fold_mean("accuracy", table.labels, honest, table.folds)
+    plain = get_metric("accuracy").fold_mean(table.labels, honest, table.folds)
     around = speaker_interval(table, "accuracy", honest)
     candidates = Candidates("accuracy", table)
     candidates.add(experts.log_posteriors)

@@ -32,7 +32,7 @@ from datasets.storage.synced_folder import default_cache_folder
 from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.fusion.candidates import recipes_for
-from ensembles.metrics import fold_mean, log_softmax
+from ensembles.metrics import get_metric, log_softmax
 from search.data.bank_tables import clip_table
 from search.data.training_data import TrainingData
 from search.space.scope import Offer, offer_for
@@ -155,7 +155,7 @@ def _search(
         fitter = CrossFitter(bank.experts(ended), METRIC)
         recipe = next(r for r in recipes_for(fitter.experts, METRIC) if r.name == RECIPE)
         table = fitter.experts.table
-        honest = fold_mean(METRIC, table.labels, fitter.honest(recipe), table.folds)
+        honest = get_metric(METRIC).fold_mean(table.labels, fitter.honest(recipe), table.folds)
         return honest, max(part.history.best or 0.0 for part in search.parts.values())
 
 
@@ -182,7 +182,7 @@ def _run(search: DealtSearch, spec: dict[str, Any], trial: _Trained, bank: Poste
 def _score(bank: PosteriorBank, logits: NDArray[np.float32]) -> float:
     present, table = np.isfinite(logits).all(axis=1), bank.table
     found = log_softmax(logits[present].astype(np.float64))
-    return fold_mean(METRIC, table.labels[present], found, table.folds[present])
+    return get_metric(METRIC).fold_mean(table.labels[present], found, table.folds[present])
 
 
 def _line(arm: tuple[str, float], found: NDArray[np.float64], solo: NDArray[np.float64]) -> str:

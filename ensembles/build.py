@@ -30,7 +30,7 @@ from ensembles.bank.variant import SEARCH
 from ensembles.evaluation.assessment import Scored, assess, scored
 from ensembles.evaluation.leaderboard import LEGEND, assessment_rows, leaderboard
 from ensembles.fusion.candidates import recipes_for
-from ensembles.metrics import CCC, METRICS, Array, check_metric
+from ensembles.metrics import CCC, Array, check_metric, metrics_of_classes
 
 
 def fit_on_training(files: list[PosteriorFile], experts: Experts, metric: str) -> list[Scored]:
@@ -125,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         default="held-out",
         help="train-posteriors: fit as published fusions often were, in-sample, shown beside the cross-fitted scores",
     )
-    parser.add_argument("--metric", default="accuracy", help=f"one of {', '.join(METRICS)}")
+    known = ", ".join(metrics_of_classes())
+    parser.add_argument("--metric", default="accuracy", help=f"one of {known}")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 

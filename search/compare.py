@@ -20,7 +20,7 @@ from rich.table import Table
 
 from ensembles import EnsembleError
 from ensembles.evaluation.paired_comparison import Difference, difference, recall_differences
-from ensembles.metrics import METRICS, check_metric, fold_mean
+from ensembles.metrics import Metric, check_metric, get_metric, metrics_of_classes
 from search.reporting.predictions import PREDICTION_FILES, Predictions, read_predictions
 
 
@@ -66,13 +66,12 @@ def same_folds(runs: Sequence[Predictions]) -> bool:
     return all(np.array_equal(runs[0].table.folds, run.table.folds) for run in runs[1:])
 
 
-def _show(metric: str, found: Difference) -> str:
-    scale, digits = (1.0, 3) if metric == "log_loss" else (100.0, 1)
-    value, low, high = (f"{scale * x:+.{digits}f}" for x in (found.value, found.low, found.high))
+def _show(metric: Metric, found: Difference) -> str:
+    value, low, high = map(metric.format_difference, (found.value, found.low, found.high))
     return f"{value} ({low} to {high})"
 
 
-def _print(runs: list[Predictions], metric: str, row: str, console: Console) -> None:
+def _print(runs: list[Predictions], metric: Metric, row: str, console: Console) -> None:
     first, *others = runs
     table = first.table
     together = not same_folds(runs)
@@ -80,10 +79,8 @@ def _print(runs: list[Predictions], metric: str, row: str, console: Console) -> 
         if run.leak:
             console.print(f"{run.run}: {run.leak}.", style="bold", highlight=False, markup=False)
     console.print(
-        f"{row}, {metric}, {len(table.clips)} clips of {len(set(table.speakers))} speakers; "
-        f"differences to {first.run} in "
-        + ("nats less" if metric == "log_loss" else "points")
-        + " with 95 % intervals over speakers",
+        f"{row}, {metric.name}, {len(table.clips)} clips of {len(set(table.speakers))} speakers; "
+        f"differences to {first.run} in {metric.difference_unit} with 95 % intervals over speakers",
         highlight=False,
     )
     if together:
@@ -96,21 +93,20 @@ def _print(runs: list[Predictions], metric: str, row: str, console: Console) -> 
         shown.add_column(heading, justify="left" if heading in {"run", "verdict"} else "right")
     for run in runs:
         folds = np.zeros_like(run.table.folds) if together else run.table.folds
-        value = fold_mean(metric, run.table.labels, run.log_posteriors, folds)
-        scored = f"{value:.3f}" if metric == "log_loss" else f"{100 * value:.1f}"
+        scored = metric.format(metric.fold_mean(run.table.labels, run.log_posteriors, folds))
         if run is first:
             shown.add_row(run.run, scored, "", "")
         else:
-            found, _ = compare(first, run, metric)
+            found, _ = compare(first, run, metric.name)
             shown.add_row(run.run, scored, _show(metric, found), found.verdict)
     console.print(shown)
     classes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     classes.add_column("recall of")
     for run in others:
         classes.add_column(run.run, justify="right")
-    each = [compare(first, run, metric)[1] for run in others]
+    each = [compare(first, run, metric.name)[1] for run in others]
     for name in each[0]:
-        classes.add_row(name, *(_show("accuracy", found[name]) for found in each))
+        classes.add_row(name, *(_show(get_metric("accuracy"), found[name]) for found in each))
     console.print(classes)
     console.print(
         "comparable: within one standard error; or chance: the interval holds zero. Of twenty "
@@ -134,7 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
         default="fused",
         help="the headline, or a best expert",
     )
-    parser.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: the first run's)")
+    known = ", ".join(metrics_of_classes())
+    parser.add_argument("--metric", help=f"one of {known} (default: the first run's)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     given = parser.parse_args(arguments)
     try:
@@ -165,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         }
         print(json.dumps(told, indent=1))
         return 0
-    _print(runs, metric, given.row, Console())
+    _print(runs, get_metric(metric), given.row, Console())
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from datasets.storage.synced_folder import is_url
-from ensembles.metrics import CCC, METRICS
+from ensembles.metrics import METRICS
 
 OBJECTIVES = ("solo", "ensemble")
 """What a finished trial is worth to the search."""
@@ -181,7 +181,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         """Every setting is checked once, here."""
         check_known("preset", self.preset, tuple(PRESETS))
-        check_known("metric", self.metric, (*METRICS, CCC))
+        check_known("metric", self.metric, tuple(METRICS))
         check_known("near_duplicates", self.near_duplicates, ("refuse", "warn"))
         check_known("objective", self.objective, OBJECTIVES)
         check_known("device", self.device, ("auto", "cpu", "cuda"))

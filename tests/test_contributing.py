@@ -39,6 +39,11 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 flags=re.MULTILINE,
             )
         )
+    ((name, metric),) = re.findall(
+        r"at the end of `(\S+\.py)`:\n\n```python\n(.*?)```", contributing(), re.DOTALL
+    )
+    with (home / name).open("a") as records:
+        records.write(f"\n\n{metric}")
     assert [file for file, _ in shown] == [
         "models/audio/my_net.py", "models/audio/__init__.py",
         "ensembles/fusion/likelihood.py", "ensembles/fusion/methods.py",
@@ -47,10 +52,13 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def contributing() -> str:
+    return (ROOT / "CONTRIBUTING.md").read_text()
+
+
 def examples() -> list[tuple[str, str]]:
     """Each file that CONTRIBUTING.md shows or adds a line to, and its code."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    return re.findall(r"`(\S+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL)
+    return re.findall(r"(?<!end of )`(\S+\.py)`:\n\n```python\n(.*?)```", contributing(), re.DOTALL)
 
 
 PROGRAM = """
@@ -170,3 +178,52 @@ def test_the_corpus_has_no_options_of_another(copied: Path) -> None:
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: Unknown option '--song' of the corpus my_corpus.")
+
+
+BUILT = """
+import json, sys
+import numpy as np
+from ensembles.build import main
+from ensembles.fusion.greedy import GreedySelection
+from ensembles.metrics import get_metric, log_softmax
+from search.config import SearchConfig
+
+assert SearchConfig(metric="top_two").metric == "top_two"
+rng, names = np.random.default_rng(0), ("calm", "happy", "sad")
+labels = np.tile(np.arange(3), 16)
+logits = rng.normal(size=(2, 48, 3)) + 1.5 * np.eye(3)[labels]
+posteriors, folds = log_softmax(logits), np.repeat(np.arange(4), 12)
+for expert, values in zip("ab", np.exp(posteriors)):
+    rows = [
+        f"c{n},s{n // 4},{folds[n]},{names[labels[n]]}," + ",".join(f"{v:.6f}" for v in row)
+        for n, row in enumerate(values)
+    ]
+    with open(f"{expert}.csv", "w") as file:
+        file.write("\\n".join(["clip,speaker,fold,label," + ",".join(names), *rows]))
+metric, (one, _) = get_metric("top_two"), posteriors
+chosen = GreedySelection(metric="top_two").fit(posteriors, labels, folds)
+print(json.dumps({
+    "score": metric.score(labels, one),
+    "shown": metric.format_with_unit(metric.score(labels, one)),
+    "by_fold": metric.fold_mean(labels, one, folds),
+    "greedy": metric.score(labels, chosen.rule().apply(posteriors)),
+}), flush=True)
+sys.exit(main(["--posteriors", "a.csv", "b.csv", "--metric", "top_two", "--json"]))
+"""
+
+
+def test_a_metric_is_added_by_one_record(copied: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BUILT], cwd=copied, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, _, rest = done.stdout.partition("\n")
+    found, board = json.loads(first), json.loads(rest)
+    assert 0.7 < found["score"] < 1.0
+    assert found["shown"] == f"{100 * found['score']:.1f} %"
+    assert found["by_fold"] == pytest.approx(found["score"])
+    assert found["greedy"] >= found["score"]
+    assert board[0]["name"] == "fused"
+    low, high = board[0]["interval_95"]
+    assert 0.5 < low < board[0]["honest_score"] < high <= 1.0
+    assert board[0]["corrected"]["score"] > 0.5

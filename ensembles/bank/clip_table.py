@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ensembles.metrics import Array, Labels, fold_scores, log_softmax
+from ensembles.metrics import Array, Labels, get_metric, log_softmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class ClipTable:
         """Fold → its score, of the clips that have a prediction."""
         there = np.isfinite(values).all(axis=1)
         scores = self.as_scores(values[there])
-        return fold_scores(metric, self.labels[there], scores, self.folds[there])
+        return get_metric(metric).fold_scores(self.labels[there], scores, self.folds[there])
 
     @property
     def fingerprint(self) -> str:

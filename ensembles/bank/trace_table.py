@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ensembles.metrics import Array, Labels, fold_scores
+from ensembles.metrics import Array, Labels, get_metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +96,8 @@ class TraceTable:
     def fold_scores(self, metric: str, values: NDArray[np.float32]) -> dict[int, float]:
         """Fold → its score, of the steps that were predicted."""
         there = np.isfinite(values).all(axis=1) & np.isfinite(self.labels).all(axis=1)
-        return fold_scores(
-            metric, self.labels[there], self.as_scores(values[there]), self.folds[there]
-        )
+        scores = self.as_scores(values[there])
+        return get_metric(metric).fold_scores(self.labels[there], scores, self.folds[there])
 
     @property
     def fingerprint(self) -> str:

@@ -20,7 +20,7 @@ from ensembles.evaluation.bias_correction import Candidates, Corrected
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.evaluation.intervals import Interval, speaker_interval
 from ensembles.fusion.candidates import Recipe, recipes_for
-from ensembles.metrics import Array, fold_mean, score
+from ensembles.metrics import Array, get_metric
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _corrected_singles(
 
 def _best(rows: Sequence[Scored], metric: str) -> Scored:
     """The row that the search saw as best."""
-    sign = -1.0 if metric == "log_loss" else 1.0
+    sign = get_metric(metric).sign
     return max(rows, key=lambda row: sign * (row.search_score or 0.0))
 
 
@@ -164,7 +164,8 @@ def _score_recipes(
 
 def _score_recipe(fitter: CrossFitter, recipe: Recipe) -> Scored:
     experts, table = fitter.experts, fitter.experts.table
-    searched = fold_mean(fitter.metric, table.labels, fitter.searched(recipe), table.folds)
+    metric = get_metric(fitter.metric)
+    searched = metric.fold_mean(table.labels, fitter.searched(recipe), table.folds)
     taken, _ = fitter.fit(recipe, frozenset())
     per_fold = []
     for fold in fitter.folds:
@@ -225,16 +226,14 @@ def scored(
     per_fold: tuple[tuple[str, tuple[str, ...]], ...],
 ) -> Scored:
     """Scores held-out predictions, with an interval over speakers."""
-    folds = np.unique(table.folds)
-    fold_scores = tuple(
-        score(metric, table.labels[table.folds == k], log_posteriors[table.folds == k])
-        for k in folds
-    )
+    scale = get_metric(metric)
+    by_fold = scale.fold_scores(table.labels, log_posteriors, table.folds)
+    fold_scores = tuple(by_fold.values())
     return Scored(
         name=name,
         search_score=search_score,
         honest_score=float(np.mean(fold_scores)),
-        honest_pooled=score(metric, table.labels, log_posteriors),
+        honest_pooled=scale.score(table.labels, log_posteriors),
         interval=speaker_interval(table, metric, log_posteriors),
         fold_scores=fold_scores,
         experts=experts,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ensembles.bank.posterior_bank import Table
-from ensembles.metrics import CCC, Array, Labels
+from ensembles.metrics import Array, Labels, Metric, Sums, get_metric
 
 MIN_GROUPS = 10
 """Below, draws of groups say nothing about other groups."""
@@ -58,68 +58,57 @@ class Candidates:
     """Out-of-fold predictions of many candidates on the same clips, summed up by group.
 
     Args:
-        metric: accuracy, uar, macro_f1 or log_loss; ccc of traces.
+        metric: Name of what is scored.
         table: The clips.
         groups: (N,) what is drawn; the speakers by default.
     """
 
     def __init__(self, metric: str, table: Table, groups: Sequence[str] | None = None) -> None:
-        self.metric, self.table = metric, table
+        self.metric, self.table = get_metric(metric), table
         names = np.asarray(table.speakers if groups is None else groups)
         self.names, self._group = np.unique(names, return_inverse=True)
         self._folds, self._fold = np.unique(table.folds, return_inverse=True)
-        self._sums: list[Array] = []
+        self._kept: list[Array] = []
 
     def __len__(self) -> int:
-        return len(self._sums)
+        return len(self._kept)
 
     def add(self, log_posteriors: Iterable[Array]) -> None:
         """Adds candidates, (N, K) log-posteriors each."""
-        self._sums += [self._sum_up(one) for one in log_posteriors]
+        self._kept += [self._sum_up(one) for one in log_posteriors]
 
     def scores(self) -> Array:
         """(C,) on all groups."""
         whole = np.ones((1, len(self.names)), np.int64)
-        return np.asarray(self._scores(np.stack(self._sums), whole)[0])
+        return np.asarray(self._resampler().scores(whole)[0])
 
     def resampled(self, draws: int, *, seed: int = 0) -> Array:
         """(draws, C) scores on groups drawn with replacement, the same draws for all."""
-        generator = np.random.default_rng(seed)
-        count = len(self.names)
-        drawn = [generator.integers(count, size=count) for _ in range(draws)]
-        weights = np.stack([np.bincount(d, minlength=count) for d in drawn])
-        return self._scores(np.stack(self._sums), weights)
+        return self._resampler().scores(self._drawn(draws, np.random.default_rng(seed)))
 
     def corrected(self, *, draws: int = _DRAWS, seed: int = 0) -> Corrected | None:
         """The winner's corrected score; None without candidates or with too few groups."""
-        if not self._sums or len(self.names) < MIN_GROUPS:
+        if not self._kept or len(self.names) < MIN_GROUPS:
             return None
-        sums = np.stack(self._sums)  # (C, groups × folds, D)
-        generator = np.random.default_rng(seed)
-        count = len(self.names)
-        sign = -1.0 if self.metric == "log_loss" else 1.0
+        resampler, generator = self._resampler(), np.random.default_rng(seed)
         outside: list[float] = []
         kept: list[float] = []
-        chunk = max(1, _CHUNK_NUMBERS // max(sums.size // count, sums[0].size))
+        chunk = max(1, _CHUNK_NUMBERS // resampler.numbers)
         while len(outside) < draws:
-            most = min(chunk, draws - len(outside))
-            drawn = [generator.integers(count, size=count) for _ in range(most)]
-            weights = np.stack([np.bincount(d, minlength=count) for d in drawn])
+            weights = self._drawn(min(chunk, draws - len(outside)), generator)
             weights = weights[(weights == 0).any(axis=1)]  # else there is nobody left to score
-            winners = (sign * self._scores(sums, weights)).argmax(axis=1)
-            left = (weights == 0).astype(np.float64)
-            outside += self._of_sums(np.einsum("wg,wgfd->wfd", left, sums[winners])).tolist()
+            winners = (self.metric.sign * resampler.scores(weights)).argmax(axis=1)
+            left = (weights == 0).astype(np.int64)
+            outside += resampler.scores_of(winners, left).tolist()
             kept += left.mean(axis=1).tolist()
         scores = np.asarray(outside)
         score = float(scores.mean())
         spread = (scores - score) * np.sqrt(np.asarray(kept))
         low, high = score + np.quantile(spread, [0.025, 0.975])
-        best = np.inf if self.metric == "log_loss" else 1.0
-        least = -1.0 if self.metric == CCC else 0.0
-        return Corrected(score, max(float(low), least), min(float(high), best), len(sums))
+        return Corrected(score, *self.metric.clipped(float(low), float(high)), len(self))
 
     def within_folds(self, draws: int, *, seed: int = 0) -> Array:
-        """(draws,) scores of the first candidate, on groups drawn within their folds."""
+        """(draws,) scores of the only candidate, on groups drawn within their folds."""
         generator = np.random.default_rng(seed)
         weights = np.zeros((draws, len(self.names)), np.int64)
         for fold in range(len(self._folds)):
@@ -127,76 +116,84 @@ class Candidates:
             drawn = generator.integers(len(own), size=(draws, len(own)))
             for column in drawn.T:
                 weights[np.arange(draws), own[column]] += 1
-        return self._scores(np.stack(self._sums[:1]), weights)[:, 0]
+        return self._resampler().scores(weights)[:, 0]
 
     def left_out(self) -> Array:
-        """(groups,) scores of the first candidate, each without one group."""
-        weights = 1 - np.eye(len(self.names), dtype=np.int64)
-        return self._scores(np.stack(self._sums[:1]), weights)[:, 0]
+        """(groups,) scores of the only candidate, each without one group."""
+        return self._resampler().scores(1 - np.eye(len(self.names), dtype=np.int64))[:, 0]
 
-    def _sum_up(self, log_posteriors: Array) -> Array:
-        """(groups, folds, D): of each group's clips in each fold what the metric is made of."""
-        labels, classes = self.table.labels, log_posteriors.shape[1]
-        cells, places = len(self.names) * len(self._folds), self._group * len(self._folds)
-        places = places + self._fold
-        rows = np.arange(len(labels))
-        if self.metric == CCC:
-            columns = [np.ones(len(labels))]
-            for gold, said in zip(np.asarray(labels, np.float64).T, log_posteriors.T, strict=True):
-                columns += [gold, said, gold**2, said**2, gold * said]
-            found = np.stack([np.bincount(places, column, cells) for column in columns], axis=1)
-        elif self.metric == "log_loss":
-            sums = [np.bincount(places, -log_posteriors[rows, labels], cells)]
-            sums.append(np.bincount(places, minlength=cells).astype(np.float64))
-            found = np.stack(sums, axis=1)
-        elif self.metric == "accuracy":
-            right = log_posteriors.argmax(axis=1) == labels
-            found = np.stack(
-                [np.bincount(places, right, cells), np.bincount(places, minlength=cells)], axis=1
-            )
-        else:
-            labels = np.asarray(labels, np.int64)
-            kind = labels * classes + log_posteriors.argmax(axis=1)
-            flat = np.bincount(places * classes**2 + kind, minlength=cells * classes**2)
-            found = flat.reshape(cells, classes**2).astype(np.float64)
-        return np.asarray(found.reshape(len(self.names), len(self._folds), -1))
+    def _drawn(self, draws: int, generator: np.random.Generator) -> Labels:
+        """(draws, groups) how often each group is drawn."""
+        count = len(self.names)
+        drawn = [generator.integers(count, size=count) for _ in range(draws)]
+        return np.stack([np.bincount(d, minlength=count) for d in drawn])
 
-    def _scores(self, sums: Array, weights: Labels) -> Array:
-        """(C, groups, folds, D) sums, (draws, groups) weights → (draws, C) scores."""
-        return self._of_sums(np.tensordot(weights.astype(np.float64), sums, axes=([1], [1])))
+    def _sum_up(self, predictions: Array) -> Array:
+        """(groups, folds, D) what the metric is made of; without sums, the predictions themselves."""
+        if not self.metric.sums:
+            return predictions
+        groups, folds = len(self.names), len(self._folds)
+        cell_of = self._group * folds + self._fold
+        found = self.metric.sums.add(self.table.labels, predictions, cell_of, groups * folds)
+        return found.reshape(groups, folds, -1)
 
-    def _of_sums(self, drawn: Array) -> Array:
+    def _resampler(self) -> _Summed | _Rescored:
+        if self.metric.sums:
+            return _Summed(self.metric.sums, np.stack(self._kept))
+        return _Rescored(self.metric, self.table, self._group, self._kept)
+
+
+@dataclass(frozen=True)
+class _Summed:
+    """Scores of draws from (C, groups, folds, D) sums."""
+
+    kind: Sums
+    sums: Array
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in memory for each draw."""
+        return int(max(self.sums.size // self.sums.shape[1], self.sums[0].size))
+
+    def scores(self, weights: Labels) -> Array:
+        """(draws, groups) → (draws, C)."""
+        return self._mean(np.tensordot(weights.astype(np.float64), self.sums, axes=([1], [1])))
+
+    def scores_of(self, chosen: Labels, weights: Labels) -> Array:
+        """(draws,) candidates, (draws, groups) → (draws,)."""
+        drawn = weights.astype(np.float64)
+        return self._mean(np.einsum("wg,wgfd->wfd", drawn, self.sums[chosen]))
+
+    def _mean(self, drawn: Array) -> Array:
         """(…, folds, D) sums of what is drawn → (…) scores, mean over the folds.
 
         A fold of which no group is drawn is left out of the mean.
         """
         with np.errstate(invalid="ignore", divide="ignore"):
-            if self.metric in {"accuracy", "log_loss"}:
-                by_fold = drawn[..., 0] / drawn[..., 1]
-            elif self.metric == CCC:
-                by_fold = _of_moments(drawn)
-            else:
-                by_fold = _of_confusion(self.metric, drawn)
+            by_fold = self.kind.score(drawn)
         return np.asarray(np.nanmean(by_fold, axis=-1))  # never of nothing: somebody is drawn
 
 
-def _of_moments(sums: Array) -> Array:
-    """(…, 1 + 5·D) counts and sums → (…) mean concordance over dimensions; NaN of nothing."""
-    means = sums[..., 1:] / sums[..., :1]
-    scores = []
-    for first in range(0, means.shape[-1], 5):
-        gold, said, gold2, said2, both = np.moveaxis(means[..., first : first + 5], -1, 0)
-        total = gold2 - gold**2 + said2 - said**2 + (gold - said) ** 2
-        scores.append(np.where(total > 1e-12, 2 * (both - gold * said) / total, 0.0))
-    return np.where(sums[..., 0] > 0, np.mean(scores, axis=0), np.nan)
+@dataclass(frozen=True)
+class _Rescored:
+    """Scores of draws by a metric without sums: every draw is scored anew, clip by clip."""
 
+    metric: Metric
+    table: Table
+    group_of: Labels
+    candidates: Sequence[Array]
+    numbers: int = 1
 
-def _of_confusion(metric: str, flat: Array) -> Array:
-    """(…, K²) → (…): over the classes that occur; NaN where there is none."""
-    classes = round(flat.shape[-1] ** 0.5)
-    matrix = flat.reshape(*flat.shape[:-1], classes, classes)
-    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
-    actual, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
-    part = hits / actual if metric == "uar" else 2 * hits / (actual + predicted)
-    present = actual > 0
-    return np.asarray(np.where(present, part, 0.0).sum(axis=-1) / present.sum(axis=-1))
+    def scores(self, weights: Labels) -> Array:
+        """(draws, groups) → (draws, C)."""
+        return np.asarray([[self._score(one, w) for one in self.candidates] for w in weights])
+
+    def scores_of(self, chosen: Labels, weights: Labels) -> Array:
+        """(draws,) candidates, (draws, groups) → (draws,)."""
+        pairs = zip(chosen, weights, strict=True)
+        return np.asarray([self._score(self.candidates[one], w) for one, w in pairs])
+
+    def _score(self, predictions: Array, weights: Labels) -> float:
+        rows = np.repeat(np.arange(len(self.group_of)), weights[self.group_of])
+        labels, folds = self.table.labels[rows], self.table.folds[rows]
+        return self.metric.fold_mean(labels, predictions[rows], folds)

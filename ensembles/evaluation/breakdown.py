@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ensembles.bank.clip_table import ClipTable
-from ensembles.metrics import METRICS, Array, calibration_error, confusion_matrix, score
+from ensembles.metrics import Array, calibration_error, confusion_matrix, metrics_of_classes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def detail(
         {name: float(value) for name, value in zip(table.classes, recall, strict=True)},
         _means(right, table.speakers),
         {
-            **{metric: score(metric, labels, log_posteriors) for metric in METRICS},
+            **{n: m.score(labels, log_posteriors) for n, m in metrics_of_classes().items()},
             "calibration_error": calibration_error(labels, log_posteriors),
         },
         {attribute: _means(right, of) for attribute, of in kinds.items() if len(set(of)) > 1},

@@ -11,7 +11,7 @@ from ensembles.bank.posterior_bank import Experts
 from ensembles.fusion.candidates import Candidate, Fitted, Recipe
 from ensembles.fusion.memory import fitted, remembering
 from ensembles.fusion.rules import Rule
-from ensembles.metrics import CCC, Array, fold_mean, utility
+from ensembles.metrics import Array, get_metric
 
 C = TypeVar("C", bound=Candidate)
 
@@ -39,12 +39,10 @@ class CrossFitter:
         """(M,) mean of each expert's fold scores outside the excluded folds, higher is better."""
         if excluded not in self._merits:
             table, values = self.experts.table, self.experts.log_posteriors
+            utility = get_metric(self.metric).utility
             rows = [table.folds == k for k in self.folds if k not in excluded]
             self._merits[excluded] = np.asarray(
-                [
-                    np.mean([utility(self.metric, table.labels[r], one[r]) for r in rows])
-                    for one in values
-                ]
+                [np.mean([utility(table.labels[r], one[r]) for r in rows]) for one in values]
             )
         return self._merits[excluded]
 
@@ -97,13 +95,13 @@ class CrossFitter:
         Of classes by log-loss, whatever the metric: over a few folds a proper score tells two dozen
         candidates apart where counting hits mostly picks the luckiest.
         """
-        by = CCC if self.metric == CCC else "log_loss"
-        table = self.experts.table
+        metric, table = get_metric(self.metric), self.experts.table
+        by = get_metric("log_loss") if metric.task == "classes" else metric
         merits = []
         for other in self.folds:
             if other != fold:
                 predicted = self.predict(candidate, frozenset({fold, other}), other)
-                merits.append(utility(by, table.labels[table.folds == other], predicted))
+                merits.append(by.utility(table.labels[table.folds == other], predicted))
         return float(np.mean(merits))
 
     def choose(self, candidates: list[C], fold: int) -> C:
@@ -118,11 +116,7 @@ class CrossFitter:
     def _plain_merit(self, candidate: Candidate, excluded: frozenset[int]) -> float:
         """In-sample score; used only where there are too few folds to do better."""
         taken, rule = self.fit(candidate, excluded)
-        table = self.experts.table
+        table, metric = self.experts.table, get_metric(self.metric)
         rows = ~np.isin(table.folds, list(excluded))
-        return fold_mean(
-            self.metric,
-            table.labels[rows],
-            rule.apply(self.experts.log_posteriors[taken][:, rows]),
-            table.folds[rows],
-        ) * (-1.0 if self.metric == "log_loss" else 1.0)
+        values = rule.apply(self.experts.log_posteriors[taken][:, rows])
+        return metric.sign * metric.fold_mean(table.labels[rows], values, table.folds[rows])

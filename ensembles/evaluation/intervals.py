@@ -9,7 +9,7 @@ from scipy import stats
 
 from ensembles.bank.posterior_bank import Table
 from ensembles.evaluation.bias_correction import MIN_GROUPS, Candidates
-from ensembles.metrics import CCC, Array, fold_mean, score
+from ensembles.metrics import Array, Metric, get_metric
 
 _MIN_SPEAKERS_A_FOLD = 3
 """With fewer, drawing within folds shows little of the speakers' scatter; of one speaker, none."""
@@ -34,23 +34,22 @@ def speaker_interval(table: Table, metric: str, log_posteriors: Array) -> Interv
     speakers within their fold. Otherwise: a t-interval over the speakers' own scores.
     Training and selection are not repeated, so their own scatter comes on top.
     """
-    speakers = np.asarray(table.speakers)
+    scale, speakers = get_metric(metric), np.asarray(table.speakers)
     names = np.unique(speakers)
     rows_of = {name: np.flatnonzero(speakers == name) for name in names}
     groups = [np.unique(speakers[table.folds == k]) for k in np.unique(table.folds)]
     if len(names) < MIN_GROUPS or min(map(len, groups)) < _MIN_SPEAKERS_A_FOLD:
-        if metric == CCC and len(names) > 1:
-            return _jackknife(table, log_posteriors)
-        values = [score(metric, table.labels[r], log_posteriors[r]) for r in rows_of.values()]
-        middle = fold_mean(metric, table.labels, log_posteriors, table.folds)
+        if scale.task == "continuous" and len(names) > 1:
+            return _jackknife(table, scale, log_posteriors)
+        values = [scale.score(table.labels[r], log_posteriors[r]) for r in rows_of.values()]
+        middle = scale.fold_mean(table.labels, log_posteriors, table.folds)
         if len(values) < 2:
             return Interval(middle, middle, "one speaker: none")
         half = float(
             stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
         )
-        largest = np.inf if metric == "log_loss" else 1.0
-        low, high = max(middle - half, 0.0), min(middle + half, largest)
-        return Interval(low, float(high), f"t over {len(values)} speakers")
+        low, high = scale.clipped(middle - half, middle + half)
+        return Interval(low, high, f"t over {len(values)} speakers")
     candidates = Candidates(metric, table)
     candidates.add([log_posteriors])
     resampled = candidates.within_folds(_RESAMPLES)
@@ -58,14 +57,13 @@ def speaker_interval(table: Table, metric: str, log_posteriors: Array) -> Interv
     return Interval(float(low), float(high), f"bootstrap over {len(names)} speakers")
 
 
-def _jackknife(table: Table, traces: Array) -> Interval:
-    """Of concordance, which is no mean over speakers: from the scores without each of them."""
-    candidates = Candidates(CCC, table)
+def _jackknife(table: Table, metric: Metric, traces: Array) -> Interval:
+    """Interval of a score that is no mean over speakers, from the scores without each of them."""
+    candidates = Candidates(metric.name, table)
     candidates.add([traces])
     without, count = candidates.left_out(), len(candidates.names)
     error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
     half = float(stats.t.ppf(0.975, count - 1) * error)
-    middle = fold_mean(CCC, table.labels, traces, table.folds)
-    return Interval(
-        max(middle - half, -1.0), min(middle + half, 1.0), f"jackknife over {count} speakers"
-    )
+    middle = metric.fold_mean(table.labels, traces, table.folds)
+    low, high = metric.clipped(middle - half, middle + half)
+    return Interval(low, high, f"jackknife over {count} speakers")

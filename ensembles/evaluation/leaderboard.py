@@ -7,14 +7,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from ensembles.evaluation.assessment import Assessment, Scored
-from ensembles.metrics import told
+from ensembles.metrics import get_metric
 
 
 def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
     """The table that every command prints."""
+    scale = get_metric(metric)
 
     def show(value: float | None) -> str:
-        return "" if value is None else told(metric, value)
+        return "" if value is None else scale.format(value)
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")  # a long name takes a second line, rather than the numbers their digits
@@ -25,7 +26,7 @@ def leaderboard(rows: list[Scored], metric: str, title: str) -> Table:
         table.add_row(
             escape(row.name),
             show(row.honest_score),
-            f"{show(row.interval.low)} – {show(row.interval.high)}",
+            scale.format_interval(row.interval.low, row.interval.high),
             show(row.corrected.score if row.corrected else None),
             show(row.honest_pooled),
             show(row.search_score),
@@ -45,6 +46,6 @@ a, v, e  best audio, video, early expert; logistic: regression on posteriors"""
 
 def assessment_rows(assessment: Assessment) -> list[Scored]:
     """Leaderboard order: the headline first, each modality alone, then by honest score."""
-    sign = 1.0 if assessment.metric == "log_loss" else -1.0
-    recipes = sorted(assessment.recipes, key=lambda row: sign * row.honest_score)
+    sign = get_metric(assessment.metric).sign
+    recipes = sorted(assessment.recipes, key=lambda row: -sign * row.honest_score)
     return [assessment.fused, *assessment.alone.values(), *recipes]

@@ -12,7 +12,7 @@ from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import of_clips
 from ensembles.evaluation.assessment import Assessment
 from ensembles.evaluation.bias_correction import MIN_GROUPS, Candidates
-from ensembles.metrics import Array, score
+from ensembles.metrics import Array, get_metric
 
 _DRAWS = 2000
 
@@ -52,13 +52,13 @@ def difference(metric: str, table: ClipTable, one: Array, other: Array) -> Diffe
     Both are scored on the same draws of speakers, so that what makes a speaker hard for both
     cancels. Below ten speakers: a t-interval over the speakers' own differences.
     """
-    sign = -1.0 if metric == "log_loss" else 1.0
+    sign = get_metric(metric).sign
     candidates = Candidates(metric, table)
     candidates.add([one, other])
     mine, its = sign * candidates.scores()
     value = float(mine - its)
     if len(candidates.names) < MIN_GROUPS:
-        return _over_speakers(metric, table, one, other, value, sign)
+        return _over_speakers(metric, table, one, other, value)
     drawn = sign * candidates.resampled(_DRAWS)
     apart = drawn[:, 0] - drawn[:, 1]
     low, high = np.quantile(apart, [0.025, 0.975])
@@ -66,14 +66,14 @@ def difference(metric: str, table: ClipTable, one: Array, other: Array) -> Diffe
 
 
 def _over_speakers(
-    metric: str, table: ClipTable, one: Array, other: Array, value: float, sign: float
+    metric: str, table: ClipTable, one: Array, other: Array, value: float
 ) -> Difference:
-    speakers = np.asarray(table.speakers)
+    speakers, utility = np.asarray(table.speakers), get_metric(metric).utility
     apart = []
     for name in np.unique(speakers):
         rows = speakers == name
-        mine, its = (score(metric, table.labels[rows], x[rows]) for x in (one, other))
-        apart.append(sign * (mine - its))
+        mine, its = (utility(table.labels[rows], x[rows]) for x in (one, other))
+        apart.append(mine - its)
     if len(apart) < 2:
         return Difference(value, 0.0, value, value)
     error = float(np.std(apart, ddof=1) / np.sqrt(len(apart)))

@@ -14,7 +14,7 @@ from ensembles.evaluation.assessment import Assessment, Scored, assess, scored
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.fusion.candidates import recipes_for
 from ensembles.fusion.postprocessing import PostProcessing, Spans, fit_postprocessing
-from ensembles.metrics import CCC, Array, ccc, fold_mean, rmse
+from ensembles.metrics import CCC, Array, ccc, get_metric, rmse
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def _search_score(experts: Experts, recipe: str) -> float:
     known = {known.name: known for known in recipes_for(experts, CCC)}
     traces = CrossFitter(experts, CCC).searched(known[recipe])
     chain = fit_postprocessing(traces, *_of(experts, slice(None)))
-    return fold_mean(CCC, table.labels, chain.apply(traces, table.spans), table.folds)
+    processed = chain.apply(traces, table.spans)
+    return get_metric(CCC).fold_mean(table.labels, processed, table.folds)
 
 
 def apply_by_fold(experts: Experts, row: Scored, chains: Iterable[PostProcessing]) -> Scored:

@@ -23,7 +23,7 @@ from ensembles.fusion.candidates import Candidate, Fitted, Fitter, Recipe
 from ensembles.fusion.greedy import GreedySelection
 from ensembles.fusion.late import AverageFusion
 from ensembles.fusion.rules import Space
-from ensembles.metrics import Array, fold_mean
+from ensembles.metrics import Array, get_metric
 
 PAPERS_MB = 0.3
 """What a folder holds beside its experts: manifest, card, front, program."""
@@ -180,7 +180,7 @@ class Choice:
 
 
 def _merit(metric: str, candidate: Assessed) -> float:
-    return candidate.score * (-1.0 if metric == "log_loss" else 1.0)
+    return candidate.score * get_metric(metric).sign
 
 
 class Candidates:
@@ -290,7 +290,8 @@ class Candidates:
     def _assess(self, candidate: Candidate) -> Assessed:
         fitter, names = self.fitter, self.fitter.experts.names
         table = fitter.experts.table
-        score = fold_mean(fitter.metric, table.labels, fitter.honest(candidate), table.folds)
+        metric = get_metric(fitter.metric)
+        score = metric.fold_mean(table.labels, fitter.honest(candidate), table.folds)
         taken = [
             fitter.fit(candidate, frozenset(some)).members
             for some in [(), *((k,) for k in fitter.folds)]

@@ -12,7 +12,7 @@ from ensembles import EnsembleError
 from ensembles.artifact.fold_networks import FoldedExpert, read_plan, shape_of
 from ensembles.bank.posterior_bank import Experts, PosteriorBank
 from ensembles.bank.run_format import RUN_FORMAT, refusal
-from ensembles.metrics import CCC, check_metric
+from ensembles.metrics import get_metric
 from models import build_expert, get_architecture
 from models.registry import ModelError
 
@@ -62,8 +62,7 @@ def read_run(path: Path) -> FinishedRun:
         lacking = [key for key in _NEEDED if key not in summary]
         if lacking:
             raise KeyError(lacking[0])
-        if summary["metric"] != CCC:
-            check_metric(summary["metric"])
+        get_metric(summary["metric"])
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, EnsembleError):
             raise

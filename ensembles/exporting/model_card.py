@@ -7,13 +7,13 @@ from typing import Any
 
 from datasets.corpora.registry import CORPORA
 from ensembles.artifact.manifest import Artifact
-from ensembles.metrics import CCC, told
+from ensembles.metrics import get_metric
 
 
 def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
     """What a user of the folder must know, in Markdown."""
     headline = summary["headline"]["fused"]
-    low, high = headline["interval_95"]
+    metric, (low, high) = get_metric(summary["metric"]), headline["interval_95"]
     leak = summary.get("leak")
     lines = [
         *([f"**{leak}.**", ""] if leak else []),
@@ -27,9 +27,9 @@ def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
         "",
         "## Score",
         "",
-        f"{_score(summary['metric'], headline['honest_score'])} "
-        f"(95 % interval over speakers: {_number(summary['metric'], low)} to "
-        f"{_number(summary['metric'], high)}): honest score on {summary['corpus']}, "
+        f"{metric.format_named(headline['honest_score'])} "
+        f"(95 % interval over speakers: {metric.format(low)} to "
+        f"{metric.format(high)}): honest score on {summary['corpus']}, "
         f"{summary['clips']} {'recordings' if artifact.answers == 'traces' else 'clips'} of "
         f"{summary['speakers']} speakers, protocol "
         f"{summary['protocol']}. Experts, fusion and recipe were chosen for each fold from the "
@@ -145,15 +145,15 @@ def _experts(artifact: Artifact) -> list[str]:
 
 def _more_scores(summary: Mapping[str, Any]) -> list[str]:
     """The headline without the luck of choosing, with fresh seeds, and of each modality alone."""
-    metric, headline = summary["metric"], summary["headline"]
+    metric, headline = get_metric(summary["metric"]), summary["headline"]
     lines = []
     corrected = headline["fused"].get("corrected")
     if corrected:
         low, high = corrected["interval_95"]
         lines.append(
             f"- corrected for the luck of choosing among {corrected['candidates']} recipes "
-            f"(BBC-CV): {_score(metric, corrected['score'])} (95 % interval "
-            f"{_number(metric, low)} to {_number(metric, high)})"
+            f"(BBC-CV): {metric.format_named(corrected['score'])} (95 % interval "
+            f"{metric.format(low)} to {metric.format(high)})"
         )
     else:
         lines.append("- not corrected for the luck of choosing among recipes (BBC-CV)")
@@ -163,16 +163,15 @@ def _more_scores(summary: Mapping[str, Any]) -> list[str]:
         if "fused" in rows
     }
     if fresh:
-        shown = ", ".join(f"{_number(metric, value)} (seed {s})" for s, value in fresh.items())
+        shown = ", ".join(f"{metric.format(value)} (seed {s})" for s, value in fresh.items())
         mean = sum(fresh.values()) / len(fresh)
-        lines.append(f"- trained again with fresh seeds: {shown}; mean {_score(metric, mean)}")
+        lines.append(f"- trained again with fresh seeds: {shown}; mean {metric.format_named(mean)}")
     else:
         lines.append("- not confirmed with fresh training seeds")
     for modality in ("audio", "video", "early"):
         if alone := headline.get(f"{modality}_alone"):
-            lines.append(
-                f"- {modality} experts alone, honest score: {_score(metric, alone['honest_score'])}"
-            )
+            score = metric.format_named(alone["honest_score"])
+            lines.append(f"- {modality} experts alone, honest score: {score}")
     return [*lines, ""]
 
 
@@ -230,15 +229,6 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def _score(metric: str, value: float) -> str:
-    unit = {"log_loss": "nats of log-loss", CCC: "CCC"}.get(metric, f"% {metric}")
-    return f"{_number(metric, value)} {unit}"
-
-
-def _number(metric: str, value: float) -> str:
-    return told(metric, value)
-
-
 def _sentence(inputs: list[str]) -> str:
     names = {
         "audio": "sound",
@@ -251,12 +241,12 @@ def _sentence(inputs: list[str]) -> str:
 
 
 def _test_speakers(summary: Mapping[str, Any]) -> str:
-    found = summary.get("test_speakers")
+    found, metric = summary.get("test_speakers"), get_metric(summary["metric"])
     corpus = summary.get("test_corpus")
     if corpus and found:
         return (
             f"On another corpus, {corpus} ({len(found['speakers'])} speakers in no fold, {found['clips']} clips), "
-            f"it scores {_score(summary['metric'], found['score'])}."
+            f"it scores {metric.format_named(found['score'])}."
         )
     if corpus:
         return f"The corpus {corpus} was held out of all folds, but is not scored yet."
@@ -266,7 +256,7 @@ def _test_speakers(summary: Mapping[str, Any]) -> str:
         return "No speakers were held out of all folds to score it (`--test-speakers`)."
     return (
         f"On speakers in no fold ({', '.join(found['speakers'])}; "
-        f"{found['clips']} clips) it scores {_score(summary['metric'], found['score'])}."
+        f"{found['clips']} clips) it scores {metric.format_named(found['score'])}."
     )
 
 

@@ -13,20 +13,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from ensembles.exporting.budget import PAPERS_MB, Assessed, Choice
+from ensembles.metrics import get_metric
 
 _AXES = ("latency of one clip, ms", "size of the folder, MB")
 
 
 def front_table(choice: Choice) -> Table:
     """The candidates that no cheaper one equals; the chosen one is marked."""
+    metric = get_metric(choice.metric)
     table = Table(
-        "", "recipe", f"cross-fitted {choice.metric}", "ms a clip", "MB", "experts", box=box.SIMPLE
+        "", "recipe", f"cross-fitted {metric.name}", "ms a clip", "MB", "experts", box=box.SIMPLE
     )
     for candidate in choice.front:
         table.add_row(
             _mark(choice, candidate),
             escape(candidate.candidate.name),
-            shown(choice.metric, candidate.score),
+            metric.format_with_unit(candidate.score),
             f"{candidate.cost[0]:.3g}",
             f"{candidate.cost[1] + PAPERS_MB:.3g}",
             escape(", ".join(candidate.experts)),
@@ -40,11 +42,6 @@ def _mark(choice: Choice, candidate: Assessed) -> str:
     return "" if (candidate.cost <= choice.budget.limits).all() else "too dear"
 
 
-def shown(metric: str, value: float) -> str:
-    """A score as people read it."""
-    return f"{value:.3f}" if metric == "log_loss" else f"{100 * value:.1f} %"
-
-
 def print_choice(choice: Choice, hardware: str) -> None:
     """The front, and which scores belong to what."""
     console = Console()
@@ -55,14 +52,14 @@ def print_choice(choice: Choice, hardware: str) -> None:
 
 
 def _explained(choice: Choice) -> list[str]:
-    metric, row = choice.metric, choice.row
+    show, row = get_metric(choice.metric).format_with_unit, choice.row
     return [
         f"{choice.fitting} of {len(choice.candidates)} candidates fit {choice.budget}. "
         f"Chosen: {choice.chosen.candidate.name}, by its cross-fitted score "
-        f"{shown(metric, choice.chosen.score)}: the best of those that fit, so a search score.",
+        f"{show(choice.chosen.score)}: the best of those that fit, so a search score.",
         f"Honest score of this choice, made for each fold on the other folds: "
-        f"{shown(metric, row.honest_score)} (95 % interval {shown(metric, row.interval.low)} to "
-        f"{shown(metric, row.interval.high)}).",
+        f"{show(row.honest_score)} (95 % interval {show(row.interval.low)} to "
+        f"{show(row.interval.high)}).",
     ]
 
 
@@ -118,20 +115,20 @@ def _draw(choice: Choice, front: list[Assessed], folder: Path, hardware: str) ->
 
     axis = choice.budget.axis
     extra = PAPERS_MB * axis
-    scale = 1.0 if choice.metric == "log_loss" else 100.0
+    metric = get_metric(choice.metric)
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
     able = [c for c in choice.candidates if np.isfinite(c.cost).all()]
     axes.scatter(
         [c.cost[axis] + extra for c in able],
-        [scale * c.score for c in able],
+        [metric.scaled(c.score) for c in able],
         s=12,
         color="0.7",
         label=f"{len(able)} candidates",
     )
     axes.step(
         [c.cost[axis] + extra for c in front],
-        [scale * c.score for c in front],
+        [metric.scaled(c.score) for c in front],
         where="post",
         marker="o",
         markersize=4,
@@ -141,7 +138,7 @@ def _draw(choice: Choice, front: list[Assessed], folder: Path, hardware: str) ->
     chosen, limit = choice.chosen, float(choice.budget.limits[axis]) + extra
     axes.plot(
         chosen.cost[axis] + extra,
-        scale * chosen.score,
+        metric.scaled(chosen.score),
         "*",
         markersize=14,
         color="tab:red",
@@ -150,8 +147,8 @@ def _draw(choice: Choice, front: list[Assessed], folder: Path, hardware: str) ->
     axes.axvline(limit, color="tab:red", linestyle=":", label=f"{choice.budget}")
     axes.set_xscale("log")
     axes.set_xlabel(f"{_AXES[axis]} ({hardware})", fontsize=8)
-    unit = "" if choice.metric == "log_loss" else " in %"
-    axes.set_ylabel(f"cross-fitted {choice.metric}{unit}, mean of the folds")
+    unit = " in %" if metric.percent else ""
+    axes.set_ylabel(f"cross-fitted {metric.name}{unit}, mean of the folds")
     axes.set_title("Each candidate's score; the best of them is a search score", fontsize=9)
     axes.legend(fontsize=8, loc="best")
     figure.savefig(folder / "front.svg", metadata={"Date": None})

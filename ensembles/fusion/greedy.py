@@ -6,7 +6,7 @@ up as posteriors do, and a clip is right while its largest margin is negative. O
 float32 over blocks that stay in the processor's cache tells for every candidate how many clips
 are right for certain and how many may be; only candidates that may still be the best are then
 judged exactly, in float64, with ties broken by log-loss. So the choices are those of a plain loop
-([how fast](../docs/performance.md)).
+([how fast](../docs/performance.md)), which metrics other than accuracy, UAR, macro-F1 and log-loss get.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensembles.fusion.rules import Pooling, Space
-from ensembles.metrics import Array, Labels, log_softmax
+from ensembles.metrics import Array, Labels, get_metric, log_softmax
 
 _FLOOR = -30.0
+_OF_HITS = ("accuracy", "uar", "macro_f1")
+"""Metrics that are chosen for by sums of hits."""
 _STEPS_A_LOOK = 16
 """So many members, and one step more is looked ahead."""
 _BLOCK_BYTES = 2**18
@@ -69,8 +71,7 @@ class GreedySelection:
         So one bag is never worse than its best single expert on the rows it is fitted on.
         """
         values = _Values(log_posteriors, self.space)
-        weights = _clip_weights(self.metric, labels)
-        screen = _Screen(values, labels, weights) if self._worth_screening else None
+        screen = self._screen(values, labels)
         self.counts_: Labels = np.zeros(len(values), np.int64)
         for bag in self._bags(len(values)):
             taken = self._select(values, labels, screen, bag)
@@ -89,10 +90,14 @@ class GreedySelection:
         half = (count + 1) // 2
         return [np.sort(generator.choice(count, half, replace=False)) for _ in range(self.bags)]
 
-    @property
-    def _worth_screening(self) -> bool:
-        """Log-loss of an average of probabilities needs the true class's alone: quick as it is."""
-        return self.metric != "log_loss" or self.space == "log"
+    def _screen(self, values: _Values, labels: Labels) -> _Screen | None:
+        """Return what spares most exact scores; None where there is none, or none is needed.
+
+        Log-loss of an average of probabilities needs the true class's alone: quick as it is.
+        """
+        if self.metric in _OF_HITS or (self.metric == "log_loss" and self.space == "log"):
+            return _Screen(values, labels, _clip_weights(self.metric, labels))
+        return None
 
     def _select(
         self, values: _Values, labels: Labels, screen: _Screen | None, bag: Labels
@@ -135,8 +140,11 @@ class GreedySelection:
     ) -> tuple[float, float]:
         """(score by the metric, log-likelihood) of the sum of `count` experts' posteriors."""
         likelihood = self._log_likelihood(pooled, labels, count)
-        if self.metric == "log_loss" or screen is None:
+        if self.metric == "log_loss":
             return likelihood, likelihood
+        if screen is None:
+            fused = self._log_posteriors(pooled, count)
+            return get_metric(self.metric).utility(labels, fused), likelihood
         right = np.flatnonzero(screen.right(pooled))
         if self.metric == "accuracy":  # counted, so that ties are ties
             return len(right) / len(labels), likelihood
@@ -148,7 +156,12 @@ class GreedySelection:
         rows = np.arange(len(labels))
         if self.space == "arithmetic":
             return float(np.log(pooled[rows, labels] / count + 1e-12).mean())
-        return float(log_softmax(pooled / count)[rows, labels].mean())
+        return float(self._log_posteriors(pooled, count)[rows, labels].mean())
+
+    def _log_posteriors(self, pooled: Array, count: int) -> Array:
+        """(N, K), of the sum of `count` experts' posteriors."""
+        mean = pooled / count
+        return log_softmax(mean) if self.space == "log" else np.log(mean + 1e-12)
 
 
 class _Values:
@@ -193,7 +206,7 @@ def _margins(values: NDArray[np.float32], labels: Labels) -> NDArray[np.float32]
 
 def _clip_weights(metric: str, labels: Labels) -> Array:
     """What a clip's hit is worth: the same for each, or for each class."""
-    if metric not in {"uar", "macro_f1"}:
+    if metric in {"accuracy", "log_loss"}:
         return np.full(len(labels), 1.0 / len(labels))
     counts = np.bincount(labels)
     return np.asarray(1.0 / (counts[labels] * (counts > 0).sum()))

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ensembles.fusion.regression import ABSENT, Regressions
 from ensembles.fusion.rules import Inputs, LinearMap, posterior_table
-from ensembles.metrics import Array, Labels, score
+from ensembles.metrics import Array, Labels, get_metric
 
 Scaling = Literal["standard", "minmax", "none"]
 
@@ -67,10 +67,10 @@ class LogisticFusion:
         kept = np.unique(groups)
         if len(kept) < 2 or len(self.penalties) == 1:
             return self.penalties[len(self.penalties) // 2]
-        outside = groups == kept[:, None]
+        outside, loss = groups == kept[:, None], get_metric("log_loss").score
         losses = [
             sum(
-                score("log_loss", labels[rows], model.apply_table(table[rows])) * rows.mean()
+                loss(labels[rows], model.apply_table(table[rows])) * rows.mean()
                 for rows, model in zip(outside, models, strict=True)
             )
             for models in self._fit(table, labels, ~outside, self.penalties, _TO_CHOOSE)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from datasets.storage.synced_folder import KeptFolder, default_cache_folder
 from ensembles.bank.variant import Variant
+from ensembles.metrics import get_metric
 from search.execution.reports import Report, writing_run
 from search.monitoring import gauges
 from search.trial_spec import TrialSpec
@@ -84,7 +85,7 @@ class Recorder:
 
     def _report(self, rung: RungResult) -> Report:
         metric, by_fold = self.spec.context.metric, self._scores(rung.logits)
-        score, sign = float(np.mean(list(by_fold.values()))), -1 if metric == "log_loss" else 1
+        score, sign = float(np.mean(list(by_fold.values()))), get_metric(metric).sign
         report: Report = {
             "percent": rung.percent,
             "epoch": rung.epoch,

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ensembles.metrics import get_metric
 from search.trial_spec import TrialSpec
 from search.tuning.searcher import DealtSearch
 from search.tuning.tally import Tally, tally
@@ -48,7 +49,7 @@ class ProgressTable(tune.Callback):
         console: Where to.
         search: Whose.
         title: The run's name.
-        metric: That the scores are of; log_loss is shown as it is, not as the search turns it.
+        metric: Name of what is scored; scores are shown, not the utilities that the search reports.
         facts: What else the header says, such as the dashboard's address.
     """
 
@@ -213,7 +214,7 @@ class ProgressTable(tune.Callback):
     def _score(self, score: float | None) -> str:
         if score is None:
             return ""
-        return f"{-score if self.metric == 'log_loss' else score:.3f}"
+        return f"{get_metric(self.metric).sign * score:.3f}"
 
 
 def _line(text: str, style: str) -> Text:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ensembles.bank.posterior_bank import Experts
 from ensembles.bank.trace_table import TraceTable
 from ensembles.evaluation.assessment import Scored, scored
 from ensembles.fusion.logistic import LogisticFusion
-from ensembles.metrics import CCC, Array
+from ensembles.metrics import CCC, Array, get_metric
 from models import get_architecture
 from search.config import ConfigError, SearchConfig, check_known
 from search.data.training_data import TrainingData
@@ -296,16 +296,15 @@ def print_reproduced(console: Console, document: Mapping[str, Any], protocol: st
     flaw = flaw_of(document["paper"])
     console.print(flaw, highlight=False, markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    metric = document.get("metric", "accuracy")
-    title = "CCC" if metric == CCC else "accuracy, %"
-    table.title = f"{title}: published ({document['held_out']}) and here ({protocol})"
+    metric = get_metric(document.get("metric", "accuracy"))
+    table.title = f"{metric.label}: published ({document['held_out']}) and here ({protocol})"
     table.add_column("")
     for heading in ("published", "here", "95 %"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in document["rows"]:
-        interval = " – ".join(_told(metric, bound, 1) for bound in row["interval"] or ())
-        figures = _told(metric, row["published"], 2), _told(metric, row["here"], 1)
-        table.add_row(row["what"], *figures, interval)
+        interval = metric.format_interval(*row["interval"]) if row["interval"] else ""
+        published = _or_dash(metric.format_published, row["published"])
+        table.add_row(row["what"], published, _or_dash(metric.format, row["here"]), interval)
     console.print(table)
     for row in document["rows"]:
         if row["note"]:
@@ -313,7 +312,5 @@ def print_reproduced(console: Console, document: Mapping[str, Any], protocol: st
             console.print(told, style="dim", highlight=False, markup=False)
 
 
-def _told(metric: str, value: float | None, digits: int) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if metric == CCC else f"{100 * value:.{digits}f}"
+def _or_dash(form: Callable[[float], str], value: float | None) -> str:
+    return "–" if value is None else form(value)

@@ -17,7 +17,7 @@ from ensembles.evaluation.bias_correction import MIN_GROUPS
 from ensembles.evaluation.breakdown import Detail, detail
 from ensembles.evaluation.leaderboard import LEGEND, assessment_rows, leaderboard
 from ensembles.evaluation.paired_comparison import Difference, fusion_gains
-from ensembles.metrics import told
+from ensembles.metrics import get_metric, metrics_of_classes
 from search.reporting.html import PAGE
 from search.reporting.results import is_over_time
 from search.reporting.traces import print_traces, trace_legend
@@ -93,9 +93,8 @@ def _print_further(
     table, metric = assessment.table, assessment.metric
     if names := facts.get("fold_names"):
         scores = assessment.fused.fold_scores
-        each = ", ".join(
-            f"{name} {told(metric, value)}" for name, value in zip(names, scores, strict=True)
-        )
+        show = get_metric(metric).format
+        each = ", ".join(f"{name} {show(value)}" for name, value in zip(names, scores, strict=True))
         console.print(
             f"fused, {metric} on each corpus, by networks trained on the others: {each}",
             highlight=False,
@@ -138,23 +137,20 @@ def _print_end(console: Console, run: Path, facts: dict[str, Any]) -> None:
 
 def _headline(assessment: Assessment, found: Detail) -> str:
     """The chosen ensemble's score, corrected and from other sides."""
-    fused, metrics = assessment.fused, found.metrics
-    percent = assessment.metric != "log_loss"
-
-    def show(value: float) -> str:
-        return f"{100 * value:.1f}" if percent else f"{value:.3f}"
-
+    fused, metric = assessment.fused, get_metric(assessment.metric)
     lines = []
     if corrected := fused.corrected:
         lines.append(
             f"fused, corrected for the choice among {corrected.candidates} recipes: "
-            f"{show(corrected.score)} ({show(corrected.low)} – {show(corrected.high)})"
+            f"{metric.format(corrected.score)} "
+            f"({metric.format_interval(corrected.low, corrected.high)})"
         )
-    lines.append(
-        f"fused, all clips: accuracy {100 * metrics['accuracy']:.1f}, UAR "
-        f"{100 * metrics['uar']:.1f}, macro-F1 {100 * metrics['macro_f1']:.1f}, log-loss "
-        f"{metrics['log_loss']:.3f}, calibration error {100 * metrics['calibration_error']:.1f}"
+    each = ", ".join(
+        f"{one.title} {one.format(found.metrics[one.name])}"
+        for one in metrics_of_classes().values()
     )
+    error = found.metrics["calibration_error"]
+    lines.append(f"fused, all clips: {each}, calibration error {100 * error:.1f}")
     weakest = min(found.recall, key=lambda name: found.recall[name])
     speakers = sorted(found.speakers.values())
     sides = [
@@ -172,11 +168,10 @@ def _gains(assessment: Assessment) -> rich_table.Table | None:
     if len(gains) < 2:
         return None
 
-    def show(found: Difference, percent: bool = True) -> str:
-        scale, digits = (100, 1) if percent else (1, 3)
-        return "{:+.{d}f} ({:.{d}f} … {:.{d}f})".format(
-            *(scale * x for x in (found.value, found.low, found.high)), d=digits
-        )
+    def show(metric: str, found: Difference) -> str:
+        scale = get_metric(metric)
+        value, low, high = scale.format_difference(found.value), found.low, found.high
+        return f"{value} ({scale.format(low)} … {scale.format(high)})"
 
     table = rich_table.Table(
         title="what fusion adds: all clips, and recall of each class, in points (95 %)",
@@ -187,18 +182,16 @@ def _gains(assessment: Assessment) -> rich_table.Table | None:
     table.add_column("")
     for gain in gains.values():
         table.add_column(f"over {gain.over}", justify="right", no_wrap=True)
-    percent = assessment.metric != "log_loss"
-    table.add_row(assessment.metric, *(show(gain.all, percent) for gain in gains.values()))
+    metric = assessment.metric
+    table.add_row(metric, *(show(metric, gain.all) for gain in gains.values()))
     for name in next(iter(gains.values())).classes:
-        table.add_row(name, *(show(g.classes[name]) for g in gains.values()))
+        table.add_row(name, *(show("accuracy", g.classes[name]) for g in gains.values()))
     return table
 
 
 def _enrolment(metric: str, rows: dict[str, Any]) -> str:
-    scores = ", ".join(
-        f"{clips} clips {row['honest_score'] * (1 if metric == 'log_loss' else 100):.1f}"
-        for clips, row in rows.items()
-    )
+    show = get_metric(metric).format
+    scores = ", ".join(f"{clips} clips {show(row['honest_score'])}" for clips, row in rows.items())
     return (
         f"Speaker enrolment (inputs normalised by unlabelled clips of the new speaker; all scored "
         f"on the clips that enrol nobody): {scores}"
@@ -206,14 +199,16 @@ def _enrolment(metric: str, rows: dict[str, Any]) -> str:
 
 
 def _test_speakers(metric: str, found: dict[str, Any], corpus: str | None = None) -> str:
-    value = f"{found['score']:.3f}" if metric == "log_loss" else f"{100 * found['score']:.1f}"
-    said = f"{value} by the averaged ensemble on {found['clips']} clips of "
+    said = f"{get_metric(metric).format(found['score'])} by the averaged ensemble on {found['clips']} clips of "
     lines = [f"Test speakers (in no fold): {said}{', '.join(found['speakers'])}"]
     if corpus:
-        also = found["metrics"]
+        also = ", ".join(
+            f"{one.title} {one.format(found['metrics'][one.name])}"
+            for one in metrics_of_classes().values()
+            if one.percent
+        )
         lines = [
-            f"Test corpus {corpus} (in no fold): {said}{len(found['speakers'])} speakers; accuracy "
-            f"{100 * also['accuracy']:.1f}, UAR {100 * also['uar']:.1f}, macro-F1 {100 * also['macro_f1']:.1f}"
+            f"Test corpus {corpus} (in no fold): {said}{len(found['speakers'])} speakers; {also}"
         ]
     for values in found.get("groups", {}).values():
         known = [f"{name} {100 * value:.1f}" for name, value in values.items() if name != _UNKNOWN]
@@ -227,9 +222,7 @@ def _test_speakers(metric: str, found: dict[str, Any], corpus: str | None = None
 
 
 def _confirmation(assessment: Assessment, confirmed: dict[int, dict[str, Scored]]) -> str:
-    def show(value: float) -> str:
-        return told(assessment.metric, value)
-
+    show = get_metric(assessment.metric).format
     lines = [
         f"With fresh training seeds {', '.join(map(str, confirmed))} (same choices, none of these was chosen by):"
     ]

@@ -28,7 +28,7 @@ from datasets.storage.atomic import write_atomically
 from ensembles.bank.clip_table import ClipTable
 from ensembles.evaluation.assessment import Scored, scored
 from ensembles.evaluation.paired_comparison import Difference, difference
-from ensembles.metrics import Array
+from ensembles.metrics import Array, get_metric
 from search.config import to_document
 from search.persistence.run_folder import RunFolder
 from search.space.scope import Offer
@@ -241,15 +241,16 @@ def _log_posteriors(rows: Mapping[str, Mapping[str, str]], table: ClipTable) -> 
 
 def in_words(found: Outer, metric: str) -> str:
     """What the report says of it."""
-    scale, digits = (1, 3) if metric == "log_loss" else (100, 1)
+    scale = get_metric(metric)
 
     def show(row: Scored) -> str:
-        low, high = scale * row.interval.low, scale * row.interval.high
-        return f"{scale * row.honest_score:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
+        interval = scale.format_interval(row.interval.low, row.interval.high)
+        return f"{scale.format(row.honest_score)} ({interval})"
 
-    by = found.shortcuts
-    apart = f"{scale * by.value:+.{digits}f} ({scale * by.low:+.{digits}f} … {scale * by.high:+.{digits}f})"
-    best = "–" if found.search_score is None else f"{scale * found.search_score:.{digits}f}"
+    apart = scale.format_differences(
+        found.shortcuts.value, found.shortcuts.low, found.shortcuts.high
+    )
+    best = "–" if found.search_score is None else scale.format(found.search_score)
     return (
         f"Nested search, {len(found.nested.fold_scores)} outer folds, {len(found.nested.log_posteriors)} clips: "
         f"{metric} {show(found.nested)} on speakers that no part of their search had met\n"

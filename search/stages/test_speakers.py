@@ -19,7 +19,7 @@ from ensembles.bank.posterior_bank import Experts
 from ensembles.evaluation.assessment import Assessment
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.exporting.refit import Chooser
-from ensembles.metrics import Array, score
+from ensembles.metrics import Array, get_metric
 from search.data.bank_tables import clip_table, people
 from search.data.training_data import TrainingData
 from search.persistence.run_folder import RunFolder
@@ -62,7 +62,7 @@ def score_unseen(
     log_posteriors = fused.apply(each)
     table = clip_table(data).take(rows)
     touches = _touch(run, data, fused, log_posteriors)
-    value = score(assessment.metric, table.labels, log_posteriors)
+    value = get_metric(assessment.metric).score(table.labels, log_posteriors)
     return UnseenScore(table, log_posteriors, value, touches, people(data.index))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ensembles.bank.posterior_bank import BankEntry, Experts, PosteriorBank
 from ensembles.fusion.greedy import GreedySelection
-from ensembles.metrics import Array, Labels, log_softmax, utility
+from ensembles.metrics import Array, Labels, get_metric, log_softmax
 
 MIN_FINISHED = 3
 """Until every modality has this many finished experts, a trial is worth its own score: the first
@@ -102,11 +102,8 @@ def ensemble_gain(experts: Experts, metric: str) -> float:
     Cross-fitted: for each fold the ensemble is selected greedily, and the newcomer's share in it chosen,
     by the log-loss of the other folds.
     """
-    table, others, newcomer = (
-        experts.table,
-        experts.log_posteriors[:-1],
-        experts.log_posteriors[-1],
-    )
+    table, utility = experts.table, get_metric(metric).utility
+    others, newcomer = experts.log_posteriors[:-1], experts.log_posteriors[-1]
     gains = []
     for fold in np.unique(table.folds):
         scored = table.folds == fold
@@ -117,15 +114,14 @@ def ensemble_gain(experts: Experts, metric: str) -> float:
         share = _share(before[fitted], newcomer[fitted], table.labels[fitted])
         after = _joined(before[scored], newcomer[scored], share)
         labels = table.labels[scored]
-        gains.append(utility(metric, labels, after) - utility(metric, labels, before[scored]))
+        gains.append(utility(labels, after) - utility(labels, before[scored]))
     return float(np.mean(gains))
 
 
 def _share(before: Array, newcomer: Array, labels: Labels) -> float:
     """The share that is best on these rows; of equal ones the smaller."""
-    return max(
-        _SHARES, key=lambda share: utility("log_loss", labels, _joined(before, newcomer, share))
-    )
+    loss = get_metric("log_loss").score
+    return min(_SHARES, key=lambda share: loss(labels, _joined(before, newcomer, share)))
 
 
 def _joined(before: Array, newcomer: Array, share: float) -> Array:

@@ -14,7 +14,7 @@ from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.exporting.budget import PAPERS_MB, Budget, Candidates, Choice, Cost
 from ensembles.fusion.candidates import recipes_for
 from ensembles.fusion.greedy import GreedySelection
-from ensembles.metrics import fold_mean
+from ensembles.metrics import get_metric
 
 MakeExperts = Callable[..., Experts]
 RECIPES = ("best audio", "best video", "a+v: product", "top 3 each: average", "greedy: product")
@@ -97,7 +97,7 @@ def test_each_score_is_that_of_held_out_predictions(experts: Experts) -> None:
     fitter, table = CrossFitter(experts, "accuracy"), experts.table
     for candidate in choice.candidates:
         honest = fitter.honest(candidate.candidate)
-        score = fold_mean("accuracy", table.labels, honest, table.folds)
+        score = get_metric("accuracy").fold_mean(table.labels, honest, table.folds)
         assert candidate.score == pytest.approx(score), candidate.candidate.name
 
 

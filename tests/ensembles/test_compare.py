@@ -15,16 +15,16 @@ from ensembles.evaluation.paired_comparison import (
     fusion_gains,
     recall_differences,
 )
-from ensembles.metrics import METRICS, fold_mean, score
+from ensembles.metrics import get_metric, metrics_of_classes
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", metrics_of_classes())
 def test_the_difference_is_that_of_the_scores_more_being_better(
     metric: str, make_experts: Any
 ) -> None:
     experts = make_experts(skills=(1.5, 0.5), speakers=20, clips=12)
     table, (one, other) = experts.table, experts.log_posteriors
-    mine, its = (fold_mean(metric, table.labels, x, table.folds) for x in (one, other))
+    mine, its = (get_metric(metric).fold_mean(table.labels, x, table.folds) for x in (one, other))
     found = difference(metric, table, one, other)
     assert found.value == pytest.approx(its - mine if metric == "log_loss" else mine - its)
     assert 0 < found.low < found.value < found.high
@@ -80,8 +80,8 @@ def test_few_speakers_get_a_t_interval_of_their_own_differences(make_experts: An
     table, (one, other) = experts.table, experts.log_posteriors
     speakers = np.asarray(table.speakers)
     apart = [
-        score("accuracy", table.labels[rows], one[rows])
-        - score("accuracy", table.labels[rows], other[rows])
+        get_metric("accuracy").score(table.labels[rows], one[rows])
+        - get_metric("accuracy").score(table.labels[rows], other[rows])
         for rows in (speakers == name for name in np.unique(speakers))
     ]
     found = difference("accuracy", table, one, other)

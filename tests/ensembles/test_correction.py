@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from ensembles.bank.clip_table import ClipTable
 from ensembles.evaluation.assessment import assess
 from ensembles.evaluation.bias_correction import MIN_GROUPS, Candidates
-from ensembles.metrics import METRICS, fold_mean, fold_scores, score, utility
+from ensembles.metrics import METRICS, get_metric, metrics_of_classes
 
 
 def plain_bbc(
@@ -24,17 +25,17 @@ def plain_bbc(
         drawn = names[generator.integers(len(names), size=len(names))]
         inside = np.concatenate([np.flatnonzero(groups == name) for name in drawn])
         outside = np.flatnonzero(~np.isin(groups, drawn))
-        sign = -1 if metric == "log_loss" else 1
+        sign = get_metric(metric).sign
 
         def mean(one: Any, rows: Any) -> float:
-            return fold_mean(metric, table.labels[rows], one[rows], table.folds[rows])
+            return get_metric(metric).fold_mean(table.labels[rows], one[rows], table.folds[rows])
 
         best = max(values, key=lambda one: sign * mean(one, inside))
         scores.append(mean(best, outside))
     return scores
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", metrics_of_classes())
 def test_the_correction_is_that_of_a_plain_loop(metric: str, make_experts: Any) -> None:
     experts = make_experts(skills=(0.3, 0.4, 0.5, 0.4), speakers=14, clips=7, folds=3)
     table, values = experts.table, experts.log_posteriors
@@ -48,7 +49,7 @@ def test_the_correction_is_that_of_a_plain_loop(metric: str, make_experts: Any) 
     assert found.low < found.score < found.high
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", metrics_of_classes())
 def test_speakers_drawn_within_their_folds_are_scored_as_their_clips_are(
     metric: str, make_experts: Any
 ) -> None:
@@ -62,8 +63,29 @@ def test_speakers_drawn_within_their_folds_are_scored_as_their_clips_are(
         own = np.unique(speakers[table.folds == fold])
         drawn = own[generator.integers(len(own), size=(20, len(own)))]
         rows = [np.concatenate([np.flatnonzero(speakers == s) for s in names]) for names in drawn]
-        by_fold.append([score(metric, table.labels[some], values[some]) for some in rows])
+        by_fold.append(
+            [get_metric(metric).score(table.labels[some], values[some]) for some in rows]
+        )
     np.testing.assert_allclose(candidates.within_folds(20, seed=3), np.mean(by_fold, axis=0))
+
+
+def test_a_metric_without_sums_is_resampled_the_same(
+    make_experts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METRICS, "plain", replace(get_metric("macro_f1"), name="plain", sums=None))
+    experts = make_experts(skills=(0.3, 0.4, 0.5, 0.4), speakers=14, clips=7, folds=3)
+    summed, plain = (Candidates(name, experts.table) for name in ("macro_f1", "plain"))
+    for candidates in (summed, plain):
+        candidates.add(experts.log_posteriors)
+    np.testing.assert_allclose(plain.scores(), summed.scores())
+    np.testing.assert_allclose(plain.resampled(20), summed.resampled(20))
+    np.testing.assert_allclose(plain.within_folds(20), summed.within_folds(20))
+    found, expected = plain.corrected(draws=40), summed.corrected(draws=40)
+    assert found is not None
+    assert expected is not None
+    assert (found.score, found.low, found.high) == pytest.approx(
+        (expected.score, expected.low, expected.high)
+    )
 
 
 def test_groups_are_drawn_whole(make_experts: Any) -> None:
@@ -82,7 +104,7 @@ def test_groups_are_drawn_whole(make_experts: Any) -> None:
 def test_the_luckiest_of_many_coin_tosses_is_worth_a_coin_toss(make_experts: Any) -> None:
     experts = make_experts(skills=(0.0,) * 200, speakers=24, clips=20, classes=4, folds=5)
     table, values = experts.table, experts.log_posteriors
-    naive = max(fold_mean("accuracy", table.labels, one, table.folds) for one in values)
+    naive = max(get_metric("accuracy").fold_mean(table.labels, one, table.folds) for one in values)
     candidates = Candidates("accuracy", table)
     candidates.add(values)
     found = candidates.corrected(draws=300)
@@ -99,7 +121,7 @@ def test_who_is_far_better_than_the_rest_loses_nothing(make_experts: Any) -> Non
     candidates.add(values)
     found = candidates.corrected(draws=300)
     assert found is not None
-    best = fold_mean("accuracy", table.labels, values[2], table.folds)
+    best = get_metric("accuracy").fold_mean(table.labels, values[2], table.folds)
     assert found.score == pytest.approx(best, abs=0.005)
 
 
@@ -120,13 +142,8 @@ def test_a_fold_a_speaker_works(make_experts: Any) -> None:
     candidates.add(experts.log_posteriors)
     found = candidates.corrected(draws=50)
     assert found is not None
-    best = np.mean(
-        list(
-            fold_scores(
-                "uar", experts.table.labels, experts.log_posteriors[1], experts.table.folds
-            ).values()
-        )
-    )
+    table, (_, best_one) = experts.table, experts.log_posteriors
+    best = get_metric("uar").fold_mean(table.labels, best_one, table.folds)
     assert found.score == pytest.approx(best, abs=0.05)
 
 
@@ -155,6 +172,6 @@ def test_the_assessment_corrects_every_choice_for_all_that_was_in_it(make_expert
     assert found.alone["audio"].corrected.candidates == len(within)
     assert found.row("a+v: average").corrected is None  # type: ignore[union-attr]
     # In the search's own order of merit nothing changes.
-    assert utility("accuracy", experts.table.labels, found.fused.log_posteriors) == utility(
-        "accuracy", experts.table.labels, wide.fused.log_posteriors
-    )
+    assert get_metric("accuracy").utility(
+        experts.table.labels, found.fused.log_posteriors
+    ) == get_metric("accuracy").utility(experts.table.labels, wide.fused.log_posteriors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from ensembles.fusion.memory import remembering
 from ensembles.fusion.regression import Regressions
 from ensembles.fusion.rules import Pooling, rule_from_json
 from ensembles.fusion.stacking import StackedFusion
-from ensembles.metrics import log_softmax, score
+from ensembles.metrics import METRICS, get_metric, log_softmax
 
 Build = Callable[[Sequence[str]], Fusion]
 """Makes the fusion of experts of these modalities."""
@@ -83,7 +84,7 @@ def test_probabilities_sum_to_1(classes: int, build: Build, make_experts: Any) -
     fused = fitted(build, experts).rule().apply(experts.log_posteriors)
     assert fused.shape == (72, classes)
     np.testing.assert_allclose(np.exp(fused).sum(axis=1), 1.0, rtol=1e-9)
-    assert score("accuracy", experts.table.labels, fused) > 0.75
+    assert get_metric("accuracy").score(experts.table.labels, fused) > 0.75
 
 
 @pytest.mark.parametrize("way", IDENTITY)
@@ -138,7 +139,7 @@ def test_a_class_missing_in_the_fitted_rows_works(
     fused = fitted(build, experts, rows).rule().apply(experts.log_posteriors)
     assert np.isfinite(fused).all()
     assert fused.shape == (72, 3)
-    assert score("accuracy", experts.table.labels[rows], fused[rows]) > 0.75
+    assert get_metric("accuracy").score(experts.table.labels[rows], fused[rows]) > 0.75
 
 
 @every_fusion
@@ -155,8 +156,8 @@ def test_fusing_beats_a_lone_expert(build: Build, make_experts: Any) -> None:
     table, values = experts.table, experts.log_posteriors
     rows = table.folds < 2
     fused = fitted(build, experts, rows).rule().apply(values[:, ~rows])
-    alone = [score("accuracy", table.labels[~rows], one[~rows]) for one in values]
-    assert score("accuracy", table.labels[~rows], fused) > max(alone)
+    alone = [get_metric("accuracy").score(table.labels[~rows], one[~rows]) for one in values]
+    assert get_metric("accuracy").score(table.labels[~rows], fused) > max(alone)
 
 
 @every_fusion
@@ -216,7 +217,9 @@ def test_arithmetic_weights_lie_on_the_simplex(make_experts: Any) -> None:
 def loss_of(fusion: WeightedFusion, weights: np.ndarray, experts: Any) -> float:
     offset = weights - 1 / len(weights)
     fused = Pooling(weights, fusion.space).apply(experts.log_posteriors)
-    return score("log_loss", experts.table.labels, fused) + fusion.penalty * float(offset @ offset)
+    return get_metric("log_loss").score(experts.table.labels, fused) + fusion.penalty * float(
+        offset @ offset
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -274,8 +277,10 @@ def test_greedy_never_scores_below_its_best_expert_where_it_was_fitted(
         experts = make_experts(seed, skills=(0.2, 1.0, 0.5, 0.9, 0.0), scale=scale)
         table, values = experts.table, experts.log_posteriors
         fusion = GreedySelection(space).fit(values, table.labels, table.folds)
-        best = max(score("accuracy", table.labels, one) for one in values)
-        assert score("accuracy", table.labels, fusion.rule().apply(values)) >= best, f"seed {seed}"
+        best = max(get_metric("accuracy").score(table.labels, one) for one in values)
+        assert get_metric("accuracy").score(table.labels, fusion.rule().apply(values)) >= best, (
+            f"seed {seed}"
+        )
 
 
 @both_spaces
@@ -316,13 +321,9 @@ def plain_greedy(values: np.ndarray, labels: np.ndarray, space: str, metric: str
         for candidate in parts:
             mean = (parts[taken].sum(axis=0) + candidate) / length
             pooled = log_softmax(mean) if space == "log" else np.log(mean + 1e-12)
-            merits.append(
-                (
-                    score("uar" if metric == "macro_f1" else metric, labels, pooled)
-                    * (-1 if metric == "log_loss" else 1),
-                    -score("log_loss", labels, pooled),
-                )
-            )
+            by = get_metric("uar" if metric == "macro_f1" else metric)
+            loss = get_metric("log_loss").score(labels, pooled)
+            merits.append((by.utility(labels, pooled), -loss))
         order = max(range(len(parts)), key=lambda m: merits[m])
         taken.append(order)
         if merits[order] > best:
@@ -356,6 +357,21 @@ def test_greedy_chooses_what_a_plain_loop_chooses(
         assert fusion.counts_.tolist() == plain_greedy(values, labels, space, metric), f"{seed}"
 
 
+@pytest.mark.parametrize("space", ["log", "arithmetic"])
+def test_greedy_selects_by_a_metric_that_it_does_not_know(
+    space: Any, make_experts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METRICS, "new", replace(get_metric("uar"), name="new", sums=None))
+    experts = make_experts(3, skills=(0.2, 1.0, 0.5, 0.9, 0.7, 0.8, 1.0, 0.0), speakers=20)
+    values, labels = experts.log_posteriors, experts.table.labels.copy()
+    labels[:30] = 0
+    counts = [
+        GreedySelection(space, metric=name).fit(values, labels, labels).counts_.tolist()
+        for name in ("new", "uar")
+    ]
+    assert counts[0] == counts[1]
+
+
 def test_bagged_greedy_averages_selections_from_halves_of_the_experts(make_experts: Any) -> None:
     experts = make_experts(skills=(1.0,) * 6, speakers=20)
     values, labels = experts.log_posteriors, experts.table.labels
@@ -385,7 +401,7 @@ def test_logistic_takes_the_penalty_with_the_least_loss_on_held_out_groups(
             fusion = LogisticFusion(inputs, (penalty,))
             fusion.fit(values[:, rows], table.labels[rows], table.folds[rows])
             held_out[~rows] = fusion.rule().apply(values[:, ~rows])
-        losses.append(score("log_loss", table.labels, held_out))
+        losses.append(get_metric("log_loss").score(table.labels, held_out))
     chosen = LogisticFusion(inputs).fit(values, table.labels, table.folds).penalty_
     assert chosen == PENALTIES[int(np.argmin(losses))]
 
@@ -424,9 +440,9 @@ def test_logistic_undoes_an_expert_that_mixes_up_its_classes(make_experts: Any) 
     experts = make_experts(skills=(3.0,))
     swapped = experts.log_posteriors[:, :, [1, 0, 2]]
     table = experts.table
-    assert score("accuracy", table.labels, swapped[0]) < 0.5
+    assert get_metric("accuracy").score(table.labels, swapped[0]) < 0.5
     fused = LogisticFusion().fit(swapped, table.labels, table.folds).rule().apply(swapped)
-    assert score("accuracy", table.labels, fused) > 0.8
+    assert get_metric("accuracy").score(table.labels, fused) > 0.8
     assert np.allclose(log_softmax(fused), fused)
 
 
@@ -452,9 +468,10 @@ def test_the_best_power_undoes_a_temperature(make_experts: Any) -> None:
     plain = best_power(values, labels)
     assert best_power(log_softmax(values * 5), labels) == pytest.approx(plain / 5, rel=0.01)
     on_a_grid = min(
-        score("log_loss", labels, log_softmax(values * power)) for power in np.linspace(0.2, 5, 500)
+        get_metric("log_loss").score(labels, log_softmax(values * power))
+        for power in np.linspace(0.2, 5, 500)
     )
-    assert score("log_loss", labels, log_softmax(values * plain)) <= on_a_grid + 1e-6
+    assert get_metric("log_loss").score(labels, log_softmax(values * plain)) <= on_a_grid + 1e-6
 
 
 def test_a_tempered_average_does_not_follow_whoever_is_surest(make_experts: Any) -> None:
@@ -465,9 +482,9 @@ def test_a_tempered_average_does_not_follow_whoever_is_surest(make_experts: Any)
     plain.fit(values, table.labels, table.folds)
     tempered.fit(values, table.labels, table.folds)
     assert tempered.powers_[1] < 0.05
-    assert score("accuracy", table.labels, tempered.rule().apply(values)) > 0.1 + score(
-        "accuracy", table.labels, plain.rule().apply(values)
-    )
+    assert get_metric("accuracy").score(
+        table.labels, tempered.rule().apply(values)
+    ) > 0.1 + get_metric("accuracy").score(table.labels, plain.rule().apply(values))
 
 
 @pytest.mark.parametrize("kind", ["temperature", "vector"])
@@ -504,8 +521,8 @@ def test_vector_scaling_gives_back_what_a_biased_expert_withholds(make_experts: 
     table = experts.table
     fusion = CalibratedFusion(AverageFusion, "vector").fit(biased, table.labels, table.folds)
     assert fusion.offset_[1] - fusion.offset_[0] > 2
-    gained = score("accuracy", table.labels, fusion.rule().apply(biased))
-    assert gained > 0.1 + score("accuracy", table.labels, biased[0])
+    gained = get_metric("accuracy").score(table.labels, fusion.rule().apply(biased))
+    assert gained > 0.1 + get_metric("accuracy").score(table.labels, biased[0])
 
 
 def test_grouped_weights_are_shared_within_a_group(make_experts: Any) -> None:

@@ -20,7 +20,7 @@ from ensembles.evaluation.breakdown import detail
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.evaluation.intervals import speaker_interval
 from ensembles.fusion.candidates import recipes_for
-from ensembles.metrics import METRICS, fold_mean, log_softmax, score
+from ensembles.metrics import get_metric, log_softmax, metrics_of_classes
 
 THREE = ("audio", "video", "early")
 CHEAP = re.compile(
@@ -45,7 +45,7 @@ def test_what_cannot_be_known_scores_at_chance_on_average(make_experts: Any) -> 
             chosen[table.folds == fold] = fitter.predict(recipe, frozenset({fold}), fold)
         predictions["the best without each fold"] = chosen
         for name, values in predictions.items():
-            scores[name].append(fold_mean("accuracy", table.labels, values, table.folds))
+            scores[name].append(get_metric("accuracy").fold_mean(table.labels, values, table.folds))
     # Singles; the product within each modality, of top 3 and 5; four across; four fitted; the choice among these.
     assert len(scores) == 3 + 3 * 2 + 4 + 4 + 1, sorted(scores)
     for name, found in scores.items():
@@ -59,11 +59,12 @@ def test_what_cannot_be_known_looks_better_to_the_search(make_experts: Any) -> N
     (best,) = (r for r in recipes_for(experts) if r.single)
     table = experts.table
     search, honest = (
-        fold_mean("accuracy", table.labels, values, table.folds)
+        get_metric("accuracy").fold_mean(table.labels, values, table.folds)
         for values in (fitter.searched(best), fitter.honest(best))
     )
     alone = [
-        fold_mean("accuracy", table.labels, one, table.folds) for one in experts.log_posteriors
+        get_metric("accuracy").fold_mean(table.labels, one, table.folds)
+        for one in experts.log_posteriors
     ]
     assert search == max(alone)
     # The largest of 30 draws lies two standard errors (of 2 points) above chance.
@@ -173,7 +174,7 @@ def test_the_posteriors_of_a_fold_choose_nothing_for_it(
     ), "the noise should have moved what other folds choose"
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", metrics_of_classes())
 def test_a_planted_best_expert_is_chosen_for_every_fold(metric: str, make_experts: Any) -> None:
     experts = make_experts(skills=(0.0, 0.3, 4.0, 0.2, 0.5), speakers=12)
     fitter = CrossFitter(experts, metric)
@@ -253,13 +254,13 @@ def test_one_speaker_gives_no_interval() -> None:
     assert interval.low == interval.high == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", metrics_of_classes())
 @pytest.mark.parametrize("speakers", [8, 24], ids=["t", "bootstrap"])
 def test_the_interval_covers_the_score(metric: str, speakers: int, make_experts: Any) -> None:
     experts = make_experts(skills=(1.0,), speakers=speakers, clips=20)
     table, values = experts.table, experts.log_posteriors[0]
     interval = speaker_interval(table, metric, values)
-    middle = fold_mean(metric, table.labels, values, table.folds)
+    middle = get_metric(metric).fold_mean(table.labels, values, table.folds)
     assert interval.low < middle < interval.high
     assert interval.method.endswith(f"over {speakers} speakers")
     assert interval.method.startswith("t " if speakers < 10 else "bootstrap")
@@ -301,7 +302,10 @@ def test_folds_of_too_few_speakers_to_draw_from_give_a_t_interval(
     experts = make_experts(skills=(1.0,), speakers=12, clips=6, folds=folds)
     table, values = experts.table, experts.log_posteriors[0]
     names = np.array(table.speakers)
-    own = [score(metric, table.labels[names == s], values[names == s]) for s in np.unique(names)]
+    own = [
+        get_metric(metric).score(table.labels[names == s], values[names == s])
+        for s in np.unique(names)
+    ]
     half = stats.t.ppf(0.975, 11) * np.std(own, ddof=1) / np.sqrt(12)
     interval = speaker_interval(table, metric, values)
     assert interval.method == "t over 12 speakers"
@@ -368,7 +372,10 @@ def test_merits_are_means_over_the_folds_that_may_look(small: Experts) -> None:
     table = small.table
     expected = [
         np.mean(
-            [score("uar", table.labels[table.folds == k], one[table.folds == k]) for k in (0, 2)]
+            [
+                get_metric("uar").score(table.labels[table.folds == k], one[table.folds == k])
+                for k in (0, 2)
+            ]
         )
         for one in small.log_posteriors
     ]
@@ -390,7 +397,7 @@ def test_a_recipes_inner_score_is_the_log_loss_cross_fitted_without_the_fold(
         )
         held = table.folds == other
         predicted = fusion.rule().apply(small.log_posteriors[taken][:, held])
-        merits.append(-score("log_loss", table.labels[held], predicted))
+        merits.append(-get_metric("log_loss").score(table.labels[held], predicted))
     assert fitter.inner_score(recipe, 0) == pytest.approx(np.mean(merits))
 
 

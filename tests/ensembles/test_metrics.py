@@ -8,14 +8,12 @@ from sklearn import metrics as reference
 
 from ensembles import EnsembleError
 from ensembles.metrics import (
-    METRICS,
     calibration_error,
     check_metric,
     confusion_matrix,
-    fold_mean,
+    get_metric,
     log_softmax,
-    score,
-    utility,
+    metrics_of_classes,
 )
 
 
@@ -35,17 +33,17 @@ def test_scores_are_scikit_learns(seed: int, present: int) -> None:
     labels, posteriors = drawn(seed, present)
     predicted = posteriors.argmax(axis=1)
     assert set(predicted) == {0, 1, 2, 3}
-    assert score("accuracy", labels, posteriors) == pytest.approx(
+    assert get_metric("accuracy").score(labels, posteriors) == pytest.approx(
         reference.accuracy_score(labels, predicted)
     )
-    assert score("uar", labels, posteriors) == pytest.approx(
+    assert get_metric("uar").score(labels, posteriors) == pytest.approx(
         reference.balanced_accuracy_score(labels, predicted)
     )
     # Macro-F1 averages over the classes that occur in the labels.
-    assert score("macro_f1", labels, posteriors) == pytest.approx(
+    assert get_metric("macro_f1").score(labels, posteriors) == pytest.approx(
         reference.f1_score(labels, predicted, labels=range(present), average="macro")
     )
-    assert score("log_loss", labels, posteriors) == pytest.approx(
+    assert get_metric("log_loss").score(labels, posteriors) == pytest.approx(
         reference.log_loss(labels, np.exp(posteriors), labels=range(4))
     )
     np.testing.assert_array_equal(
@@ -58,10 +56,10 @@ def test_scores_by_hand() -> None:
     # Class 0: two of three right; class 1: right. Class 2 is predicted once and never occurs.
     labels = np.array([0, 0, 0, 1])
     posteriors = np.log([[0.8, 0.1, 0.1], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.1, 0.7, 0.2]])
-    assert score("accuracy", labels, posteriors) == 0.75
-    assert score("uar", labels, posteriors) == pytest.approx((2 / 3 + 1) / 2)
-    assert score("macro_f1", labels, posteriors) == pytest.approx((4 / 5 + 1) / 2)
-    assert score("log_loss", labels, posteriors) == pytest.approx(
+    assert get_metric("accuracy").score(labels, posteriors) == 0.75
+    assert get_metric("uar").score(labels, posteriors) == pytest.approx((2 / 3 + 1) / 2)
+    assert get_metric("macro_f1").score(labels, posteriors) == pytest.approx((4 / 5 + 1) / 2)
+    assert get_metric("log_loss").score(labels, posteriors) == pytest.approx(
         -np.log([0.8, 0.5, 0.2, 0.7]).mean()
     )
     assert confusion_matrix(labels, posteriors.argmax(axis=1), 3).tolist() == [
@@ -78,12 +76,14 @@ def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:
         check_metric("f1")
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", metrics_of_classes())
 def test_utility_is_higher_for_the_better_predictions(metric: str) -> None:
     labels, posteriors = drawn(0)
     assert check_metric(metric) == metric
     perfect = log_softmax(5.0 * np.eye(4)[labels])
-    assert utility(metric, labels, perfect) > utility(metric, labels, posteriors)
+    assert get_metric(metric).utility(labels, perfect) > get_metric(metric).utility(
+        labels, posteriors
+    )
 
 
 def test_the_fold_mean_is_not_weighted_by_the_folds_sizes() -> None:
@@ -91,7 +91,9 @@ def test_the_fold_mean_is_not_weighted_by_the_folds_sizes() -> None:
     labels = np.array([0, 0, 0, 0])
     posteriors = np.log([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
     folds = np.array([5, 7, 7, 7])
-    assert fold_mean("accuracy", labels, posteriors, folds) == pytest.approx((1 + 1 / 3) / 2)
+    assert get_metric("accuracy").fold_mean(labels, posteriors, folds) == pytest.approx(
+        (1 + 1 / 3) / 2
+    )
 
 
 def test_log_softmax_survives_large_logits() -> None:

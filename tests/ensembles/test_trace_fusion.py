@@ -30,7 +30,7 @@ from ensembles.fusion.trace_fusion import (
     TraceRidge,
     TraceWeights,
 )
-from ensembles.metrics import CCC, Array, ccc, fold_mean, rmse, score, told
+from ensembles.metrics import CCC, Array, ccc, get_metric, rmse
 
 RECORDINGS, STEPS, FOLDS = 6, 200, 3
 
@@ -91,8 +91,8 @@ def test_the_score_is_of_joined_recordings_not_the_mean_of_each() -> None:
     assert set(recording_scores(table, levels)) == set(table.recordings)
 
 
-def test_concordance_is_told_as_it_is_and_shares_in_percent() -> None:
-    assert (told(CCC, 0.5), told("accuracy", 0.5), told("log_loss", 0.5)) == (
+def test_concordance_is_shown_as_it_is_and_shares_in_percent() -> None:
+    assert tuple(get_metric(name).format(0.5) for name in (CCC, "accuracy", "log_loss")) == (
         "0.500",
         "50.0",
         "0.500",
@@ -134,8 +134,8 @@ def test_what_is_fitted_beats_each_expert_where_it_was_fitted(build: type[TraceA
     experts = make_experts(make_table())
     gold = experts.table.labels
     fitted = build().fit(experts.log_posteriors, gold, experts.table.folds)
-    alone = max(score(CCC, gold, one) for one in experts.log_posteriors)
-    assert score(CCC, gold, fitted.rule().apply(experts.log_posteriors)) > alone
+    alone = max(get_metric(CCC).score(gold, one) for one in experts.log_posteriors)
+    assert get_metric(CCC).score(gold, fitted.rule().apply(experts.log_posteriors)) > alone
 
 
 def test_ridge_undoes_scale_and_offset_and_the_order_of_experts_does_not_matter() -> None:
@@ -242,7 +242,7 @@ def test_every_recipe_is_cross_fitted_and_ridge_is_among_them() -> None:
     assert row is not None
     np.testing.assert_allclose(row.log_posteriors, fitter.honest(ridge))
     assert row.honest_score == pytest.approx(
-        fold_mean(CCC, experts.table.labels, row.log_posteriors, experts.table.folds)
+        get_metric(CCC).fold_mean(experts.table.labels, row.log_posteriors, experts.table.folds)
     )
     best = assessment.row("best audio")
     assert best is not None
@@ -254,7 +254,9 @@ def test_the_correction_counts_the_same_concordance_from_sums() -> None:
     experts = make_experts(table)
     candidates = Candidates(CCC, table)
     candidates.add(experts.log_posteriors)
-    expected = [fold_mean(CCC, table.labels, one, table.folds) for one in experts.log_posteriors]
+    expected = [
+        get_metric(CCC).fold_mean(table.labels, one, table.folds) for one in experts.log_posteriors
+    ]
     np.testing.assert_allclose(candidates.scores(), expected)
     corrected = candidates.corrected(draws=50)
     assert corrected is not None
@@ -266,18 +268,20 @@ def test_the_interval_is_over_speakers() -> None:
     said = make_experts(few).log_posteriors[0]
     found = speaker_interval(few, CCC, said)
     assert found.method == "jackknife over 6 speakers"
-    middle = fold_mean(CCC, few.labels, said, few.folds)
+    middle = get_metric(CCC).fold_mean(few.labels, said, few.folds)
     assert found.low < middle < found.high
     without = []
     for speaker in few.recordings:
         rows = np.asarray(few.speakers) != speaker
-        without.append(fold_mean(CCC, few.labels[rows], said[rows], few.folds[rows]))
+        without.append(get_metric(CCC).fold_mean(few.labels[rows], said[rows], few.folds[rows]))
     error = np.sqrt(5 / 6 * np.sum((np.asarray(without) - np.mean(without)) ** 2))
     assert (found.high - found.low) / 2 == pytest.approx(2.5706 * error, rel=1e-3)
     many = make_table(recordings=12)
     found = speaker_interval(many, CCC, make_experts(many).log_posteriors[0])
     assert found.method == "bootstrap over 12 speakers"
-    middle = fold_mean(CCC, many.labels, make_experts(many).log_posteriors[0], many.folds)
+    middle = get_metric(CCC).fold_mean(
+        many.labels, make_experts(many).log_posteriors[0], many.folds
+    )
     assert found.low < middle < found.high
 
 

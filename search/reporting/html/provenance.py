@@ -26,7 +26,7 @@ def provenance(evidence: Evidence) -> str:
             "protocol",
             f"{found['protocol']}: {found.get('leak') or 'no speaker is trained on and scored'}",
         ),
-        ("metric", evidence.metric),
+        ("metric", evidence.metric.name),
         ("data", f"checksum {found.get('data_checksum', 'unknown')}"),
         ("folds", f"fingerprint {found.get('folds_fingerprint', 'unknown')}"),
         ("test speakers", held_out),

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ensembles import EnsembleError
 from ensembles.bank.run_format import RUN_FORMAT, refusal
-from ensembles.metrics import CCC
+from ensembles.metrics import Metric, get_metric
 from search.reporting.predictions import Predictions, read_predictions
 
 MODALITIES = ("audio", "video", "early")
@@ -87,36 +87,18 @@ class Evidence:
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> Metric:
         """What was searched for."""
-        return str(self.summary["metric"])
-
-    @property
-    def percent(self) -> bool:
-        """Whether scores are shares of 1."""
-        return self.metric not in {"log_loss", CCC}
-
-    @property
-    def more_is_better(self) -> bool:
-        """Of the scale that is printed."""
-        return self.metric != "log_loss"
+        return get_metric(str(self.summary["metric"]))
 
     @property
     def modalities(self) -> list[str]:
         """Those that have an expert."""
         return [name for name in MODALITIES if name in self.summary["headline"]]
 
-    def shown(self, score: float) -> float:
-        """On the scale that is printed."""
-        return 100 * score if self.percent else score
-
-    def told(self, score: float) -> str:
-        """As it is printed."""
-        return f"{100 * score:.1f}" if self.percent else f"{score:.3f}"
-
-    def of_rung(self, score: float) -> float:
-        """A journal's score on the scale that is printed; there more is always better."""
-        return self.shown(score if self.more_is_better else -score)
+    def of_rung(self, utility: float) -> float:
+        """A journal's utility as a score on the scale that is printed."""
+        return self.metric.scaled(self.metric.sign * utility)
 
     def of_modality(self, modality: str) -> list[TrialRecord]:
         """Its trials.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ensembles.metrics import get_metric
 from search.reporting.html.plotting import (
     COLOURS,
     GREY,
@@ -43,8 +44,8 @@ def headline(evidence: Evidence) -> Figure:
     """Every number of the headline, the best experts, guessing and what papers report, on one scale."""
     lines = [line for line in score_lines(evidence) if _in_headline(line)]
     figure, axes = new_figure(0.9 + 0.34 * len(lines))
-    low = min(evidence.shown(min(line.value, line.low or line.value)) for line in lines)
-    high = max(evidence.shown(max(line.value, line.high or line.value)) for line in lines)
+    low = min(evidence.metric.scaled(min(line.value, line.low or line.value)) for line in lines)
+    high = max(evidence.metric.scaled(max(line.value, line.high or line.value)) for line in lines)
     for place, line in enumerate(reversed(lines)):
         _draw_line(evidence, axes, place, line)
     names = [_named(line) for line in reversed(lines)]
@@ -52,7 +53,7 @@ def headline(evidence: Evidence) -> Figure:
     room = 0.06 * (high - low) or 0.01
     axes.set_xlim(low - room, high + 4 * room)
     axes.set_ylim(-0.6, len(lines) - 0.4)
-    axes.set_xlabel(axis_label(evidence))
+    axes.set_xlabel(evidence.metric.label)
     axes.grid(axis="x", color=PALE, linewidth=0.5)
     axes.tick_params(axis="y", length=0)
     return figure
@@ -75,18 +76,18 @@ def _named(line: ScoreLine) -> str:
 
 def _draw_line(evidence: Evidence, axes: Any, place: int, line: ScoreLine) -> None:
     marker, colour, filling = _KINDS[line.kind]
-    value = evidence.shown(line.value)
+    value = evidence.metric.scaled(line.value)
     end = value
     if line.low is not None and line.high is not None:
-        ends = [evidence.shown(line.low), evidence.shown(line.high)]
+        ends = [evidence.metric.scaled(line.low), evidence.metric.scaled(line.high)]
         axes.plot(ends, [place, place], color=colour, linewidth=1.6)
         end = max(ends)
     for one in line.each:
-        axes.plot(evidence.shown(one), place, marker="|", color=colour, markersize=9)
-        end = max(end, evidence.shown(one))
+        axes.plot(evidence.metric.scaled(one), place, marker="|", color=colour, markersize=9)
+        end = max(end, evidence.metric.scaled(one))
     axes.plot(value, place, marker=marker, color=colour, fillstyle=filling, markersize=7)
     axes.annotate(
-        evidence.told(line.value),
+        evidence.metric.format(line.value),
         (end, place),
         xytext=(7, 0),
         textcoords="offset points",
@@ -94,14 +95,6 @@ def _draw_line(evidence: Evidence, axes: Any, place: int, line: ScoreLine) -> No
         fontsize=9,
         fontweight="bold" if line.number == "honest score" else "normal",
     )
-
-
-def axis_label(evidence: Evidence) -> str:
-    """What a score is, with its unit."""
-    name = evidence.metric.replace("_", "-")
-    if evidence.percent:
-        return f"{name}, %"
-    return f"{name}, nats (less is better)" if not evidence.more_is_better else name
 
 
 def gains(evidence: Evidence) -> Figure:
@@ -113,13 +106,13 @@ def gains(evidence: Evidence) -> Figure:
     figure, axes = new_figure(1.2 + 0.26 * len(found) * (len(classes) + 1))
     step = 0.8 / len(found)
     for number, (modality, gain) in enumerate(found.items()):
-        scale = [100 if evidence.percent else 1.0, *[100.0] * len(classes)]
+        scales = [evidence.metric, *[get_metric("accuracy")] * len(classes)]
         each = [gain["all"], *(gain["classes"][name] for name in classes)]
         place = -np.arange(len(each)) + 0.4 - step * (number + 0.5)
-        for y, one, factor in zip(place, each, scale, strict=True):
-            ends = [factor * one["low"], factor * one["high"]]
+        for y, one, scale in zip(place, each, scales, strict=True):
+            ends = [scale.scaled(one["low"]), scale.scaled(one["high"])]
             axes.plot(ends, [y, y], color=COLOURS[modality], linestyle=LINES[modality])
-        values = [factor * one["value"] for one, factor in zip(each, scale, strict=True)]
+        values = [scale.scaled(one["value"]) for one, scale in zip(each, scales, strict=True)]
         style = {"color": COLOURS[modality], "marker": MARKERS[modality], "linestyle": "none"}
         axes.plot(values, place, label=modality, markersize=6, **style)
     axes.axvline(0, color=INK, linewidth=0.8)
@@ -130,7 +123,7 @@ def gains(evidence: Evidence) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(
         "gain of the fusion (95 %): all clips, recall of a class"
-        if not evidence.percent
+        if not evidence.metric.percent
         else "points gained by the fusion (95 %)"
     )
     title = "gain over the best expert of"

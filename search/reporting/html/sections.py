@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
 from ensembles.evaluation.leaderboard import LEGEND
-from ensembles.metrics import CCC
+from ensembles.metrics import Metric, get_metric
 from search.papers.published import Published, published_on
 from search.reporting.html.markup import Cell, code, definitions, paragraph, table
 from search.reporting.html.run_results import MODALITIES, Evidence
@@ -20,26 +21,24 @@ def headline(evidence: Evidence) -> str:
     """The first thing to read: the honest score, its interval, and the others beside it."""
     lines = score_lines(evidence)
     fused = next(line for line in lines if line.number == "honest score")
-    unit = " %" if evidence.percent else ""
+    show = evidence.metric.format_with_unit
     beside = [
-        f"{line.number} {evidence.told(line.value)}{unit}"
+        f"{line.number} {show(line.value)}"
         for line in lines
         if line.row in (fused.row, "exported ensemble") and line is not fused
     ]
-    beside += [
-        f"{line.row} {evidence.told(line.value)}{unit}" for line in lines if line.number == "guess"
-    ]
+    beside += [f"{line.row} {show(line.value)}" for line in lines if line.number == "guess"]
     found = evidence.summary
     leak = found.get("leak")
     known = "clips of speakers it has heard" if leak else "speakers it has never heard"
     said = (
-        f"{evidence.metric} of the best fusion on {known} (the honest score: "
+        f"{evidence.metric.name} of the best fusion on {known} (the honest score: "
         f"{fused.saw}). {counted(evidence)}, {found['protocol']}."
     )
     warning = paragraph(f"{leak}.", "warning") if leak else ""
     return (
         f"{warning}<h1>{escape(str(found['corpus']))}: {escape(evidence.run.name)}</h1>"
-        f'<div class="headline"><div><span class="number">{evidence.told(fused.value)}{unit}</span> '
+        f'<div class="headline"><div><span class="number">{show(fused.value)}</span> '
         f'<span class="interval">({told_interval(evidence, fused)}, 95 %)</span></div>'
         f"{paragraph(said)}"
         f"{paragraph('Beside it: ' + '; '.join(beside) + '.')}</div>"
@@ -76,7 +75,8 @@ def score_table(evidence: Evidence) -> str:
     saw = {line.number: line.saw for line in reversed(lines)}
     entries = [(kind, saw[kind]) for kind in kinds]
     entries += [
-        (f"{line.number}: {evidence.told(line.value)}", f"{line.row}; {line.saw}") for line in lone
+        (f"{line.number}: {evidence.metric.format(line.value)}", f"{line.row}; {line.saw}")
+        for line in lone
     ]
     return (
         paragraph(title(evidence), "soft")
@@ -93,9 +93,13 @@ def _with_interval(evidence: Evidence, line: ScoreLine | None) -> Cell:
     if line is None:
         return Cell("")
     beside = told_interval(evidence, line)
-    told = evidence.told(line.value)
-    beside = beside.replace(" – ", "\u00a0–\u2060\u00a0")  # an interval is not broken
-    return Cell(f"{told} ({beside})" if beside else told, line.value)
+    value = evidence.metric.format(line.value)
+    return Cell(f"{value} ({_unbroken(beside)})" if beside else value, line.value)
+
+
+def _unbroken(interval: str) -> str:
+    """Return an interval that stays in one line."""
+    return interval.replace(" – ", "\u00a0–\u2060\u00a0")
 
 
 def about_published(evidence: Evidence) -> str:
@@ -114,7 +118,13 @@ def published_table(evidence: Evidence) -> str:
     """What papers report on this corpus, with what it saw; a paper that was reproduced, with ours."""
     reproduced = _reproduced(evidence)
     rows = [
-        (one.paper, one.what, Cell(f"{100 * one.value:.2f}", one.value), one.protocol, one.saw)
+        (
+            one.paper,
+            one.what,
+            Cell(evidence.metric.format_published(one.value), one.value),
+            one.protocol,
+            one.saw,
+        )
         for one in _published(evidence)
     ]
     headings = ("paper", "what", "score", "held out", "what else it saw")
@@ -128,17 +138,14 @@ def _reproduced(evidence: Evidence) -> str:
     if not found:
         return ""
 
-    def told(value: float | None, digits: int) -> Cell:
-        if value is None:
-            return Cell("–")
-        return Cell(f"{value:.3f}" if of_traces else f"{100 * value:.{digits}f}", value)
+    def cell(form: Callable[[float], str], value: float | None) -> Cell:
+        return Cell("–") if value is None else Cell(form(value), value)
 
-    rows, of_traces = [], found.get("metric") == CCC
+    rows, metric = [], get_metric(found.get("metric", "accuracy"))
     for row in found["rows"]:
-        found_in = [told(bound, 1).text for bound in row["interval"] or ()]
-        interval = Cell("\u00a0–\u2060\u00a0".join(found_in))  # is not broken
-        ours = (told(row["published"], 2), told(row["here"], 1), interval)
-        rows.append((row["what"], *ours, row["note"]))
+        interval = metric.format_interval(*row["interval"]) if row["interval"] else ""
+        figures = cell(metric.format_published, row["published"]), cell(metric.format, row["here"])
+        rows.append((row["what"], *figures, Cell(_unbroken(interval)), row["note"]))
     headings = ("what", "published", "here", "95 %", "differs")
     said = f"Reproduced here, from {found['authors']}: {found['flaw']}."
     return paragraph(said) + table(headings, rows, numbers=headings[1:4], stacked=True)
@@ -146,26 +153,24 @@ def _reproduced(evidence: Evidence) -> str:
 
 def _published(evidence: Evidence) -> tuple[Published, ...]:
     found = evidence.summary
-    return published_on(str(found["corpus"]), len(found["classes"]), evidence.metric)
+    return published_on(str(found["corpus"]), len(found["classes"]), evidence.metric.name)
 
 
 def about_gains(evidence: Evidence) -> str:
     """The comparison in words."""
     found = evidence.summary.get("gains") or {}
-    unit = 100 if evidence.percent else 1
-    said = []
-    for gain in found.values():
-        one = gain["all"]
-        told = "{:+.{d}f} ({:+.{d}f} … {:+.{d}f})".format(
-            *(unit * one[key] for key in ("value", "low", "high")), d=1 if evidence.percent else 3
-        )
-        said.append(f"over {gain['over']} {told}, {one['verdict']}")
+    said = [
+        f"over {gain['over']} {_difference(evidence.metric, gain['all'])}, {gain['all']['verdict']}"
+        for gain in found.values()
+    ]
     lone = len(evidence.modalities) < 2
     why = "There is one modality alone, so that its own trials are what is fused. " if lone else ""
-    unit_told = "points" if evidence.percent else "nats less"
-    return paragraph(
-        f"{why}In {unit_told} of {evidence.metric}: {'; '.join(said)}." if said else why
-    )
+    unit = f"{evidence.metric.difference_unit} of {evidence.metric.name}"
+    return paragraph(f"{why}In {unit}: {'; '.join(said)}." if said else why)
+
+
+def _difference(metric: Metric, found: dict[str, Any]) -> str:
+    return metric.format_differences(found["value"], found["low"], found["high"])
 
 
 def gain_table(evidence: Evidence) -> str:
@@ -174,16 +179,11 @@ def gain_table(evidence: Evidence) -> str:
     if not found:
         return ""
     classes = list(next(iter(found.values()))["classes"])
-    scale, digits = (100, 1) if evidence.percent else (1, 3)
-    rows = []
-    for name in ("", *classes):
-        cells = []
-        for gain in found.values():
-            one = gain["classes"][name] if name else gain["all"]
-            factor, places = (100, 1) if name else (scale, digits)
-            ends = (factor * one[key] for key in ("value", "low", "high"))
-            cells.append("{:+.{d}f} ({:+.{d}f} … {:+.{d}f})".format(*ends, d=places))
-        rows.append((f"recall of {name}" if name else f"all: {evidence.metric}", *cells))
+    metric, recall = evidence.metric, get_metric("accuracy")
+    rows = [(f"all: {metric.name}", *(_difference(metric, gain["all"]) for gain in found.values()))]
+    for name in classes:
+        cells = (_difference(recall, gain["classes"][name]) for gain in found.values())
+        rows.append((f"recall of {name}", *cells))
     headings = ("gain (95 %)", *(f"over {gain['over']}" for gain in found.values()))
     shown = table(headings, rows, stacked=True)
     return f"<details><summary>The same as numbers</summary>{shown}</details>"
@@ -225,7 +225,7 @@ def _score(evidence: Evidence, text: str | None) -> Cell:
         value = float(text or "")
     except ValueError:
         return Cell(text or "")
-    return Cell(evidence.told(value), value)
+    return Cell(evidence.metric.format(value), value)
 
 
 def about_speakers(evidence: Evidence) -> str:
@@ -347,14 +347,14 @@ def trial_table(evidence: Evidence) -> str:
     rows = []
     for trial in evidence.trials[:_MOST_TRIALS]:
         last = trial.rungs.get(max(trial.rungs)) if trial.rungs else None
-        value = None if last is None else evidence.of_rung(last) / (100 if evidence.percent else 1)
+        value = None if last is None else evidence.metric.sign * last
         settings = ", ".join(f"{k} {_plain(v)}" for k, v in trial.settings.items())
         rows.append(
             (
                 trial.name,
                 trial.architecture,
                 trial.ended,
-                Cell("" if value is None else evidence.told(value), value),
+                Cell("" if value is None else evidence.metric.format(value), value),
                 Cell(f"{max(trial.rungs, default=0)}", max(trial.rungs, default=0)),
                 Cell("" if trial.seconds is None else f"{trial.seconds:.0f}", trial.seconds),
                 settings,

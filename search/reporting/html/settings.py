@@ -18,7 +18,6 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from search.reporting.html.plotting import GREY, INK, PALE, SCORES, WIDTH, new_figure, short
 from search.reporting.html.run_results import MODALITIES, Evidence, LeftOut, TrialRecord
-from search.reporting.html.scores import axis_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,8 +121,8 @@ class ScoreScale:
 
     stepped = False
 
-    def __init__(self, low: float, high: float, told: str) -> None:
-        self.low, self.high, self.told = low, high, told
+    def __init__(self, low: float, high: float, digits: int) -> None:
+        self.low, self.high, self.digits = low, high, digits
 
     def place(self, value: Any) -> float:
         """Where a score is."""
@@ -131,7 +130,7 @@ class ScoreScale:
 
     def ticks(self) -> list[tuple[float, str]]:
         """The ends."""
-        return [(0.0, self.told.format(self.low)), (1.0, self.told.format(self.high))]
+        return [(0.0, f"{self.low:.{self.digits}f}"), (1.0, f"{self.high:.{self.digits}f}")]
 
 
 class SettingScale:
@@ -182,7 +181,7 @@ def explored(evidence: Evidence, modality: str) -> Figure:
     tried.sort(key=lambda trial: trial.rungs.get(100, -np.inf))
     scales: list[Scale] = [SettingScale(tried[0].domains[setting]) for setting in order]
     scores = [evidence.of_rung(trial.rungs[100]) for trial in done]
-    scales.append(ScoreScale(min(scores), max(scores), "{:.1f}" if evidence.percent else "{:.3f}"))
+    scales.append(ScoreScale(min(scores), max(scores), evidence.metric.digits))
     bar = float(np.quantile([trial.rungs[100] for trial in done], 1 - _GOOD_SHARE))
     figure, axes = new_figure(0.9 + 0.58 * len(scales))
     for number, trial in enumerate(tried):
@@ -195,7 +194,7 @@ def explored(evidence: Evidence, modality: str) -> Figure:
             for scale, value in zip(scales, values, strict=False)
         ]
         axes.plot(places, range(len(places)), **_line_of(trial, bar))
-    names = [*(short(setting, 26) for setting in order), axis_label(evidence).partition(" (")[0]]
+    names = [*(short(setting, 26) for setting in order), evidence.metric.label.partition(" (")[0]]
     for row, (told, scale) in enumerate(zip(names, scales, strict=True)):
         _draw_scale(axes, row, told, scale.ticks())
     axes.set_ylim(len(order) + 0.45, -0.45)
@@ -245,7 +244,7 @@ def contour(evidence: Evidence, modality: str) -> Figure:
     seen = at + nudge * [scale.stepped for scale in scales]
     style = {"linestyle": "none", "color": "white", "markeredgecolor": INK}
     axes.plot(*seen.T, marker="o", markersize=4.5, **style)
-    best = int(np.argmax(values) if evidence.more_is_better else np.argmin(values))
+    best = int(np.argmax(values) if evidence.metric.greater_is_better else np.argmin(values))
     axes.plot(*seen[best], marker="*", markersize=14, **style)
     for axis, scale, setting in zip((axes.xaxis, axes.yaxis), scales, pair, strict=True):
         places, told = zip(*scale.ticks(), strict=True)
@@ -262,9 +261,9 @@ def _draw_surface(evidence: Evidence, figure: Figure, axes: Any, at: Any, values
         return
     filled = axes.contourf(grid, grid, surface, levels=8, cmap=SCORES)
     lines = axes.contour(grid, grid, surface, levels=filled.levels, colors="white", linewidths=0.5)
-    for label in axes.clabel(lines, fontsize=7, fmt="%.1f" if evidence.percent else "%.2f"):
+    for label in axes.clabel(lines, fontsize=7, fmt="%.1f" if evidence.metric.percent else "%.2f"):
         label.set(color=INK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-    figure.colorbar(filled, ax=axes, label=axis_label(evidence).partition(" (")[0], shrink=0.85)
+    figure.colorbar(filled, ax=axes, label=evidence.metric.label.partition(" (")[0], shrink=0.85)
 
 
 def _smoothed(at: Any, values: Any, grid: Any) -> Any:

@@ -58,7 +58,7 @@ def score_lines(evidence: Evidence) -> list[ScoreLine]:
     lines += _test_speakers(evidence)
     lines += _guessing(evidence)
     for one in published_on(
-        str(evidence.summary["corpus"]), len(evidence.summary["classes"]), evidence.metric
+        str(evidence.summary["corpus"]), len(evidence.summary["classes"]), evidence.metric.name
     ):
         name = f"{one.paper}, {one.what}"
         lines.append(ScoreLine(name, "published", f"{one.protocol}; {one.saw}", one.value))
@@ -124,7 +124,7 @@ def _test_speakers(evidence: Evidence) -> Iterator[ScoreLine]:
 
 def _guessing(evidence: Evidence) -> Iterator[ScoreLine]:
     confusion = evidence.summary.get("detail", {}).get("fused", {}).get("confusion")
-    if confusion and evidence.metric == "accuracy":
+    if confusion and evidence.metric.name == "accuracy":
         counts = np.asarray(confusion).sum(axis=1)
         name = "always the largest class"
         yield ScoreLine(name, "guess", "the labels alone", float(counts.max() / counts.sum()))
@@ -133,9 +133,9 @@ def _guessing(evidence: Evidence) -> Iterator[ScoreLine]:
 def told_interval(evidence: Evidence, line: ScoreLine) -> str:
     """The interval, or what the number is the mean of."""
     if line.low is not None and line.high is not None:
-        return f"{evidence.told(line.low)} – {evidence.told(line.high)}"
+        return evidence.metric.format_interval(line.low, line.high)
     if line.each:
-        return "each: " + ", ".join(evidence.told(value) for value in line.each)
+        return "each: " + ", ".join(evidence.metric.format(value) for value in line.each)
     return ""
 
 
@@ -145,11 +145,9 @@ _HEADINGS = ("what", "number", "score", "95 % over speakers", "what it saw")
 def title(evidence: Evidence) -> str:
     """What is scored, in one line."""
     found = evidence.summary
-    unit = "%" if evidence.percent else "nats, less is better"
-    unit = "1 is perfect" if "traces" in found else unit
     leak = f"{found['leak']}. " if found.get("leak") else ""
     return (
-        f"{leak}{found['corpus']}: {evidence.metric} ({unit}), {found['protocol']}, "
+        f"{leak}{found['corpus']}: {evidence.metric.name} ({evidence.metric.scale}), {found['protocol']}, "
         f"{counted(evidence)}"
     )
 
@@ -166,7 +164,13 @@ def counted(evidence: Evidence) -> str:
 
 def _cells(evidence: Evidence) -> list[tuple[str, ...]]:
     return [
-        (line.row, line.number, evidence.told(line.value), told_interval(evidence, line), line.saw)
+        (
+            line.row,
+            line.number,
+            evidence.metric.format(line.value),
+            told_interval(evidence, line),
+            line.saw,
+        )
         for line in score_lines(evidence)
     ]
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from search.reporting.html.plotting import COLOURS, GREY, INK, MARKERS, PALE, new_figure, short
 from search.reporting.html.run_results import Evidence, LeftOut, TrialRecord
-from search.reporting.html.scores import axis_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +27,7 @@ def curves(evidence: Evidence, modality: str) -> Figure:
     ends = Counter(trial.ended for trial in trials)
     told = ", ".join(f"{count} {ended}" for ended, count in ends.items())
     axes.set_title(f"{modality}: {told}", loc="left")
-    axes.set_ylabel(axis_label(evidence))
+    axes.set_ylabel(evidence.metric.label)
     axes.grid(axis="y", color=PALE, linewidth=0.5)
     axes.set_xlabel("share of a trial's own schedule, %")
     axes.set_xticks(sorted({percent for trial in trials for percent in trial.rungs}))
@@ -92,7 +91,7 @@ def architectures(evidence: Evidence) -> Figure:
             alpha=0.8,
         )
         if scores:
-            best = max(scores) if evidence.more_is_better else min(scores)
+            best = max(scores) if evidence.metric.greater_is_better else min(scores)
             axes.plot(
                 best, place, linestyle="none", marker=MARKERS[modality], color=COLOURS[modality]
             )
@@ -102,7 +101,7 @@ def architectures(evidence: Evidence) -> Figure:
     ]
     axes.set_yticks(range(len(groups)), names, fontsize=9)
     axes.set_ylim(-0.6, len(groups) - 0.4)
-    axes.set_xlabel(axis_label(evidence))
+    axes.set_xlabel(evidence.metric.label)
     axes.grid(axis="x", color=PALE, linewidth=0.5)
     return figure
 
@@ -137,11 +136,11 @@ def timeline(evidence: Evidence) -> Figure:
             label=modality,
             **style,
         )
-        grow = np.maximum if evidence.more_is_better else np.minimum
+        grow = np.maximum if evidence.metric.greater_is_better else np.minimum
         best = grow.accumulate(scores)
         axes.step([ends[t.name] for t in done], best, where="post", color=COLOURS[modality])
     axes.set_xlabel("minutes since the first trial's start")
-    axes.set_ylabel(axis_label(evidence))
+    axes.set_ylabel(evidence.metric.label)
     axes.grid(axis="y", color=PALE, linewidth=0.5)
     figure.legend(loc="outside upper center", ncols=3)
     return figure

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,10 @@ import pytest
 
 from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import BankEntry, Experts, PosteriorBank
-from ensembles.metrics import log_softmax, utility
+from ensembles.metrics import METRICS, get_metric, log_softmax
 from models import ClipShape
 from search.config import ConfigError, SearchConfig
 from search.space.scope import Offer, offer_for
-from search.tuning import objective
 from search.tuning.objective import GAIN_WEIGHT, KEPT, EnsembleObjective, ensemble_gain
 from search.tuning.searcher import DealtSearch
 from search.tuning.study import open_journal
@@ -126,13 +126,13 @@ def test_a_fold_does_not_fit_what_it_is_scored_by(
 ) -> None:
     """Other labels in a fold change the predictions of the other folds, and none of its own."""
     seen: list[Any] = []
+    accuracy = get_metric("accuracy")
 
-    def watched(metric: str, labels: Any, log_posteriors: Any) -> float:
-        if metric == "accuracy":
-            seen.append(log_posteriors)
-        return utility(metric, labels, log_posteriors)
+    def watched(labels: Any, log_posteriors: Any) -> float:
+        seen.append(log_posteriors)
+        return accuracy.score(labels, log_posteriors)
 
-    monkeypatch.setattr(objective, "utility", watched)
+    monkeypatch.setitem(METRICS, "accuracy", replace(accuracy, score=watched))
 
     def predictions() -> list[Any]:
         """Of each fold with the newcomer and without."""
