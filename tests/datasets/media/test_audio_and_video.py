@@ -547,7 +547,7 @@ def test_real_containers_decode_to_frames_and_sound(
 ) -> None:
     sound = read_audio(corpora / name, 16_000)
     assert len(sound) / 16_000 == pytest.approx(seconds, abs=0.05)
-    assert np.abs(audio.astype(np.int32)).max() > 1000
+    assert np.abs(sound.astype(np.int32)).max() > 1000
     frames = read_frames(corpora / name, 5, (60, 100))
     assert frames.shape == (5, 60, 100, 3)
     assert frames.std() > 20  # a picture, not a grey field
