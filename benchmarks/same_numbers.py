@@ -30,6 +30,7 @@ ALWAYS = (
 CHEAP = "functionals,action_units,action_unit_lstm,concatenation,gated"
 TIMED = (
     "seconds",
+    "searched",
     "datetime",
     "date",
     "worker_id",

@@ -29,7 +29,7 @@ from datasets.sharding.worker_pool import Job, Marker, run_jobs
 from datasets.sharding.writer import ShardSettings, prepare
 from tests.faults.storage import small_disk
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOUR = ShardSettings(clips_per_shard=4)
 
 

@@ -30,7 +30,7 @@ from datasets.sharding.stream import stream_clips
 from datasets.sharding.writer import ShardSettings, prepare
 from datasets.storage.synced_folder import default_cache_folder
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ChangeMember = Callable[[Path, str, Callable[[bytes], bytes]], None]
 # The clips of `small_corpus` take 12 × (800 × 2 + 2 × 4) = 19 296 bytes decoded.
 SMALL_BYTES = 19_296

@@ -22,7 +22,7 @@ from datasets.sharding.index import ShardIndex
 from datasets.sharding.ragged import RaggedFile, RaggedWriter
 from datasets.sharding.writer import prepare
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 Compute = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
