@@ -15,6 +15,7 @@ from rich.console import Console
 from datasets.clips import DataError
 from ensembles import EnsembleError
 from ensembles.bank.posterior_bank import PosteriorBank
+from ensembles.bank.prediction_tables import write_predictions
 from ensembles.metrics import CCC
 from models.registry import ModelError
 from search.cluster.job_submission import is_dashboard, submit
@@ -31,7 +32,7 @@ from search.persistence import weights
 from search.persistence.run_folder import RunFolder, new_run, provenance, resumed_run
 from search.report import draw_report
 from search.reporting.html import PAGE
-from search.reporting.results import write_predictions, write_reports
+from search.reporting.results import write_reports
 from search.reporting.terminal import print_report
 from search.reporting.traces import trace_facts
 from search.space.eligibility import check_weights
