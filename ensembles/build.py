@@ -15,25 +15,27 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from ensembles import EnsembleError
-from ensembles.bank.posterior_bank import Experts, PosteriorBank
-from ensembles.bank.prediction_tables import PosteriorFile, in_order, join, read_posteriors
+from ensembles.bank.posterior_bank import Experts, PosteriorBank, Table
+from ensembles.bank.prediction_tables import PredictionTable, join, read_predictions
 from ensembles.bank.run_format import RUN_FORMAT, refusal
 from ensembles.bank.trace_table import TraceTable
 from ensembles.bank.variant import SEARCH
 from ensembles.evaluation.assessment import Scored, assess, scored
 from ensembles.evaluation.leaderboard import LEGEND, assessment_rows, leaderboard
 from ensembles.fusion.candidates import recipes_for
-from ensembles.metrics import CCC, Array, check_metric, metrics_of_classes
+from ensembles.metrics import CCC, Array, Labels, check_metric, metrics_of_classes
 
 
-def fit_on_training(files: list[PosteriorFile], experts: Experts, metric: str) -> list[Scored]:
+def fit_on_training(
+    files: Sequence[PredictionTable], experts: Experts, metric: str
+) -> list[Scored]:
     """Fits each fusion of all files on their in-sample training posteriors, as published work did.
 
     Raises:
@@ -41,48 +43,44 @@ def fit_on_training(files: list[PosteriorFile], experts: Experts, metric: str) -
             speakers whom the fold holds out.
     """
     table = experts.table
-    fold_names = sorted({files[0].fold_of[c] for c in table.clips})
-    held_out_in = {files[0].about[c][0]: files[0].fold_of[c] for c in table.clips}
+    folds = sorted({files[0].folds[clip] for clip in table.clips})
+    training = [_training_rows(files, fold, table) for fold in folds]
     rows = []
     for recipe in recipes_for(experts):
-        if not recipe.name.startswith("all:"):
-            continue
-        out = np.empty(experts.log_posteriors.shape[1:])
-        for number, fold in enumerate(fold_names):
-            clips = [c for f, c in files[0].training if f == fold]
-            for clip in clips:
-                speaker = files[0].about[clip][0]
-                if held_out_in.get(speaker) == fold:
-                    raise EnsembleError(
-                        f"Leak: fold {fold} holds out speaker '{speaker}', whose clip '{clip}' is among its "
-                        "training posteriors (part = train)."
-                    )
-            for file in files:
-                lost = [c for c in clips if (fold, c) not in file.training]
-                if lost or not clips:
-                    raise EnsembleError(
-                        f"'{file.name}' has no training posteriors (part = train) of fold {fold}"
-                        + (f" for clip '{lost[0]}'." if lost else ".")
-                    )
-            values = np.stack(
-                [
-                    np.stack([in_order(f, f.training[fold, c], table.classes) for c in clips])
-                    for f in files
-                ]
-            )
-            labels = np.asarray(
-                [table.classes.index(files[0].about[c][1]) for c in clips], np.int64
-            )
-            speakers = np.unique([files[0].about[c][0] for c in clips], return_inverse=True)[
-                1
-            ].astype(np.int64)
-            fusion = recipe.build(experts.modalities).fit(values, labels, speakers % 4)
-            held_out = table.folds == number
-            out[held_out] = fusion.rule().apply(experts.log_posteriors[:, held_out])
-        rows.append(
-            scored(f"{recipe.name} [in-sample fit]", table, metric, out, None, experts.names, ())
-        )
+        if recipe.name.startswith("all:"):
+            out = np.empty(experts.log_posteriors.shape[1:])
+            for number, fitted_on in enumerate(training):
+                fusion = recipe.build(experts.modalities).fit(*fitted_on)
+                held_out = table.folds == number
+                out[held_out] = fusion.rule().apply(experts.log_posteriors[:, held_out])
+            name = f"{recipe.name} [in-sample fit]"
+            rows.append(scored(name, table, metric, out, None, experts.names, ()))
     return rows
+
+
+def _training_rows(
+    files: Sequence[PredictionTable], fold: str, table: Table
+) -> tuple[Array, Labels, Labels]:
+    """(M, n, K) posteriors of a fold's training clips, their (n,) labels and (n,) groups of speakers."""
+    first = files[0]
+    clips = [clip for of, clip in first.training if of == fold]
+    held_out = {first.speakers[clip] for clip in table.clips if first.folds[clip] == fold}
+    if leaked := [clip for clip in clips if first.speakers[clip] in held_out]:
+        raise EnsembleError(
+            f"Leak: fold {fold} holds out speaker '{first.speakers[leaked[0]]}', whose clip "
+            f"'{leaked[0]}' is among its training posteriors (part = train)."
+        )
+    for file in files:
+        lost = [clip for clip in clips if (fold, clip) not in file.training]
+        if lost or not clips:
+            raise EnsembleError(
+                f"'{file.name}' has no training posteriors (part = train) of fold {fold}"
+                + (f" for clip '{lost[0]}'." if lost else ".")
+            )
+    values = np.stack([file.of_training(fold, clips, table.classes) for file in files])
+    labels = [table.classes.index(first.labels[clip]) for clip in clips]
+    _, speakers = np.unique([first.speakers[clip] for clip in clips], return_inverse=True)
+    return values, np.asarray(labels, np.int64), speakers.astype(np.int64) % 4
 
 
 def _experts_of_run(run: Path, bank: PosteriorBank) -> Experts:
@@ -144,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
         in_sample: list[Scored] = []
         rungs: Iterable[tuple[str, Array]] | None = None
         if options.posteriors:
-            files = [read_posteriors(path, options.kind) for path in options.posteriors]
+            files = [read_predictions(path, options.kind) for path in options.posteriors]
             experts = join(files)
             if options.fit_on == "train-posteriors":
                 in_sample = fit_on_training(files, experts, metric)

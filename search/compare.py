@@ -21,10 +21,10 @@ from rich.table import Table
 from ensembles import EnsembleError
 from ensembles.evaluation.paired_comparison import Difference, difference, recall_differences
 from ensembles.metrics import Metric, check_metric, get_metric, metrics_of_classes
-from search.reporting.predictions import PREDICTION_FILES, Predictions, read_predictions
+from search.reporting.predictions import PREDICTION_FILES, RunPredictions, predictions_of_run
 
 
-def check_comparable(one: Predictions, other: Predictions) -> None:
+def check_comparable(one: RunPredictions, other: RunPredictions) -> None:
     """Raises EnsembleError unless both are of the same clips, speakers, labels and classes."""
     mine, its = one.table, other.table
     if mine.classes != its.classes:
@@ -48,7 +48,7 @@ def check_comparable(one: Predictions, other: Predictions) -> None:
 
 
 def compare(
-    one: Predictions, other: Predictions, metric: str
+    one: RunPredictions, other: RunPredictions, metric: str
 ) -> tuple[Difference, dict[str, Difference]]:
     """The other less the first: by the metric, and each class's recall.
 
@@ -61,7 +61,7 @@ def compare(
     return difference(metric, table, *values), recall_differences(table, *values)
 
 
-def same_folds(runs: Sequence[Predictions]) -> bool:
+def same_folds(runs: Sequence[RunPredictions]) -> bool:
     """Whether all hold out the same clips together."""
     return all(np.array_equal(runs[0].table.folds, run.table.folds) for run in runs[1:])
 
@@ -71,7 +71,7 @@ def _show(metric: Metric, found: Difference) -> str:
     return f"{value} ({low} to {high})"
 
 
-def _print(runs: list[Predictions], metric: Metric, row: str, console: Console) -> None:
+def _print(runs: list[RunPredictions], metric: Metric, row: str, console: Console) -> None:
     first, *others = runs
     table = first.table
     together = not same_folds(runs)
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if len(given.runs) < 2:
             raise EnsembleError("Name two runs or more; the others are compared with the first.")
-        runs = [read_predictions(path, given.row) for path in given.runs]
+        runs = [predictions_of_run(path, given.row) for path in given.runs]
         metric = check_metric(given.metric or runs[0].metric)
         for other in runs[1:]:
             check_comparable(runs[0], other)

@@ -13,6 +13,7 @@ from rich.console import Console
 from datasets.clips import ClipRecord, Corpus
 from datasets.sharding.writer import ShardSettings, prepare
 from ensembles.bank.posterior_bank import Experts, PosteriorBank
+from ensembles.bank.prediction_tables import write_predictions
 from ensembles.evaluation.assessment import Assessment, assess, scored
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.fusion.candidates import recipes_for
@@ -23,7 +24,7 @@ from search.data.training_data import TrainingData
 from search.execution.trial_process import train
 from search.persistence import weights
 from search.persistence.run_folder import RunFolder, new_run, provenance
-from search.reporting.results import write_predictions, write_reports
+from search.reporting.results import write_reports
 from search.stages.setup import new_record, run_context
 from search.stages.test_speakers import score_unseen
 from search.trial_config import TrialPlan

@@ -1,42 +1,104 @@
-"""Tables of held-out posteriors as CSV, anybody's too: read, checked and joined."""
+"""Tables of held-out posteriors as CSV, a run's or anybody's: written, read, checked and joined."""
 
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
 from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import Experts
 from ensembles.metrics import Array, log_softmax
 
+FLOOR = 5e-7
+"""Least probability that is read: half a unit of the last of the six digits that are written.
+
+A written zero may have been anything below it, so that no clip's log-loss exceeds 14.5 nats.
+"""
+
 _FIXED = ("clip", "speaker", "fold", "label")
-
-
 _EXTRA = ("part", "seed")
 
 
 @dataclass(frozen=True)
-class PosteriorFile:
-    """One expert's posteriors as read: by (fold, clip), its training side apart."""
+class PredictionTable:
+    """One expert's posteriors as read, those of training clips apart.
+
+    Attributes:
+        name: The file's, which is the expert's.
+        classes: (K,) names, in the order of the columns.
+        speakers: Clip → speaker.
+        labels: Clip → class.
+        folds: Clip → name of the fold that holds it out.
+        held_out: Clip → (K,) log-posteriors.
+        training: (fold, clip) → (K,) log-posteriors by the networks that were trained on it.
+    """
 
     name: str
     classes: tuple[str, ...]
-    about: dict[str, tuple[str, str]]  # clip -> speaker, label
-    fold_of: dict[str, str]  # clip -> fold that holds it out
-    held_out: dict[str, Array]  # clip -> (K,) log-posteriors
-    training: dict[tuple[str, str], Array]  # (fold, clip) -> (K,)
+    speakers: dict[str, str]
+    labels: dict[str, str]
+    folds: dict[str, str]
+    held_out: dict[str, Array]
+    training: dict[tuple[str, str], Array]
+
+    def clip_table(self, clips: Iterable[str], folds: Sequence[str]) -> ClipTable:
+        """Rows of held-out clips; folds are numbered in the given order of their names."""
+        clips, number = tuple(clips), {name: k for k, name in enumerate(folds)}
+        return ClipTable(
+            clips=clips,
+            speakers=tuple(self.speakers[clip] for clip in clips),
+            folds=np.asarray([number[self.folds[clip]] for clip in clips], np.int64),
+            labels=np.asarray([self.classes.index(self.labels[clip]) for clip in clips], np.int64),
+            classes=self.classes,
+        )
+
+    def log_posteriors(self, clips: Iterable[str], classes: Sequence[str]) -> Array:
+        """(N, K) of held-out clips, with the columns in the order of `classes`."""
+        return self._columns([self.held_out[clip] for clip in clips], classes)
+
+    def of_training(self, fold: str, clips: Iterable[str], classes: Sequence[str]) -> Array:
+        """(N, K) of clips that a fold's networks were trained on."""
+        return self._columns([self.training[fold, clip] for clip in clips], classes)
+
+    def _columns(self, rows: Sequence[Array], classes: Sequence[str]) -> Array:
+        return np.stack(rows)[:, [self.classes.index(name) for name in classes]]
 
 
-def read_posteriors(path: Path, kind: str = "probabilities") -> PosteriorFile:
-    """Reads one expert's posteriors.
+def write_predictions(path: Path, table: ClipTable, by_seed: Iterable[tuple[int, Array]]) -> None:
+    """Write held-out posteriors, of one training seed after the other, with six digits.
+
+    Args:
+        path: CSV file.
+        table: The clips.
+        by_seed: Training seed and (N, K) log-posteriors.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["clip", "speaker", "fold", "seed", "label", *table.classes])
+    for seed, log_posteriors in by_seed:
+        for row, values in enumerate(np.exp(log_posteriors)):
+            label = table.classes[table.labels[row]]
+            about = [table.clips[row], table.speakers[row], table.folds[row], seed, label]
+            writer.writerow([*about, *(f"{value:.6f}" for value in values)])
+    write_atomically(path, text.getvalue().encode())
+
+
+def read_predictions(
+    path: Path, kind: str = "probabilities", *, seed: int | None = None
+) -> PredictionTable:
+    """Read one expert's posteriors.
 
     Args:
         path: CSV; the columns that are not fixed are the classes.
         kind: probabilities or logits.
+        seed: Training seed whose rows are read; None: there is one seed.
 
     Raises:
         EnsembleError: Names the file, and the rows that are wrong.
@@ -54,14 +116,15 @@ def read_posteriors(path: Path, kind: str = "probabilities") -> PosteriorFile:
             )
         rows = list(reader)
     seeds = sorted({row["seed"] or "none" for row in rows}) if "seed" in columns else []
-    if len(seeds) > 1:
+    if seed is None and len(seeds) > 1:
         raise EnsembleError(
             f"'{path}' holds posteriors of several seeds ({', '.join(seeds[:5])}); keep one a file."
         )
-    result = PosteriorFile(path.stem, classes, {}, {}, {}, {})
+    result = PredictionTable(path.stem, classes, {}, {}, {}, {}, {})
     bad = [
         f"row {n}: {why}"
         for n, row in enumerate(rows, start=2)
+        if seed is None or row.get("seed") == str(seed)
         if (why := _take(row, result, kind))
     ]
     if bad:
@@ -71,7 +134,7 @@ def read_posteriors(path: Path, kind: str = "probabilities") -> PosteriorFile:
     return result
 
 
-def _take(row: dict[str, str], into: PosteriorFile, kind: str) -> str | None:
+def _take(row: dict[str, str], into: PredictionTable, kind: str) -> str | None:
     """Adds a row; returns what is wrong with it, or None."""
     if None in row or None in row.values():
         return "the number of fields differs from the header's"
@@ -92,20 +155,21 @@ def _take(row: dict[str, str], into: PosteriorFile, kind: str) -> str | None:
                 f"clip '{clip}': probabilities must be 0 or more and sum to 1, "
                 f"got {values.sum():.3f} (or: --kind logits)"
             )
-        values = np.log(np.maximum(values, 1e-12))
-    known = into.about.setdefault(clip, (row["speaker"], row["label"]))
-    if known != (row["speaker"], row["label"]):
+        values = np.log(np.maximum(values, FLOOR))
+    speaker = into.speakers.setdefault(clip, row["speaker"])
+    label = into.labels.setdefault(clip, row["label"])
+    if (speaker, label) != (row["speaker"], row["label"]):
         return f"clip '{clip}' has another speaker or label than in an earlier row"
     if part == "train":
         into.training[fold, clip] = log_softmax(values)
     elif clip in into.held_out:
         return f"clip '{clip}' is held out twice (one seed a file)"
     else:
-        into.held_out[clip], into.fold_of[clip] = log_softmax(values), fold
+        into.held_out[clip], into.folds[clip] = log_softmax(values), fold
     return None
 
 
-def join(files: list[PosteriorFile]) -> Experts:
+def join(files: Sequence[PredictionTable]) -> Experts:
     """Joins experts by clip, whatever the row order.
 
     Raises:
@@ -127,36 +191,26 @@ def join(files: list[PosteriorFile]) -> Experts:
                 f"{len(differing)} clips are not in both '{first.name}' and '{file.name}': {', '.join(differing[:5])}."
             )
         for clip in first.held_out:
-            if file.about[clip] != first.about[clip] or file.fold_of[clip] != first.fold_of[clip]:
+            if _about(file, clip) != _about(first, clip):
                 raise EnsembleError(
                     f"'{first.name}' and '{file.name}' differ in speaker, label or fold of clip '{clip}'."
                 )
     clips = tuple(sorted(first.held_out))
-    fold_names = sorted({first.fold_of[c] for c in clips})
+    folds = sorted({first.folds[clip] for clip in clips})
     side: dict[str, str] = {}
     for clip in clips:
-        speaker = first.about[clip][0]
-        if side.setdefault(speaker, first.fold_of[clip]) != first.fold_of[clip]:
+        speaker, fold = first.speakers[clip], first.folds[clip]
+        if side.setdefault(speaker, fold) != fold:
             raise EnsembleError(
                 f"Leak: speaker '{speaker}' is held out in several folds: these are not speaker-disjoint folds."
             )
-    if len(fold_names) < 2:
+    if len(folds) < 2:
         raise EnsembleError(
             "The posteriors have one fold; cross-fitting a fusion needs two or more."
         )
-    table = ClipTable(
-        clips=clips,
-        speakers=tuple(first.about[c][0] for c in clips),
-        folds=np.asarray([fold_names.index(first.fold_of[c]) for c in clips], np.int64),
-        labels=np.asarray([first.classes.index(first.about[c][1]) for c in clips], np.int64),
-        classes=first.classes,
-    )
-    stacked = np.stack(
-        [np.stack([in_order(f, f.held_out[c], first.classes) for c in clips]) for f in files]
-    )
-    return Experts(table, names, names, stacked)
+    stacked = np.stack([file.log_posteriors(clips, first.classes) for file in files])
+    return Experts(first.clip_table(clips, folds), names, names, stacked)
 
 
-def in_order(file: PosteriorFile, values: Array, classes: tuple[str, ...]) -> Array:
-    """Return a file's values (…, K) with the columns in the order of `classes`."""
-    return values[[file.classes.index(name) for name in classes]]
+def _about(file: PredictionTable, clip: str) -> tuple[str, str, str]:
+    return file.speakers[clip], file.labels[clip], file.folds[clip]

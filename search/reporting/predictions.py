@@ -6,11 +6,11 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from ensembles import EnsembleError
 from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.prediction_tables import read_predictions
 from ensembles.metrics import Array
 
 PREDICTION_FILES = {
@@ -18,20 +18,18 @@ PREDICTION_FILES = {
     **{modality: f"predictions_{modality}.csv" for modality in ("audio", "video", "early")},
 }
 
-_FIXED = ("clip", "speaker", "fold", "seed", "label")
-
 
 @dataclass(frozen=True)
-class Predictions:
+class RunPredictions:
     """A run's held-out predictions, in the order of its clips' names.
 
     Attributes:
         run: Its name.
         metric: What it was searched for.
         protocol: How it was split.
-        leak: What is wrong with that split; None if speakers are kept apart.
         table: Its clips.
         log_posteriors: (N, K).
+        leak: What is wrong with that split; None if speakers are kept apart.
     """
 
     run: str
@@ -42,8 +40,8 @@ class Predictions:
     leak: str | None = None
 
 
-def read_predictions(run: Path, row: str = "fused") -> Predictions:
-    """Reads what a run said of its clips, of the seed that it was searched with.
+def predictions_of_run(run: Path, row: str = "fused") -> RunPredictions:
+    """Read a run's predictions of its clips, of the seed that it was searched with.
 
     Args:
         run: Its folder.
@@ -58,34 +56,30 @@ def read_predictions(run: Path, row: str = "fused") -> Predictions:
             raise EnsembleError(
                 f"'{run}' is of traces or numbers; runs of classes can be compared."
             )
-        with (run / PREDICTION_FILES[row]).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            lines = [line for line in reader if int(line["seed"]) == int(summary["seed"])]
-            classes = [name for name in reader.fieldnames or () if name not in _FIXED]
-        lines.sort(key=lambda line: line["clip"])
-        values = np.asarray([[float(line[name]) for name in classes] for line in lines])
-        table = ClipTable(
-            clips=tuple(line["clip"] for line in lines),
-            speakers=tuple(line["speaker"] for line in lines),
-            folds=np.asarray([int(line["fold"]) for line in lines], np.int64),
-            labels=np.asarray([classes.index(line["label"]) for line in lines], np.int64),
-            classes=tuple(classes),
-        )
-        if values.ndim != 2 or not np.isfinite(values).all():
-            raise ValueError("posteriors that are not numbers")
-        return Predictions(
-            run.name,
-            str(summary["metric"]),
-            str(summary["protocol"]),
-            table,
-            np.log(np.maximum(values, 1e-12)),
-            summary.get("leak"),
-        )
+        return _read(run, row, summary)
     except FileNotFoundError as error:
         raise EnsembleError(
             f"'{run}' has no {Path(error.filename).name}: no finished run, or none with '{row}'."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, EnsembleError):
-            raise
+    except EnsembleError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise EnsembleError(f"'{run}' is damaged: {error!r}.") from error
+
+
+def _read(run: Path, row: str, summary: dict[str, Any]) -> RunPredictions:
+    path = run / PREDICTION_FILES[row]
+    path.stat()  # raises FileNotFoundError
+    try:
+        found = read_predictions(path, seed=int(summary["seed"]))
+    except EnsembleError as error:
+        raise EnsembleError(f"'{run}' is damaged: {' '.join(str(error).split())}") from error
+    clips, folds = sorted(found.held_out), sorted(set(found.folds.values()), key=int)
+    return RunPredictions(
+        run.name,
+        str(summary["metric"]),
+        str(summary["protocol"]),
+        found.clip_table(clips, folds),
+        found.log_posteriors(clips, found.classes),
+        summary.get("leak"),
+    )

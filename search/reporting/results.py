@@ -9,18 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from datasets.storage.atomic import write_atomically
 from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import Table, of_clips
+from ensembles.bank.prediction_tables import write_predictions
 from ensembles.bank.run_format import RUN_FORMAT
 from ensembles.bank.trace_table import TraceTable
 from ensembles.evaluation.assessment import Assessment, Scored
 from ensembles.evaluation.breakdown import detail
 from ensembles.evaluation.leaderboard import assessment_rows
 from ensembles.evaluation.paired_comparison import fusion_gains
-from ensembles.metrics import Array
 from search.reporting.traces import write_traces
 
 
@@ -51,26 +49,6 @@ def write_reports(
                 table,
                 [(search_seed, row.log_posteriors)],
             )
-
-
-def write_predictions(path: Path, table: ClipTable, by_seed: list[tuple[int, Array]]) -> None:
-    """Held-out posteriors as `ensembles.build --posteriors` reads them."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["clip", "speaker", "fold", "seed", "label", *table.classes])
-    for seed, log_posteriors in by_seed:
-        for row, values in enumerate(np.exp(log_posteriors)):
-            writer.writerow(
-                [
-                    table.clips[row],
-                    table.speakers[row],
-                    table.folds[row],
-                    seed,
-                    table.classes[table.labels[row]],
-                ]
-                + [f"{value:.6f}" for value in values]
-            )
-    write_atomically(path, text.getvalue().encode())
 
 
 def _summary(

@@ -7,12 +7,11 @@ it stands the ordinary search of the same budget, whose honest score the same sp
 
 from __future__ import annotations
 
-import csv
 import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from rich.console import Console
 from datasets.protocols.folds import Folds
 from datasets.sharding.index import ShardIndex
 from datasets.storage.atomic import write_atomically
-from ensembles.bank.clip_table import ClipTable
+from ensembles.bank.prediction_tables import read_predictions
 from ensembles.evaluation.assessment import Scored, scored
 from ensembles.evaluation.paired_comparison import Difference, difference
 from ensembles.metrics import Array, get_metric
@@ -37,8 +36,6 @@ from search.stages.session import Session
 
 FILE_NAME = "outer.json"
 FOLDER = "outer"
-_FLOOR = 5e-7
-"""Half a unit of a predictions file's last place."""
 
 
 def search_nested(session: Session) -> int:
@@ -204,39 +201,22 @@ def read_outer(path: Path, metric: str, seed: int, count: int) -> Outer:
         count: Outer folds.
     """
     summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    classes = summary["classes"]
-    ours = {row["clip"]: row for row in _rows(path / "predictions.csv") if int(row["seed"]) == seed}
-    unseen: dict[str, dict[str, str]] = {}
+    ours = read_predictions(path / "predictions.csv", seed=seed)
+    unseen: dict[str, Array] = {}
     for fold in range(count):
-        found = _rows(path / FOLDER / f"fold-{fold}" / "predictions_test.csv")
-        unseen |= {row["clip"]: row for row in found}
-    clips = [clip for clip, row in ours.items() if int(row["fold"]) < count and clip in unseen]
-    table = ClipTable(
-        clips=tuple(clips),
-        speakers=tuple(ours[clip]["speaker"] for clip in clips),
-        folds=np.asarray([int(ours[clip]["fold"]) for clip in clips], np.int64),
-        labels=np.asarray([classes.index(ours[clip]["label"]) for clip in clips], np.int64),
-        classes=tuple(classes),
-    )
-    nested, ordinary = (_log_posteriors(rows, table) for rows in (unseen, ours))
+        found = read_predictions(path / FOLDER / f"fold-{fold}" / "predictions_test.csv")
+        posteriors = found.log_posteriors(found.held_out, ours.classes)
+        unseen |= zip(found.held_out, posteriors, strict=True)
+    clips = [c for c in ours.held_out if int(ours.folds[c]) < count and c in unseen]
+    table = ours.clip_table(clips, [str(fold) for fold in range(count)])
+    nested = np.stack([unseen[clip] for clip in clips])
+    ordinary = ours.log_posteriors(clips, ours.classes)
     return Outer(
         scored("nested", table, metric, nested, None, (), ()),
         scored("ordinary", table, metric, ordinary, None, (), ()),
         difference(metric, table, ordinary, nested),
         summary["headline"]["fused"]["search_score"],
     )
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _log_posteriors(rows: Mapping[str, Mapping[str, str]], table: ClipTable) -> Array:
-    """(N, K), of posteriors that were written with six digits."""
-    values = [[float(rows[clip][name]) for name in table.classes] for clip in table.clips]
-    floored = np.maximum(np.asarray(values), _FLOOR)
-    return np.asarray(np.log(floored / floored.sum(axis=1, keepdims=True)))
 
 
 def in_words(found: Outer, metric: str) -> str:

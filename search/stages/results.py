@@ -8,13 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
+from ensembles.bank.prediction_tables import write_predictions
 from search.papers import reproduce
 from search.persistence import weights
 from search.persistence.run_folder import RunFolder, provenance
 from search.persistence.run_record import RunRecord
 from search.report import draw_report
 from search.reporting.html import PAGE
-from search.reporting.results import write_predictions, write_reports
+from search.reporting.results import write_reports
 from search.reporting.terminal import print_report
 from search.reporting.traces import trace_facts
 from search.stages.findings import Findings

@@ -13,7 +13,7 @@ import pytest
 
 from ensembles import EnsembleError
 from ensembles.bank.posterior_bank import BankEntry, Experts, PosteriorBank
-from ensembles.bank.prediction_tables import join, read_posteriors
+from ensembles.bank.prediction_tables import FLOOR, join, read_predictions
 from ensembles.bank.variant import SEARCH, Variant
 from ensembles.build import fit_on_training, main
 from ensembles.metrics import log_softmax
@@ -70,7 +70,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def joined(*paths: Path, kind: str = "probabilities") -> Experts:
-    return join([read_posteriors(path, kind) for path in paths])
+    return join([read_predictions(path, kind) for path in paths])
 
 
 def assert_same(got: Experts, expected: Experts) -> None:
@@ -99,7 +99,7 @@ def test_logits_are_normalised(experts: Experts, write: Write) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_header(experts: Experts, write: Write) -> None:
     path = write(experts, 0, "one")
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert "clip0000" in read_posteriors(path).held_out
+    assert "clip0000" in read_predictions(path).held_out
 
 
 def test_the_seed_column_is_no_class(experts: Experts, write: Write) -> None:
@@ -108,7 +108,7 @@ def test_the_seed_column_is_no_class(experts: Experts, write: Write) -> None:
             row["seed"] = 3
 
     columns = ["clip", "speaker", "fold", "label", "seed", "a", "b", "c"]
-    assert read_posteriors(write(experts, 0, "one", columns=columns, edit=add_seed)).classes == (
+    assert read_predictions(write(experts, 0, "one", columns=columns, edit=add_seed)).classes == (
         "a",
         "b",
         "c",
@@ -122,7 +122,7 @@ def test_probabilities_of_zero_and_one_are_taken(experts: Experts, write: Write)
 
     got = joined(write(experts, 0, "one", edit=harden))
     assert np.isfinite(got.log_posteriors).all()
-    assert got.log_posteriors[0, :, 1].max() < -20
+    np.testing.assert_allclose(got.log_posteriors[0, :, 1], np.log(FLOOR), atol=1e-5)
 
 
 def put(row: int, **values: Any) -> Callable[[list[Row]], None]:
@@ -151,7 +151,7 @@ def test_bad_rows_are_named(
     edit: Callable[[list[Row]], Any], message: str, experts: Experts, write: Write
 ) -> None:
     with pytest.raises(EnsembleError, match=message):
-        read_posteriors(write(experts, 0, "one", edit=edit))
+        read_predictions(write(experts, 0, "one", edit=edit))
 
 
 def test_every_bad_row_is_named_at_once(experts: Experts, write: Write) -> None:
@@ -160,7 +160,7 @@ def test_every_bad_row_is_named_at_once(experts: Experts, write: Write) -> None:
         put(9, a="x")(rows)
 
     with pytest.raises(EnsembleError, match=r"(?s)2 bad rows.*row 2: label.*row 11: clip"):
-        read_posteriors(write(experts, 0, "one", edit=spoil))
+        read_predictions(write(experts, 0, "one", edit=spoil))
 
 
 def test_a_row_of_another_length_is_named(experts: Experts, write: Write) -> None:
@@ -171,17 +171,17 @@ def test_a_row_of_another_length_is_named(experts: Experts, write: Write) -> Non
         broken = path.with_name("broken.csv")
         broken.write_text("\n".join(lines))
         with pytest.raises(EnsembleError, match="row 3: the number of fields differs"):
-            read_posteriors(broken)
+            read_predictions(broken)
 
 
 def test_an_unknown_part_is_named(experts: Experts, write: Write) -> None:
     with pytest.raises(EnsembleError, match="row 2: part is 'dev', not train or test"):
-        read_posteriors(write(experts, 0, "one", part="dev"))
+        read_predictions(write(experts, 0, "one", part="dev"))
 
 
 def test_a_file_of_training_rows_alone_is_refused(experts: Experts, write: Write) -> None:
     with pytest.raises(EnsembleError, match="has no row of held-out clips"):
-        read_posteriors(write(experts, 0, "one", part="train"))
+        read_predictions(write(experts, 0, "one", part="train"))
 
 
 @pytest.mark.parametrize("content", ["", "clip,speaker,fold,a,b\n", "clip,speaker,fold,label,a\n"])
@@ -189,7 +189,7 @@ def test_missing_columns_are_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "one.csv"
     path.write_text(content)
     with pytest.raises(EnsembleError, match="needs the columns clip,speaker,fold,label and one a"):
-        read_posteriors(path)
+        read_predictions(path)
 
 
 def test_clips_missing_from_one_file_are_named(experts: Experts, write: Write) -> None:
@@ -257,7 +257,7 @@ def test_a_fusion_fitted_on_training_posteriors_is_called_in_sample(
     experts: Experts, write: Write
 ) -> None:
     files = [
-        read_posteriors(write(experts, m, name, columns=WITH_PART, edit=add_training))
+        read_predictions(write(experts, m, name, columns=WITH_PART, edit=add_training))
         for m, name in enumerate(("one", "two"))
     ]
     together = join(files)
@@ -273,7 +273,7 @@ def test_a_fusion_fitted_on_training_posteriors_is_called_in_sample(
 
 
 def test_fitting_on_training_posteriors_needs_them(experts: Experts, write: Write) -> None:
-    files = [read_posteriors(write(experts, m, name)) for m, name in enumerate(("one", "two"))]
+    files = [read_predictions(write(experts, m, name)) for m, name in enumerate(("one", "two"))]
     with pytest.raises(
         EnsembleError, match=r"'one' has no training posteriors \(part = train\) of fold fold 0\."
     ):
@@ -286,8 +286,8 @@ def test_a_training_clip_that_one_file_lacks_is_named(experts: Experts, write: W
         rows.pop()
 
     files = [
-        read_posteriors(write(experts, 0, "one", columns=WITH_PART, edit=add_training)),
-        read_posteriors(write(experts, 1, "two", columns=WITH_PART, edit=all_but_the_last)),
+        read_predictions(write(experts, 0, "one", columns=WITH_PART, edit=add_training)),
+        read_predictions(write(experts, 1, "two", columns=WITH_PART, edit=all_but_the_last)),
     ]
     with pytest.raises(EnsembleError, match=r"'two' has no training .* for clip 'clip0071'"):
         fit_on_training(files, join(files), "accuracy")
@@ -301,7 +301,7 @@ def test_training_posteriors_of_held_out_speakers_are_refused_as_a_leak(
         rows.append({**rows[0], "part": "train"})
 
     files = [
-        read_posteriors(write(experts, m, name, columns=WITH_PART, edit=leak))
+        read_predictions(write(experts, m, name, columns=WITH_PART, edit=leak))
         for m, name in enumerate(("one", "two"))
     ]
     with pytest.raises(EnsembleError, match="Leak: fold fold 0 holds out speaker 'speaker00'"):
@@ -505,4 +505,4 @@ def test_a_file_of_several_seeds_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.csv"
     file.write_text("clip,speaker,fold,seed,label,x,y\na,s,0,0,x,0.5,0.5\na,s,0,1,x,0.5,0.5\n")
     with pytest.raises(EnsembleError, match=r"several seeds \(0, 1\); keep one a file"):
-        read_posteriors(file)
+        read_predictions(file)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from search.compare import main
-from search.reporting.predictions import read_predictions
+from search.reporting.predictions import predictions_of_run
 
 Edit = Callable[[list[dict[str, str]]], object]
 
@@ -60,7 +60,7 @@ def test_a_run_that_is_always_right_is_better_by_what_the_first_lacks(
     score = small_run.assessment.fused.honest_score
     assert found["first"] == small_run.path.name
     assert found["others"]["right"]["all"]["value"] == pytest.approx(1 - score, abs=1e-6)
-    table = read_predictions(small_run.path).table
+    table = predictions_of_run(small_run.path).table
     assert set(found["others"]["right"]["classes"]) == set(table.classes)
     assert main([str(small_run.path), str(run)]) == 0
     text = capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_fresh_seeds_are_not_compared(small_run: Any, other: Any) -> None:
         rows += [{**row, "seed": "1005"} for row in list(rows)]
 
     run = other("seeds", add_seed)
-    one, two = read_predictions(small_run.path), read_predictions(run)
+    one, two = predictions_of_run(small_run.path), predictions_of_run(run)
     np.testing.assert_array_equal(one.log_posteriors, two.log_posteriors)
 
 

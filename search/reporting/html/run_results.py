@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ensembles import EnsembleError
 from ensembles.bank.run_format import RUN_FORMAT, refusal
 from ensembles.metrics import Metric, get_metric
-from search.reporting.predictions import Predictions, read_predictions
+from search.reporting.predictions import RunPredictions, predictions_of_run
 
 MODALITIES = ("audio", "video", "early")
 _NEEDED = ("corpus", "classes", "clips", "speakers", "protocol", "metric", "headline", "fusions")
@@ -83,7 +83,7 @@ class Evidence:
     summary: dict[str, Any]
     leaderboard: list[dict[str, str]]
     trials: tuple[TrialRecord, ...]
-    predictions: dict[str, Predictions]
+    predictions: dict[str, RunPredictions]
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -137,7 +137,7 @@ def read_evidence(run: Path) -> Evidence:
     for row in ("fused", *MODALITIES):
         try:
             if "traces" not in summary and (row == "fused" or row in summary["headline"]):
-                predictions[row] = read_predictions(run, row)
+                predictions[row] = predictions_of_run(run, row)
         except EnsembleError as error:
             missing[f"predictions of {row}"] = str(error)
     try:
