@@ -48,7 +48,7 @@ from search.training.cross_validation import LockstepTrial
 from search.training.device import choose_precision
 from search.training.fold_builder import build_fold
 from search.training.fold_trainer import FoldTrainer
-from search.trial_config import TrainSettings, TrialPlan
+from search.trial_config import TrainSettings, TrialConfig
 
 FOLDS = "speaker-kfold:2"
 
@@ -163,7 +163,7 @@ def measure_steps(setting: Setting) -> Iterator[Row]:
         data = setting.data()
         if not all(data.shape.has(kind) for kind in get_architecture(name).inputs):
             continue
-        plan = TrialPlan.of(name, {}, {})
+        plan = TrialConfig.of(name, {}, {})
         precision = choose_precision(plan, setting.device)
         size, took = plan.training.batch_size, []
         for held in (False, True):
@@ -222,7 +222,7 @@ def _train_in_turns(
     torch.set_num_threads(1)  # as a trial does
     try:
         data = open_data(read_index(root), folder)
-        trial = LockstepTrial(TrialPlan.of(form.packed, {}, {}), data, seed=0, device=device)
+        trial = LockstepTrial(TrialConfig.of(form.packed, {}, {}), data, seed=0, device=device)
         for trainer in trial.trainers:
             trainer.step_epoch()  # warms up
         for count in (1, *form.at_once):
@@ -255,7 +255,7 @@ def measure_frozen(setting: Setting) -> Iterator[Row]:
         save_random_weights(name, data)
         assert data.weights is not None
         (found,) = find_checkpoints(get_architecture(name), data.weights)
-        plan = TrialPlan.of(name, {"transfer": "frozen", "checkpoint": found.to_json()}, {})
+        plan = TrialConfig.of(name, {"transfer": "frozen", "checkpoint": found.to_json()}, {})
         expert = build_expert(name, plan.settings, data.shape, weights=data.weights)
         yield _frozen_pass(setting, name, expert.to(setting.device), data)
 

@@ -20,7 +20,7 @@ from datasets.sharding.stream import stream_clips
 from models import build_expert
 from search.data.training_data import TrainingData
 from search.training.fold_builder import build_fold
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 
 BATCH = 32
 
@@ -78,7 +78,7 @@ def main() -> None:
 
 def _inside_a_step(data: TrainingData, repeats: int) -> None:
     """A training epoch from the cache, against the same steps on tensors that are at hand."""
-    plan = TrialPlan.of("logmel_resnet", {}, {"mixup": 0.0})
+    plan = TrialConfig.of("logmel_resnet", {}, {"mixup": 0.0})
     trainer = build_fold(plan, data, 0, seed=0)
     batches = [
         trainer.rows[i : i + BATCH] for i in range(0, min(len(trainer.rows), 8 * BATCH), BATCH)

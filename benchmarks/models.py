@@ -36,7 +36,7 @@ from models.registry import architectures
 from search.data.training_data import TrainingData
 from search.training.device import choose_precision
 from search.training.fold_builder import build_fold
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 
 _PARTS = {
     "audio": {"architecture": "logmel_resnet", "settings": {}},
@@ -110,7 +110,7 @@ def measure(name: str, location: str, device: str, steps: int, seconds: float) -
         open_cache(index, Path(location).parent / "cache"), make_folds(index, protocol)
     )
     early = get_architecture(name).modality == "early"
-    plan = TrialPlan.of(name, _PARTS if early else {}, {"batch_size": BATCH, "mixup": 0.0})
+    plan = TrialConfig.of(name, _PARTS if early else {}, {"batch_size": BATCH, "mixup": 0.0})
     precision = choose_precision(plan, device)
     trainer = build_fold(plan, data, 0, seed=0, device=device, precision=precision)
     trainer.expert.train()

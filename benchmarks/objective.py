@@ -35,11 +35,11 @@ from ensembles.fusion.candidates import recipes_for
 from ensembles.metrics import get_metric, log_softmax
 from search.data.bank_tables import clip_table
 from search.data.training_data import TrainingData
-from search.space.scope import Offer, offer_for
+from search.space.scope import SearchScope, scope_for
 from search.training.cross_validation import LockstepTrial, RungResult
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from search.tuning.objective import GAIN_WEIGHT, EnsembleObjective
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 
 ONLY = ("functionals", "action_units")
 METRIC = "accuracy"
@@ -62,7 +62,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     data = _open(options.data, options.clips)
-    offer = offer_for(data.shape, ONLY, options.epochs_scale)
+    scope = scope_for(data.shape, ONLY, options.epochs_scale)
     kept = int((data.folds.fold_of_clip >= 0).sum())
     print(
         f"{machine()}; {kept} clips, {data.folds.protocol}, {options.trials} trials, "
@@ -75,7 +75,7 @@ def main() -> None:
         trained: dict[str, _Trained] = {}
         for arm in arms:
             started, before = time.monotonic(), len(trained)
-            found[arm].append(_search(arm, seed, data, offer, options.trials, trained))
+            found[arm].append(_search(arm, seed, data, scope, options.trials, trained))
             honest, best = found[arm][-1]
             print(
                 f"seed {seed:2d} {arm[0]:8} {arm[1]:4g}: fused honest {100 * honest:.2f}, best expert "
@@ -113,7 +113,7 @@ def _some_of(index: ShardIndex, folds: Folds, clips: int) -> Folds:
 class _Trained:
     """One configuration, trained as far as somebody asked; searches that propose it share it."""
 
-    def __init__(self, plan: TrialPlan, data: TrainingData, seed: int) -> None:
+    def __init__(self, plan: TrialConfig, data: TrainingData, seed: int) -> None:
         self._rungs: list[RungResult] = []
         self._trial: Iterator[RungResult] = LockstepTrial(plan, data, seed=seed).run()
 
@@ -129,7 +129,7 @@ def _search(
     arm: tuple[str, float],
     seed: int,
     data: TrainingData,
-    offer: Offer,
+    scope: SearchScope,
     trials: int,
     trained: dict[str, _Trained],
 ) -> tuple[float, float]:
@@ -137,8 +137,8 @@ def _search(
     objective, weight = arm
     with scratch() as folder:
         bank = PosteriorBank.create(Path(folder) / "bank", clip_table(data))
-        search = DealtSearch(
-            offer,
+        search = ModalitySearcher(
+            scope,
             optuna.storages.InMemoryStorage(),  # type: ignore[arg-type]
             seed=1000 * seed,
             trials=trials,
@@ -159,7 +159,9 @@ def _search(
         return honest, max(part.history.best or 0.0 for part in search.parts.values())
 
 
-def _run(search: DealtSearch, spec: dict[str, Any], trial: _Trained, bank: PosteriorBank) -> None:
+def _run(
+    search: ModalitySearcher, spec: dict[str, Any], trial: _Trained, bank: PosteriorBank
+) -> None:
     """Deals one trial with as Tune would: bank, rung, stop or go on."""
     for rung in trial.rungs():
         bank.write(

@@ -28,7 +28,7 @@ from search.data.training_data import TrainingData
 from search.training.device import choose_precision
 from search.training.fold_builder import build_fold
 from search.training.fold_trainer import FoldTrainer
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 
 STAGES = ("examples", "loss", "backward", "update")
 _EPOCHS = 3
@@ -40,7 +40,7 @@ def profile(name: str, data: TrainingData, *, plain: bool) -> dict[str, float]:
     training: dict[str, Any] = {}
     if plain and name == "logmel_resnet":
         settings, training = {"trim_db": 0.0, "range_db": 0.0}, {"crop_seconds": 0.0}
-    plan = TrialPlan.of(name, settings, training)
+    plan = TrialConfig.of(name, settings, training)
     precision = choose_precision(plan, "cpu")
     trainer = build_fold(plan, data, 0, seed=0, precision=precision)
     if plain:

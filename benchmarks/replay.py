@@ -21,14 +21,14 @@ import ray
 from ray.air.execution._internal.tracked_actor import TrackedActor
 
 from search.execution import trial_task
-from search.space.scope import Offer
+from search.space.scope import SearchScope
 from search.trial_spec import TrialSpec
 
 RUNGS = (25, 50, 75, 100)
 HANDOVER_SECONDS = 0.12
 """From the end of a trial to the begin of the next one's training (docs/performance.md)."""
 
-OFFER = Offer(
+SCOPE = SearchScope(
     single={"audio": ("functionals", "logmel_resnet"), "video": ("action_units",)},
     fusions=("concatenation",),
     parts={"audio": ("functionals", "logmel_resnet"), "video": ("action_units",)},

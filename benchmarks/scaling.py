@@ -25,7 +25,7 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.common import context_of, scratch
-from benchmarks.replay import OFFER, Record, SimulatedActors, busy_share, replay_trial
+from benchmarks.replay import SCOPE, Record, SimulatedActors, busy_share, replay_trial
 from datasets.storage.synced_folder import KeptFolder
 from search.cluster import connection
 from search.config import SearchConfig
@@ -33,7 +33,7 @@ from search.execution import tuner
 from search.persistence.run_folder import RunFolder
 from search.space.suggest import space_of
 from search.trial_spec import ACTOR_CPUS
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 from search.tuning.study import open_journal
 
 RAY_REPLAYS = ((8, 1.0), (16, 1.0), (16, 4.0))
@@ -43,10 +43,10 @@ RAY_REPLAYS = ((8, 1.0), (16, 1.0), (16, 4.0))
 Run = Callable[[Path, int, int, Record], None]
 
 
-def deal(folder: Path, trials: int) -> DealtSearch:
+def deal(folder: Path, trials: int) -> ModalitySearcher:
     """Our search over a new journal."""
     journal = open_journal(folder / "journal.log")
-    return DealtSearch(OFFER, journal, seed=0, trials=trials, deadline=math.inf)
+    return ModalitySearcher(SCOPE, journal, seed=0, trials=trials, deadline=math.inf)
 
 
 def kept(folder: Path) -> RunFolder:
@@ -91,9 +91,9 @@ class _Unsaved(OptunaSearch):
 
 
 def _space(trial: Any) -> None:
-    choices = [name for m in OFFER.modalities for name in OFFER.choices(m)]
+    choices = [name for m in SCOPE.modalities for name in SCOPE.choices(m)]
     name = trial.suggest_categorical("architecture", choices)
-    for key, domain in space_of(name, OFFER).items():
+    for key, domain in space_of(name, SCOPE).items():
         domain.suggest(trial, f"{name}.{key}")
 
 

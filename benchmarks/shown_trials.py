@@ -17,12 +17,12 @@ from typing import Any
 
 import optuna
 
-from search.space.scope import Offer
+from search.space.scope import SearchScope
 from search.tuning import history
 from search.tuning.study import StudySearch
 
 SEEDS, TRIALS, NOISE = 5, 1000, 0.01
-OFFER = Offer(single={"audio": ("functionals", "logmel_resnet")})
+SCOPE = SearchScope(single={"audio": ("functionals", "logmel_resnet")})
 
 
 def score(params: Mapping[str, Any]) -> float:
@@ -43,7 +43,7 @@ def search(seed: int) -> list[tuple[float, float]]:
     """Noisy and true score of every trial."""
     rng, scores = random.Random(seed), []
     storage: Any = optuna.storages.InMemoryStorage()
-    part = StudySearch("audio", OFFER, storage, seed)
+    part = StudySearch("audio", SCOPE, storage, seed)
     for number in range(TRIALS):
         name = str(number)
         part.suggest(name)

@@ -23,7 +23,7 @@ from models.pretrained import find_checkpoints
 from search.data.front_end_cache import FrontEndCache
 from search.data.training_data import TrainingData
 from search.training.cross_validation import LockstepTrial
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def _seconds(
     assert data.weights is not None
     (found,) = find_checkpoints(get_architecture(name), data.weights)
     settings = {"transfer": mode, "checkpoint": found.to_json()}
-    plan = TrialPlan.of(name, settings, {"epochs": epochs})
+    plan = TrialConfig.of(name, settings, {"epochs": epochs})
     started = time.perf_counter()
     trial = LockstepTrial(plan, data, seed=0, device=device)
     if not cached:

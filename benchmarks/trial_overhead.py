@@ -35,8 +35,8 @@ def ours(
     from search.data.training_data import TrainingData, clip_shape
     from search.execution import tuner
     from search.persistence.run_folder import RunFolder
-    from search.space.scope import offer_for
-    from search.tuning.searcher import DealtSearch
+    from search.space.scope import scope_for
+    from search.tuning.searcher import ModalitySearcher
     from search.tuning.study import open_journal
 
     index = index or corpus(None, folder)
@@ -48,16 +48,16 @@ def ours(
     PosteriorBank.create(run / "bank", clip_table(data))
     config = SearchConfig(cache_dir=str(folder / "cache"))
     folder_of_run = RunFolder(KeptFolder(run), config, resumed=False)
-    offer = offer_for(clip_shape(cache.index), ("functionals",), epochs_scale=0.01)
+    scope = scope_for(clip_shape(cache.index), ("functionals",), epochs_scale=0.01)
     context = context_of(str(run), corpus_spec(config, data), device=device, runner=runner)
     connection.start_ray(None, 1, dashboard=True)
     try:
-        warm = DealtSearch(
-            offer, open_journal(run / "warm.log"), seed=0, trials=2, deadline=time.monotonic() + 600
+        warm = ModalitySearcher(
+            scope, open_journal(run / "warm.log"), seed=0, trials=2, deadline=time.monotonic() + 600
         )
         tuner.run_search(warm, context, folder_of_run, workers=1, seconds=600)
-        search = DealtSearch(
-            offer,
+        search = ModalitySearcher(
+            scope,
             open_journal(run / "journal.log"),
             seed=0,
             trials=trials,

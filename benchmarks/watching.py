@@ -15,11 +15,11 @@ from models import ClipShape
 from search.cluster import connection
 from search.monitoring.gauges import show_epoch, show_rung, trial_gauges
 from search.monitoring.progress import ProgressTable
-from search.space.scope import offer_for
+from search.space.scope import scope_for
 from search.training.cross_validation import FoldEpoch
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from search.trial_spec import TrialSpec
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 from search.tuning.study import open_journal
 from search.tuning.tally import tally
 
@@ -38,7 +38,7 @@ def _gauges() -> None:
     spec = TrialSpec(
         trial="audio-0001",
         modality="audio",
-        plan=TrialPlan("functionals"),
+        plan=TrialConfig("functionals"),
         context=context_of("/runs/watched"),
     )
     done = FoldEpoch(fold=0, epoch=1, loss=1.0, clips=100, seconds=0.1)
@@ -51,15 +51,19 @@ def _gauges() -> None:
 
 
 def _table(trials: int, journal: Path) -> None:
-    offer = offer_for(_SHAPE, ("functionals", "action_units", "concatenation"))
+    scope = scope_for(_SHAPE, ("functionals", "action_units", "concatenation"))
     deadline = time.monotonic() + 600
-    search = DealtSearch(offer, open_journal(journal), seed=0, trials=trials, deadline=deadline)
+    search = ModalitySearcher(
+        scope, open_journal(journal), seed=0, trials=trials, deadline=deadline
+    )
     for part in search.parts.values():
         part.study.add_trials(
             [create_trial(value=0.5, params={}, distributions={}) for _ in range(trials // 3)]
         )
     # As a new process finds it.
-    search = DealtSearch(offer, open_journal(journal), seed=0, trials=trials, deadline=deadline)
+    search = ModalitySearcher(
+        scope, open_journal(journal), seed=0, trials=trials, deadline=deadline
+    )
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
     table = ProgressTable(console, search, "watched")
     count = _mean_us(lambda: tally(search), 20)

@@ -253,13 +253,13 @@ def check_cost(config: SearchConfig, address: str | None) -> Iterator[Finding]:
     from search.data.corpus import load_corpus
     from search.execution.remote_cost import find_cost
     from search.execution.tuner import trials_at_once
-    from search.space.eligibility import offer_as_asked
+    from search.space.eligibility import requested_scope
 
     quiet = Console(quiet=True)
     data = load_corpus(config, quiet)
-    offer = offer_as_asked(config, data)
+    scope = requested_scope(config, data)
     device = choose_device(config, address, quiet)
-    cost = find_cost(offer, data, device, config, address, quiet)
+    cost = find_cost(scope, data, device, config, address, quiet)
     seconds = cost.seconds
     workers = trials_at_once(
         config.workers,
@@ -281,7 +281,7 @@ def check_cost(config: SearchConfig, address: str | None) -> Iterator[Finding]:
                 f"{config.plan.share:.0%} of the budget, and is left out",
                 f"--only {name}, --time-budget, or a GPU",
             )
-    for name, why in offer.why_not.items():
+    for name, why in scope.why_not.items():
         yield Finding("ok", f"{name}: not searched, {why}")
     cheap = [value for value in seconds.values() if value <= limit] or [min(seconds.values())]
     # Successive halving ends about two fifths of the trials halfway.

@@ -142,7 +142,7 @@ _SHARES = (
 
 
 @dataclass(frozen=True)
-class TrialPlan:
+class TrialConfig:
     """One configuration: architecture, its settings, and how it is trained."""
 
     architecture: str
@@ -152,14 +152,14 @@ class TrialPlan:
     @staticmethod
     def of(
         architecture: str, settings: Mapping[str, Any], training: Mapping[str, Any]
-    ) -> TrialPlan:
+    ) -> TrialConfig:
         """Fills what is missing with the architecture's known-good settings."""
         entry = _architecture(architecture)
         known = [f.name for f in fields(TrainSettings)]
         unknown = [key for key in training if key not in known]
         if unknown:
             raise ValueError(f"Unknown training setting '{unknown[0]}'. Known: {', '.join(known)}.")
-        return TrialPlan(
+        return TrialConfig(
             architecture,
             {**entry.default, **settings},
             TrainSettings(**{**entry.training, **training}),
@@ -219,9 +219,9 @@ class TrialPlan:
         return asdict(self)
 
     @staticmethod
-    def from_json(document: Mapping[str, Any]) -> TrialPlan:
+    def from_json(document: Mapping[str, Any]) -> TrialConfig:
         """Rebuilds a plan that was sent to a worker or stored in a run."""
-        return TrialPlan(
+        return TrialConfig(
             document["architecture"],
             dict(document["settings"]),
             TrainSettings(**document["training"]),

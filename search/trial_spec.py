@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ensembles.bank.variant import SEARCH, Variant
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 
 ATTEMPTS = 3
 """How many processes a trial may take one after the other, where they or their hosts die."""
@@ -103,7 +103,7 @@ class TrialSpec:
 
     trial: str
     modality: str
-    plan: TrialPlan
+    plan: TrialConfig
     context: RunContext
     variant: Variant = field(default=SEARCH, metadata=_MAY_DIFFER)
     keep_weights: bool = field(default=True, metadata=_MAY_DIFFER)

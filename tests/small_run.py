@@ -27,7 +27,7 @@ from search.persistence.run_folder import RunFolder, new_run, provenance
 from search.reporting.results import write_reports
 from search.stages.setup import new_record, run_context
 from search.stages.test_speakers import score_unseen
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from tests.specs import spec_of
 
 EXPERTS = {
@@ -160,7 +160,7 @@ def make_small_run(
     run = new_run(config, "joint")
     bank = PosteriorBank.create(run.path / "bank", clip_table(data))
     for name, (architecture, settings) in EXPERTS.items():
-        plan = TrialPlan.of(architecture, settings, {"epochs": 8, "batch_size": 9})
+        plan = TrialConfig.of(architecture, settings, {"epochs": 8, "batch_size": 9})
         spec = spec_of(name, plan, run_context(run, data, record))
         assert list(train(spec))[-1]["percent"] == 100
     experts = bank.experts(entry for entry in bank.read() if entry.percent == 100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from search.trial_spec import CorpusSpec, RunContext, TrialSpec
 
 NO_CORPUS = CorpusSpec(
@@ -27,7 +27,7 @@ def context_of(
 
 def spec_of(
     trial: str = "audio-0003",
-    plan: TrialPlan | None = None,
+    plan: TrialConfig | None = None,
     context: RunContext | None = None,
     **changes: Any,
 ) -> TrialSpec:
@@ -35,7 +35,7 @@ def spec_of(
     return TrialSpec(
         trial=trial,
         modality=trial.rpartition("-")[0],
-        plan=plan or TrialPlan("functionals"),
+        plan=plan or TrialConfig("functionals"),
         context=context or context_of(),
         **changes,
     )

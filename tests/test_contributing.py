@@ -66,17 +66,17 @@ import io, json, optuna, pytest
 from contextlib import redirect_stdout
 from models import ClipShape, build_expert
 from models.list import main
-from search.space.scope import offer_for
-from search.space.suggest import known_good, suggest_plan
+from search.space.scope import scope_for
+from search.space.suggest import known_good, suggest_config
 
 with redirect_stdout(io.StringIO()) as listed:
     assert main(["--json", "--only", "my_net"]) == 0
 
 shape = ClipShape(num_classes=3, sample_rate_hz=16_000)
-offer, study = offer_for(shape, ("my_net",)), optuna.create_study()
-(params,) = known_good("audio", offer)
+scope, study = scope_for(shape, ("my_net",)), optuna.create_study()
+(params,) = known_good("audio", scope)
 study.enqueue_trial(params)
-plans = [suggest_plan(study.ask(), "audio", offer) for _ in range(3)]
+plans = [suggest_config(study.ask(), "audio", scope) for _ in range(3)]
 for plan in plans:
     build_expert(plan.architecture, plan.settings, shape)
 

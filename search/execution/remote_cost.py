@@ -9,7 +9,7 @@ from rich.console import Console
 from search.config import ConfigError, SearchConfig
 from search.data.corpus import corpus_spec
 from search.data.training_data import TrainingData
-from search.space.scope import Offer
+from search.space.scope import SearchScope
 from search.space.step_cost import Cost, measure_cost
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def find_cost(
-    offer: Offer,
+    scope: SearchScope,
     data: TrainingData,
     device: str,
     config: SearchConfig,
@@ -28,13 +28,13 @@ def find_cost(
     longest = None if config.architectures else config.longest_seconds
     with console.status("timing one training step of each architecture"):
         if address is None:
-            return measure_cost(offer, data, device, config.precision, longest)
+            return measure_cost(scope, data, device, config.precision, longest)
         import ray
 
         remote = ray.remote(num_cpus=1, max_retries=1)(measure_there).options(
             name="timing a step", num_gpus=float(device == "cuda")
         )
-        given = (corpus_spec(config, data), offer.to_json(), device, config.precision, longest)
+        given = (corpus_spec(config, data), scope.to_json(), device, config.precision, longest)
         try:
             return Cost(*ray.get(remote.remote(*given)))
         except ray.exceptions.RayError as error:
@@ -43,14 +43,14 @@ def find_cost(
 
 
 def measure_there(
-    corpus: CorpusSpec, offer: dict[str, Any], device: str, precision: str, longest: float | None
+    corpus: CorpusSpec, scope: dict[str, Any], device: str, precision: str, longest: float | None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Measure on this host; return seconds, and shares of a GPU."""
     from search.execution.trial_process import open_data
     from search.training.distributed import Workers
 
     data = open_data(corpus, Workers())
-    cost = measure_cost(Offer.from_json(offer), data, device, precision, longest)
+    cost = measure_cost(SearchScope.from_json(scope), data, device, precision, longest)
     return cost.seconds, cost.gpu_share
 
 

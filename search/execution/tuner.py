@@ -17,7 +17,7 @@ from search.monitoring.interrupt import Interrupt
 from search.persistence.run_folder import RunFolder
 from search.trial_spec import ACTOR_CPUS, ATTEMPTS, RunContext, TrialSpec
 from search.tuning.scheduler import HalvingScheduler
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 
 
 def trials_at_once(
@@ -72,7 +72,7 @@ def _hosts() -> str:
 
 
 def run_search(
-    search: DealtSearch,
+    search: ModalitySearcher,
     context: RunContext,
     run: RunFolder,
     *,
@@ -141,7 +141,7 @@ class _AskedTo(tune.Stopper):
 class _WithContext(tune.search.ConcurrencyLimiter):
     """At most `workers` trials at a time, each with the run's context."""
 
-    def __init__(self, search: DealtSearch, context: RunContext, workers: int) -> None:
+    def __init__(self, search: ModalitySearcher, context: RunContext, workers: int) -> None:
         super().__init__(search, max_concurrent=workers)
         self.context = context
 

@@ -14,7 +14,7 @@ from ray.util.metrics import Gauge
 if TYPE_CHECKING:
     from search.training.cross_validation import FoldEpoch
     from search.trial_spec import TrialSpec
-    from search.tuning.searcher import DealtSearch
+    from search.tuning.searcher import ModalitySearcher
     from search.tuning.tally import Tally
 
 REPEAT_SECONDS = 5.0
@@ -142,7 +142,7 @@ def search_gauges(run: str) -> Gauges:
     return Gauges(SEARCH_GAUGES, {"run": run})
 
 
-def show_search(gauges: Gauges, search: DealtSearch) -> Callable[[dict[str, Tally]], None]:
+def show_search(gauges: Gauges, search: ModalitySearcher) -> Callable[[dict[str, Tally]], None]:
     """What is to be called when the trials were counted."""
     deadline = time.time() + search.deadline - time.monotonic()
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 
 @contextmanager
-def chatter_to(log: Path) -> Iterator[Console]:
+def capture_logs(log: Path) -> Iterator[Console]:
     """Sends everything that libraries print, from C++ too, to a file; yields a console that still shows."""
     sys.stdout.flush()
     sys.stderr.flush()

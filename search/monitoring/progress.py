@@ -18,7 +18,7 @@ from rich.text import Text
 
 from ensembles.metrics import get_metric
 from search.trial_spec import TrialSpec
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 from search.tuning.tally import Tally, tally
 
 _SECONDS_BETWEEN_PLAIN_LINES = 20.0
@@ -56,7 +56,7 @@ class ProgressTable(tune.Callback):
     def __init__(
         self,
         console: Console,
-        search: DealtSearch,
+        search: ModalitySearcher,
         title: str,
         *,
         metric: str = "accuracy",

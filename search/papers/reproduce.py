@@ -22,8 +22,8 @@ from search.config import ConfigError, SearchConfig, check_known
 from search.data.training_data import TrainingData
 from search.papers.published import PAPERS, Paper, PosteriorFusion, Setting
 from search.space.eligibility import refuse_known_speakers
-from search.space.scope import SIDES, Offer, offer_for
-from search.trial_config import TrialPlan
+from search.space.scope import SIDES, SearchScope, scope_for
+from search.trial_config import TrialConfig
 
 OWN_CORPUS = "manifest"
 """What a corpus is called that has no loader of its own: it is taken for the paper's."""
@@ -109,7 +109,7 @@ def check_corpus(name: str, index: ShardIndex, console: Console) -> None:
         )
 
 
-def offer_of(config: SearchConfig, data: TrainingData) -> Offer:
+def scope_of(config: SearchConfig, data: TrainingData) -> SearchScope:
     """The paper's networks that the clips and the weights at hand allow.
 
     Raises:
@@ -119,13 +119,13 @@ def offer_of(config: SearchConfig, data: TrainingData) -> Offer:
     assert config.reproduce
     settings = PAPERS[config.reproduce].settings
     names = tuple(dict.fromkeys(n for one in settings.values() for n in _networks(one)))
-    offer = offer_for(data.shape, names, epochs=config.epochs, weights=data.weights)
-    refuse_known_speakers(offer, data.index)
-    why_not = {label: why for label, one in settings.items() if (why := _lacks(one, offer))}
+    scope = scope_for(data.shape, names, epochs=config.epochs, weights=data.weights)
+    refuse_known_speakers(scope, data.index)
+    why_not = {label: why for label, one in settings.items() if (why := _lacks(one, scope))}
     given: dict[str, dict[str, dict[str, Any]]] = {}
     for label, one in settings.items():
         if label not in why_not:
-            given.setdefault(one.modality, {})[label] = _plan(one, offer).to_json()
+            given.setdefault(one.modality, {})[label] = _plan(one, scope).to_json()
     if not given:
         reasons = "; ".join(f"{label}: {why}" for label, why in why_not.items())
         raise ConfigError(f"Nothing of {config.reproduce} can be trained here. {reasons}.")
@@ -140,11 +140,11 @@ def offer_of(config: SearchConfig, data: TrainingData) -> Offer:
     }
     used = {n for one in kept for n in _networks(one)}
     return replace(
-        offer,
+        scope,
         single=single,
         fusions=tuple(dict.fromkeys(one.architecture for one in joined)),
         parts=parts if joined else {},
-        transfers={name: found for name, found in offer.transfers.items() if name in used},
+        transfers={name: found for name, found in scope.transfers.items() if name in used},
         why_not=why_not,
         given=given,
     )
@@ -156,52 +156,52 @@ def _networks(one: Setting) -> tuple[str, ...]:
     return (one.architecture, *parts)
 
 
-def _lacks(one: Setting, offer: Offer) -> str | None:
+def _lacks(one: Setting, scope: SearchScope) -> str | None:
     """Why a network cannot be trained here; None if it can."""
     for name in _networks(one):
-        if name in offer.why_not:
-            return offer.why_not[name]
-    start = offer.transfers.get(one.architecture)
+        if name in scope.why_not:
+            return scope.why_not[name]
+    start = scope.transfers.get(one.architecture)
     if one.transfer and one.needs_weights and not (start and start.checkpoints):
         entry = get_architecture(one.architecture)
         return f"its pretrained weights are not here, such as {entry.checkpoints[0].files[0]}"
     return None
 
 
-def _plan(one: Setting, offer: Offer) -> TrialPlan:
+def _plan(one: Setting, scope: SearchScope) -> TrialConfig:
     settings, training = dict(one.settings), dict(one.training)
-    start = offer.transfers.get(one.architecture)
+    start = scope.transfers.get(one.architecture)
     if start and start.checkpoints and one.transfer:
         named = [found for found in start.checkpoints if one.weights in found.file.lower()]
         chosen = (named or list(start.checkpoints))[0]
         settings |= {"transfer": one.transfer, "checkpoint": chosen.to_json()}
     elif start:
         settings["transfer"] = "scratch"
-    if offer.epochs is not None:
-        training["epochs"] = offer.epochs
-    return TrialPlan.of(one.architecture, settings, training)
+    if scope.epochs is not None:
+        training["epochs"] = scope.epochs
+    return TrialConfig.of(one.architecture, settings, training)
 
 
 def reproduced(
-    config: SearchConfig, offer: Offer, experts: Experts, labels: Mapping[str, str]
+    config: SearchConfig, scope: SearchScope, experts: Experts, labels: Mapping[str, str]
 ) -> list[Reproduced]:
     """The paper's rows, ours beside them.
 
     Args:
         config: The run's.
-        offer: What it trained.
+        scope: What it trained.
         experts: Out-of-fold posteriors of what has finished.
         labels: Trial → label of its setting.
     """
     assert config.reproduce
     paper, classes = PAPERS[config.reproduce], len(experts.table.classes)
     if paper.metric == CCC:
-        return _by_dimension(paper, config, offer, experts, labels)
+        return _by_dimension(paper, config, scope, experts, labels)
     row_of = {labels[name]: row for row, name in enumerate(experts.names) if name in labels}
     ours = {label: experts.log_posteriors[row] for label, row in row_of.items()}
     found = []
     for label, one in paper.settings.items():
-        why = offer.why_not.get(label, "not finished")
+        why = scope.why_not.get(label, "not finished")
         found.append(_row(label, one, classes, experts, ours.get(label), _note(one, config), why))
     for label, fusion in paper.fusions.items():
         lacking = [member for member in fusion.members if member not in ours]
@@ -215,7 +215,7 @@ def reproduced(
 def _by_dimension(
     paper: Paper,
     config: SearchConfig,
-    offer: Offer,
+    scope: SearchScope,
     experts: Experts,
     labels: Mapping[str, str],
 ) -> list[Reproduced]:
@@ -227,7 +227,7 @@ def _by_dimension(
         for d, dimension in enumerate(table.classes):
             what, published = f"{label}, {dimension}", one.published.get(dimension)
             if label not in row_of:
-                why = offer.why_not.get(label, "not finished")
+                why = scope.why_not.get(label, "not finished")
                 found.append(Reproduced(what, published, None, None, why))
                 continue
             of_one = replace(table, classes=(dimension,), labels=table.labels[:, d : d + 1])

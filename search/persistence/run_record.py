@@ -48,7 +48,7 @@ class RunRecord:
         device: cpu or cuda.
         inputs: What clips look like.
         people: Attribute → speaker → value.
-        offer: The search's scope, as JSON.
+        scope: The search's scope, as JSON.
         predicted_seconds: Cost key → seconds of a trial.
         gpu_share: Cost key → share of a GPU.
         trials_in_all: How many trials the run is to have; 0 before the search began.
@@ -69,7 +69,7 @@ class RunRecord:
     device: str
     inputs: Inputs
     people: Mapping[str, Mapping[str, str]]
-    offer: Mapping[str, Any]
+    scope: Mapping[str, Any]
     predicted_seconds: Mapping[str, float]
     gpu_share: Mapping[str, float]
     trials_in_all: int = 0

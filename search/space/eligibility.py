@@ -10,10 +10,10 @@ from datasets.sharding.index import ShardIndex, own_name
 from models.pretrained import sha256, tensor_file
 from search.config import ConfigError, SearchConfig
 from search.data.training_data import TrainingData
-from search.space.scope import Offer, offer_for
+from search.space.scope import SearchScope, scope_for
 
 
-def offer_as_asked(config: SearchConfig, data: TrainingData, *further: str) -> Offer:
+def requested_scope(config: SearchConfig, data: TrainingData, *further: str) -> SearchScope:
     """What the corpus, the configuration and the weights at hand allow.
 
     Args:
@@ -21,7 +21,7 @@ def offer_as_asked(config: SearchConfig, data: TrainingData, *further: str) -> O
         data: Its corpus.
         further: Architectures besides those of `--only`.
     """
-    offer = offer_for(
+    scope = scope_for(
         data.shape,
         (*config.architectures, *further),
         config.plan.epochs_scale,
@@ -30,8 +30,8 @@ def offer_as_asked(config: SearchConfig, data: TrainingData, *further: str) -> O
         weights=data.weights,
         longest_delay=_longest_delay(data),
     )
-    refuse_known_speakers(offer, data.index)
-    return offer
+    refuse_known_speakers(scope, data.index)
+    return scope
 
 
 def _longest_delay(data: TrainingData) -> float:
@@ -42,11 +42,11 @@ def _longest_delay(data: TrainingData) -> float:
     return float(np.diff(traces.offsets).min()) * traces.step_seconds / 4
 
 
-def refuse_known_speakers(offer: Offer, index: ShardIndex) -> None:
+def refuse_known_speakers(scope: SearchScope, index: ShardIndex) -> None:
     """A backbone that has been trained on who is scored would make every number a lie; raises ConfigError."""
     speakers = {own_name(index.corpus, entry.speaker): entry.speaker for entry in index.clips}
     checksums = {index.checksum, *(source.checksum for source in index.sources)}
-    for name, transfer in offer.transfers.items():
+    for name, transfer in scope.transfers.items():
         for found in transfer.checkpoints:
             for known in found.trained_on:
                 others = {own_name(known["corpus"], speaker) for speaker in known["speakers"]}
@@ -58,9 +58,9 @@ def refuse_known_speakers(offer: Offer, index: ShardIndex) -> None:
                     )
 
 
-def check_weights(offer: Offer, weights: Path | None) -> None:
+def check_weights(scope: SearchScope, weights: Path | None) -> None:
     """The files that a run began with are still there; raises ConfigError that names the first other."""
-    for transfer in offer.transfers.values():
+    for transfer in scope.transfers.values():
         for found in transfer.checkpoints:
             path = weights / found.file if weights else None
             if path is None or not path.exists():

@@ -54,7 +54,7 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
+class SearchScope:
     """What a search may try; a run records it, so that a resumed one is offered the same.
 
     Attributes:
@@ -126,7 +126,7 @@ class Offer:
         """How an architecture's backbone starts, known-good; empty where it has none."""
         return self.transfers[name].known_good if name in self.transfers else {}
 
-    def joined(self, other: Offer) -> Offer:
+    def joined(self, other: SearchScope) -> SearchScope:
         """This one, and what another one has besides."""
         single, parts = _union(self.single, other.single), _union(self.parts, other.parts)
         fusions = tuple(dict.fromkeys([*self.fusions, *other.fusions]))
@@ -153,8 +153,8 @@ class Offer:
         }
 
     @staticmethod
-    def from_json(document: Mapping[str, Any]) -> Offer:
-        """The inverse of `to_json`; raises ModelError on an offer of an older program."""
+    def from_json(document: Mapping[str, Any]) -> SearchScope:
+        """The inverse of `to_json`; raises ModelError on a scope of an older program."""
         if "fusions" not in document:
             raise ModelError(
                 "The run was searched by an older version of this program. Start a new run."
@@ -165,7 +165,7 @@ class Offer:
         }
         too_slow = {n: tuple(keys) for n, keys in document.get("too_slow", {}).items()}
         transfers = {n: Transfer.from_json(t) for n, t in document["transfers"].items()}
-        return Offer(
+        return SearchScope(
             **{
                 **document,
                 **lists,
@@ -185,7 +185,7 @@ def _union(
     return {s: tuple(dict.fromkeys([*one.get(s, ()), *other.get(s, ())])) for s in sides}
 
 
-def offer_for(
+def scope_for(
     shape: ClipShape,
     only: tuple[str, ...] = (),
     epochs_scale: float = 1.0,
@@ -194,7 +194,7 @@ def offer_for(
     all_recipes: bool = False,
     weights: Path | None = None,
     longest_delay: float = 0.0,
-) -> Offer:
+) -> SearchScope:
     """Adapts the space to what the clips hold, to `--only` and to the weights that are there.
 
     Args:
@@ -228,7 +228,7 @@ def offer_for(
         )
     parts = parts if fusions else {}
     offered = {name for group in (single, parts) for side in group.values() for name in side}
-    return Offer(
+    return SearchScope(
         single=single,
         fusions=tuple(fusions),
         parts=parts,
@@ -295,10 +295,10 @@ def _unfit(
     return None
 
 
-def missing_weights(offer: Offer, weights: Path | None) -> str | None:
+def missing_weights(scope: SearchScope, weights: Path | None) -> str | None:
     """One line on the pretrained weights that are not there; None if all are."""
-    scratch = [name for name, start in offer.transfers.items() if not start.checkpoints]
-    left_out = [name for name, why in offer.why_not.items() if why == NEEDS_WEIGHTS]
+    scratch = [name for name, start in scope.transfers.items() if not start.checkpoints]
+    left_out = [name for name, why in scope.why_not.items() if why == NEEDS_WEIGHTS]
     names = (*scratch, *left_out)
     if not names:
         return None

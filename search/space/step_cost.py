@@ -16,12 +16,12 @@ from models.build import arrange_memory
 from models.pretrained import FrozenBackbone
 from search.data.training_data import TrainingData
 from search.space.domains import Choice
-from search.space.scope import SIDES, Offer, Transfer
+from search.space.scope import SIDES, SearchScope, Transfer
 from search.space.search_space import WAVEFORM_RECIPE
 from search.space.suggest import space_of
 from search.training.augmentation import augment
 from search.training.device import choose_precision
-from search.trial_config import TrainSettings, TrialPlan
+from search.trial_config import TrainSettings, TrialConfig
 
 _PROBE_CLIPS = 16
 _CHEAP = 4e5  # multiply-accumulates; below, a step's fixed cost decides
@@ -57,14 +57,18 @@ class Cost:
 
 
 def slow_changes(
-    offer: Offer, data: TrainingData, device: str, seconds: Mapping[str, float], longest: float
+    scope: SearchScope,
+    data: TrainingData,
+    device: str,
+    seconds: Mapping[str, float],
+    longest: float,
 ) -> dict[str, tuple[str, ...]]:
     """Architecture → what of `WAVEFORM_RECIPE` would make its known-good trial too long.
 
     Waveforms that are changed pass the front end in every step, where others come from the cache.
 
     Args:
-        offer: What is searched.
+        scope: What is searched.
         data: The corpus.
         device: cpu or cuda.
         seconds: Of trials, as `measure_cost` found them.
@@ -73,14 +77,14 @@ def slow_changes(
     clips = sum(len(data.rows(fold, training=True)) for fold in range(data.folds.count))
     rows = np.linspace(0, len(data.cache.index.clips) - 1, _PROBE_CLIPS).astype(np.int64)
     found: dict[str, tuple[str, ...]] = {}
-    for name in offer.single.get("audio", ()):
-        settings = offer.start_of(name)
-        asked = {k: c for k, c in space_of(name, offer).items() if k in WAVEFORM_RECIPE}
+    for name in scope.single.get("audio", ()):
+        settings = scope.start_of(name)
+        asked = {k: c for k, c in space_of(name, scope).items() if k in WAVEFORM_RECIPE}
         if not asked or settings.get("transfer") == "frozen":
             continue
-        plan = TrialPlan.of(name, settings, {})
+        plan = TrialConfig.of(name, settings, {})
         expert = build_expert(name, plan.settings, data.shape, weights=data.weights).to(device)
-        heard = clips * _epochs(plan, offer)
+        heard = clips * _epochs(plan, scope)
         known = seconds[key_of(name, settings.get("transfer"))]
         slow = []
         for key, choice in asked.items():
@@ -105,12 +109,16 @@ def key_of(architecture: str, mode: str | None) -> str:
 
 
 def measure_cost(
-    offer: Offer, data: TrainingData, device: str, precision: str, longest: float | None = None
+    scope: SearchScope,
+    data: TrainingData,
+    device: str,
+    precision: str,
+    longest: float | None = None,
 ) -> Cost:
     """Trains a step of everything that is offered, here.
 
     Args:
-        offer: What.
+        scope: What.
         data: The corpus.
         device: cpu or cuda.
         precision: As a trial's.
@@ -121,33 +129,33 @@ def measure_cost(
     seconds: dict[str, float] = {}
     needed: dict[str, float] = {}
     steps: dict[str, _Step] = {}
-    plans: dict[str, TrialPlan] = {}
+    plans: dict[str, TrialConfig] = {}
     untimed: set[str] = set()
 
     def measure(key: str) -> None:
         plan = plans[key]
         steps[key] = _measure_step(plan, data, device, precision)
-        seconds[key] = _schedule(plan, [steps[key]], data, _epochs(plan, offer))
+        seconds[key] = _schedule(plan, [steps[key]], data, _epochs(plan, scope))
         needed[key] = _gpu_bytes(plan, [steps[key]], data.folds.count)
 
-    for name in sorted(offer.networks):
-        modes = offer.transfers[name].modes if name in offer.transfers else (None,)
+    for name in sorted(scope.networks):
+        modes = scope.transfers[name].modes if name in scope.transfers else (None,)
         for mode in modes:
             key = key_of(name, mode)
-            plan = plans[key] = TrialPlan.of(name, _start(name, mode, offer), {})
+            plan = plans[key] = TrialConfig.of(name, _start(name, mode, scope), {})
             a_clip = 6 * _macs(plan, data) / _FASTEST[device]
-            least = a_clip * clips * _epochs(plan, offer)
+            least = a_clip * clips * _epochs(plan, scope)
             if longest is not None and mode != "frozen" and least > longest:
                 seconds[key], needed[key] = least, 0.0
                 steps[key] = _Step(a_clip, 0.0, 0)
                 untimed.add(key)
                 continue
             measure(key)
-    for pair in offer.pairs:
-        keys = [key_of(n, offer.start_of(n).get("transfer")) for n in pair]
+    for pair in scope.pairs:
+        keys = [key_of(n, scope.start_of(n).get("transfer")) for n in pair]
         settings = {s: {"architecture": n} for s, n in zip(SIDES, pair, strict=True)}
-        plan = TrialPlan.of(offer.fusions[0], {str(k): v for k, v in settings.items()}, {})
-        name, epochs = "+".join(pair), _epochs(plan, offer)
+        plan = TrialConfig.of(scope.fusions[0], {str(k): v for k, v in settings.items()}, {})
+        name, epochs = "+".join(pair), _epochs(plan, scope)
         seconds[name] = _schedule(plan, [steps[key] for key in keys], data, epochs)
         if longest is not None and seconds[name] <= longest and not untimed.isdisjoint(keys):
             # Its schedule is shorter than its part's own: what no machine reaches says too little.
@@ -162,18 +170,18 @@ def measure_cost(
     return Cost(seconds, {name: gpu_share(value, whole) for name, value in needed.items()})
 
 
-def _start(name: str, mode: str | None, offer: Offer) -> dict[str, Any]:
+def _start(name: str, mode: str | None, scope: SearchScope) -> dict[str, Any]:
     """Settings for a backbone that starts in this way."""
     if mode is None or mode == "scratch":
         return {"transfer": mode} if mode else {}
-    return {"transfer": mode, "checkpoint": offer.transfers[name].checkpoints[0].to_json()}
+    return {"transfer": mode, "checkpoint": scope.transfers[name].checkpoints[0].to_json()}
 
 
-def _epochs(plan: TrialPlan, offer: Offer) -> int:
-    return offer.epochs or max(4, round(plan.training.epochs * offer.epochs_scale))
+def _epochs(plan: TrialConfig, scope: SearchScope) -> int:
+    return scope.epochs or max(4, round(plan.training.epochs * scope.epochs_scale))
 
 
-def _macs(plan: TrialPlan, data: TrainingData) -> float:
+def _macs(plan: TrialConfig, data: TrainingData) -> float:
     settings = dict(plan.settings)
     settings |= dict((settings.get("checkpoint") or {}).get("settings", {}))
     return get_architecture(plan.architecture).cost(settings, data.shape)
@@ -188,14 +196,14 @@ def gpu_share(needed: float, whole: float) -> float:
     return 1.0 / max(1, min(_MOST_ON_A_GPU, fitting))
 
 
-def drop_expensive(offer: Offer, seconds: Mapping[str, float], longest: float) -> Offer:
+def drop_expensive(scope: SearchScope, seconds: Mapping[str, float], longest: float) -> SearchScope:
     """Leaves out what is predicted to take longer than `longest`, unless nothing cheaper is there."""
-    why_not = dict(offer.why_not)
+    why_not = dict(scope.why_not)
     transfers: dict[str, Transfer] = {}
     cheapest: dict[str, float] = {}
-    for names in [*offer.single.values(), *offer.parts.values()]:
+    for names in [*scope.single.values(), *scope.parts.values()]:
         for name in names:
-            transfer = offer.transfers.get(name)
+            transfer = scope.transfers.get(name)
             modes = transfer.modes if transfer else (None,)
             cost = {mode: seconds[key_of(name, mode)] for mode in modes}
             cheapest[name] = min(cost.values())
@@ -208,27 +216,27 @@ def drop_expensive(offer: Offer, seconds: Mapping[str, float], longest: float) -
         by_cost = sorted(names, key=lambda name: cost[name])  # cheap ones are tried first
         return tuple(name for name in by_cost if cost[name] <= longest) or tuple(by_cost[:1])
 
-    single = {side: keep(names, cheapest) for side, names in offer.single.items()}
-    for side, names in offer.single.items():
+    single = {side: keep(names, cheapest) for side, names in scope.single.items()}
+    for side, names in scope.single.items():
         for name in names:
             if name not in single[side]:
                 why_not[name] = (
                     f"a trial would take more than its share of the time budget, {longest:.0f} s"
                 )
     parts = {}
-    for number, (side, names) in enumerate(offer.parts.items()):
+    for number, (side, names) in enumerate(scope.parts.items()):
         with_cheapest = {
             name: min(
-                (seconds["+".join(p)] for p in offer.pairs if p[number] == name),
+                (seconds["+".join(p)] for p in scope.pairs if p[number] == name),
                 default=float("inf"),
             )
             for name in names
         }
         parts[side] = keep(names, with_cheapest)
-    return replace(offer, single=single, parts=parts, transfers=transfers, why_not=why_not)
+    return replace(scope, single=single, parts=parts, transfers=transfers, why_not=why_not)
 
 
-def _gpu_bytes(plan: TrialPlan, steps: list[_Step], folds: int) -> float:
+def _gpu_bytes(plan: TrialConfig, steps: list[_Step], folds: int) -> float:
     """A process's own, the networks of all folds, and the activations of a batch."""
     clips = plan.training.batch_size
     return _PROCESS_BYTES + sum(
@@ -236,7 +244,7 @@ def _gpu_bytes(plan: TrialPlan, steps: list[_Step], folds: int) -> float:
     )
 
 
-def _schedule(plan: TrialPlan, steps: list[_Step], data: TrainingData, epochs: int) -> float:
+def _schedule(plan: TrialConfig, steps: list[_Step], data: TrainingData, epochs: int) -> float:
     """Seconds of a trial; what a frozen backbone makes of every clip is computed once."""
     clips = sum(len(data.rows(fold, training=True)) for fold in range(data.folds.count))
     batches = clips / plan.training.batch_size
@@ -263,7 +271,7 @@ class _Step:
     once: float = 0.0
 
 
-def _measure_step(plan: TrialPlan, data: TrainingData, device: str, precision: str) -> _Step:
+def _measure_step(plan: TrialConfig, data: TrainingData, device: str, precision: str) -> _Step:
     cost = _macs(plan, data)
     if device == "cpu" and cost < _CHEAP and plan.modes != {"frozen"}:
         return _Step(0.0, 0.0, 0)
@@ -279,7 +287,7 @@ def _measure_step(plan: TrialPlan, data: TrainingData, device: str, precision: s
 
 
 def _time_step(
-    plan: TrialPlan, data: TrainingData, device: str, precision: str, clips: int
+    plan: TrialConfig, data: TrainingData, device: str, precision: str, clips: int
 ) -> _Step:
     expert = build_expert(plan.architecture, plan.settings, data.shape, weights=data.weights)
     expert = arrange_memory(expert.to(device)).train()

@@ -11,7 +11,7 @@ import optuna
 from models import get_architecture
 from models.registry import Architecture, ModelError
 from search.space.domains import Choice, Condition, Range, Space
-from search.space.scope import SIDES, Offer
+from search.space.scope import SIDES, SearchScope
 from search.space.search_space import (
     ADAM,
     AUDIO_RECIPE,
@@ -28,7 +28,7 @@ from search.space.search_space import (
     WAVEFORM_RECIPE,
     WITHOUT_NOISE_REMOVAL,
 )
-from search.trial_config import TrainSettings, TrialPlan
+from search.trial_config import TrainSettings, TrialConfig
 
 _CHOICE = "architecture"
 
@@ -38,30 +38,30 @@ _SETTING = "setting"
 _TRAINING_KEYS = {f.name for f in fields(TrainSettings)}
 
 
-def space_of(name: str, offer: Offer) -> Space:
+def space_of(name: str, scope: SearchScope) -> Space:
     """What is searched of an architecture or early fusion; what a condition asks about comes first."""
     entry = get_architecture(name)
     space: Space = {}
-    if transfer := offer.transfers.get(name):
+    if transfer := scope.transfers.get(name):
         if len(transfer.modes) > 1:
             space["transfer"] = Choice(transfer.modes)
         if len(transfer.checkpoints) > 1:
             files = tuple(found.file for found in transfer.checkpoints)
             space["checkpoint"] = Choice(files, when={"transfer": ("frozen", "finetune")})
     if entry.modality == "early":
-        space |= {f"{side}_part": Choice(offer.parts[side]) for side in SIDES}
+        space |= {f"{side}_part": Choice(scope.parts[side]) for side in SIDES}
     recipe: Space = {}
-    if offer.all_recipes:
+    if scope.all_recipes:
         recipe = dict(RECIPE)
         recipe |= AUDIO_RECIPE if "audio" in entry.inputs else {}
         heard = "audio" in entry.inputs and not entry.costly_front_end
-        left_out = offer.too_slow.get(name, ())
+        left_out = scope.too_slow.get(name, ())
         changes = {key: choice for key, choice in WAVEFORM_RECIPE.items() if key not in left_out}
         recipe |= changes if heard else {}
         recipe |= VIDEO_RECIPE if "video" in entry.inputs else {}
     core = dict(SPACE.get(name) or _around_known_good(entry))
-    core = {key: choice for key, choice in core.items() if key not in offer.too_slow.get(name, ())}
-    if offer.saliency_maps and "guide" in core:
+    core = {key: choice for key, choice in core.items() if key not in scope.too_slow.get(name, ())}
+    if scope.saliency_maps and "guide" in core:
         core["guide"] = Choice(("spectral", "none", "maps"), when=TRAINED_ON_AUDIO)
     if transfer and "finetune" in transfer.modes:
         recipe |= FINETUNE
@@ -74,19 +74,19 @@ def space_of(name: str, offer: Offer) -> Space:
     if "noise_removal" in space:
         changed = [key for key in WAVEFORM_RECIPE if key in space]
         space |= {key: _when(space[key], WITHOUT_NOISE_REMOVAL) for key in changed}
-    if offer.epochs is not None:
+    if scope.epochs is not None:
         space.pop("epochs", None)
-    return space if offer.answers == "classes" else _for_numbers(space, offer)
+    return space if scope.answers == "classes" else _for_numbers(space, scope)
 
 
-def _for_numbers(space: Space, offer: Offer) -> Space:
+def _for_numbers(space: Space, scope: SearchScope) -> Space:
     """Without what is of classes; for traces, with the raters' delay, and frames enough to see change."""
-    settled = OF_CLASSES | (OF_WHOLE_CLIPS if offer.answers == "traces" else {})
+    settled = OF_CLASSES | (OF_WHOLE_CLIPS if scope.answers == "traces" else {})
     space = {key: domain for key, domain in space.items() if key not in settled}
-    if offer.answers == "traces":
+    if scope.answers == "traces":
         if "frames" in space:
-            space["frames"] = Choice(offer.frame_counts, space["frames"].when)
-        space["label_delay"] = Choice(offer.delays)
+            space["frames"] = Choice(scope.frame_counts, space["frames"].when)
+        space["label_delay"] = Choice(scope.delays)
     return space
 
 
@@ -124,21 +124,23 @@ def _when(domain: Choice | Range, condition: Condition) -> Choice | Range:
     return Range(domain.low, domain.high, domain.log, when)
 
 
-def _walk(name: str, offer: Offer, ask: Callable[[str, Choice | Range], Any]) -> dict[str, Any]:
+def _walk(
+    name: str, scope: SearchScope, ask: Callable[[str, Choice | Range], Any]
+) -> dict[str, Any]:
     """Asks for every setting whose condition holds, in order: setting → value."""
     values: dict[str, Any] = {}
-    for key, domain in space_of(name, offer).items():
-        known = {**DEFAULTS, **offer.start_of(name), **values}
-        if key in _settled(name, known, offer):
+    for key, domain in space_of(name, scope).items():
+        known = {**DEFAULTS, **scope.start_of(name), **values}
+        if key in _settled(name, known, scope):
             continue
         if all(known[other] in wanted for other, wanted in domain.when.items()):
             values[key] = ask(key, domain)
     return values
 
 
-def _settled(name: str, known: Mapping[str, Any], offer: Offer) -> set[str]:
+def _settled(name: str, known: Mapping[str, Any], scope: SearchScope) -> set[str]:
     """Settings that the chosen weights bring with them."""
-    transfer = offer.transfers.get(name)
+    transfer = scope.transfers.get(name)
     if transfer is None or known["transfer"] == "scratch":
         return set()
     chosen = known.get("checkpoint")
@@ -146,34 +148,34 @@ def _settled(name: str, known: Mapping[str, Any], offer: Offer) -> set[str]:
     return set(found[0].settings)
 
 
-def suggest_plan(trial: optuna.Trial, modality: str, offer: Offer) -> TrialPlan:
+def suggest_config(trial: optuna.Trial, modality: str, scope: SearchScope) -> TrialConfig:
     """Asks Optuna for one configuration of a modality."""
-    if given := offer.given.get(modality):
-        return TrialPlan.from_json(given[trial.suggest_categorical(_SETTING, list(given))])
+    if given := scope.given.get(modality):
+        return TrialConfig.from_json(given[trial.suggest_categorical(_SETTING, list(given))])
     # A trial that was interrupted between two parameters has its choice already.
     asked = _choice_in(trial.params)
     name = (
         trial.params[asked]
         if asked
-        else trial.suggest_categorical(_named(_CHOICE, offer), list(offer.choices(modality)))
+        else trial.suggest_categorical(_named(_CHOICE, scope), list(scope.choices(modality)))
     )
 
     def ask(key: str, domain: Choice | Range) -> Any:
-        return domain.suggest(trial, _parameter(name, key, offer, trial.params))
+        return domain.suggest(trial, _parameter(name, key, scope, trial.params))
 
-    return _plan(name, _walk(name, offer, ask), offer)
+    return _plan(name, _walk(name, scope, ask), scope)
 
 
-def plan_of(params: Mapping[str, Any], modality: str, offer: Offer) -> TrialPlan:
+def config_of(params: Mapping[str, Any], modality: str, scope: SearchScope) -> TrialConfig:
     """The configuration that a finished trial's parameters stand for."""
     if _SETTING in params:
-        return TrialPlan.from_json(offer.given[modality][params[_SETTING]])
+        return TrialConfig.from_json(scope.given[modality][params[_SETTING]])
     asked = _choice_in(params)
     assert asked, "a finished trial has an architecture"
     name = str(params[asked])
 
     def ask(key: str, domain: Choice | Range) -> Any:
-        parameter = _parameter(name, key, offer, params)
+        parameter = _parameter(name, key, scope, params)
         if parameter not in params:
             raise ModelError(
                 f"A trial of the run has no '{parameter}': it was searched by another version "
@@ -181,22 +183,22 @@ def plan_of(params: Mapping[str, Any], modality: str, offer: Offer) -> TrialPlan
             )
         return params[parameter]
 
-    return _plan(name, _walk(name, offer, ask), offer)
+    return _plan(name, _walk(name, scope, ask), scope)
 
 
 _PARTS = tuple(f"{side}_part" for side in SIDES)
 
 
-def _parameter(name: str, key: str, offer: Offer, params: Mapping[str, Any]) -> str:
+def _parameter(name: str, key: str, scope: SearchScope, params: Mapping[str, Any]) -> str:
     """Optuna's name of a setting; early fusion's parts are asked for whatever the fusion."""
     if key not in _PARTS:
         return f"{name}.{key}"
-    return next((p for p in params if p.partition("@")[0] == key), _named(key, offer))
+    return next((p for p in params if p.partition("@")[0] == key), _named(key, scope))
 
 
-def _named(key: str, offer: Offer) -> str:
+def _named(key: str, scope: SearchScope) -> str:
     """A study cannot change a parameter's values: a later generation's choice has another name."""
-    return key if offer.generation == 1 else f"{key}@{offer.generation}"
+    return key if scope.generation == 1 else f"{key}@{scope.generation}"
 
 
 def chosen_architecture(params: Mapping[str, Any]) -> str | None:
@@ -214,7 +216,7 @@ def _choice_in(params: Mapping[str, Any]) -> str | None:
     return next((key for key in params if key.partition("@")[0] == _CHOICE), None)
 
 
-def _plan(name: str, values: Mapping[str, Any], offer: Offer) -> TrialPlan:
+def _plan(name: str, values: Mapping[str, Any], scope: SearchScope) -> TrialConfig:
     entry = get_architecture(name)
     accepted = {*entry.arguments, *entry.further_settings}
     given = {key.partition("@")[0]: value for key, value in values.items()}
@@ -223,26 +225,26 @@ def _plan(name: str, values: Mapping[str, Any], offer: Offer) -> TrialPlan:
     # (the S1 networks crop themselves, in evaluation too).
     settings = {k: v for k, v in given.items() if k in accepted or k not in _TRAINING_KEYS}
     training = {k: v for k, v in given.items() if k not in settings}
-    if offer.answers != "classes":
+    if scope.answers != "classes":
         training |= OF_CLASSES
-    if offer.answers == "traces":
+    if scope.answers == "traces":
         for key, value in OF_WHOLE_CLIPS.items():
             (settings if key in accepted else training)[key] = value
         training.pop("trim_db", None)
-    if offer.epochs is not None:
-        training["epochs"] = offer.epochs
+    if scope.epochs is not None:
+        training["epochs"] = scope.epochs
     elif "epochs" in training:
-        training["epochs"] = max(4, round(training["epochs"] * offer.epochs_scale))
-    settings |= _start(name, settings, offer)
+        training["epochs"] = max(4, round(training["epochs"] * scope.epochs_scale))
+    settings |= _start(name, settings, scope)
     for side, part in parts.items():
         bare = BARE.get(name, {}).get(part, {})
-        settings[side] = {"architecture": part, "settings": {**bare, **offer.start_of(part)}}
-    return TrialPlan.of(name, settings, training)
+        settings[side] = {"architecture": part, "settings": {**bare, **scope.start_of(part)}}
+    return TrialConfig.of(name, settings, training)
 
 
-def _start(name: str, settings: Mapping[str, Any], offer: Offer) -> dict[str, Any]:
+def _start(name: str, settings: Mapping[str, Any], scope: SearchScope) -> dict[str, Any]:
     """How a backbone starts: the mode that was chosen, and which weights."""
-    transfer = offer.transfers.get(name)
+    transfer = scope.transfers.get(name)
     if transfer is None:
         return {}
     mode = settings.get("transfer", transfer.modes[0])
@@ -256,28 +258,28 @@ def _start(name: str, settings: Mapping[str, Any], offer: Offer) -> dict[str, An
 _MOST_PAIRS = 6
 
 
-def known_good(modality: str, offer: Offer) -> Iterator[dict[str, Any]]:
+def known_good(modality: str, scope: SearchScope) -> Iterator[dict[str, Any]]:
     """Parameters of the known-good defaults, tried before anything else; cheap ones first.
 
     Of early fusion: plain concatenation of several pairs of parts, and each other fusion once.
     Where settings are given, these.
     """
-    if given := offer.given.get(modality):
+    if given := scope.given.get(modality):
         yield from ({_SETTING: label} for label in given)
         return
-    for name in offer.choices(modality):
+    for name in scope.choices(modality):
         pairs: Sequence[tuple[str, ...]] = [()]
         if modality == "early":
-            pairs = offer.pairs[: _MOST_PAIRS if name == offer.fusions[0] else 1]
+            pairs = scope.pairs[: _MOST_PAIRS if name == scope.fusions[0] else 1]
         for pair in pairs:
-            yield _known_good(name, dict(zip(_PARTS, pair, strict=False)), offer)
+            yield _known_good(name, dict(zip(_PARTS, pair, strict=False)), scope)
 
 
-def _known_good(name: str, given: Mapping[str, str], offer: Offer) -> dict[str, Any]:
+def _known_good(name: str, given: Mapping[str, str], scope: SearchScope) -> dict[str, Any]:
     entry = get_architecture(name)
-    usual = {"label_delay": USUAL_DELAY} if offer.answers == "traces" else {}
+    usual = {"label_delay": USUAL_DELAY} if scope.answers == "traces" else {}
     defaults = {**DEFAULTS, **entry.training, **entry.default, **usual, **given}
-    params: dict[str, Any] = {_named(_CHOICE, offer): name}
+    params: dict[str, Any] = {_named(_CHOICE, scope): name}
 
     def ask(key: str, domain: Choice | Range) -> Any:
         setting = key if key in defaults else key.partition("@")[0]
@@ -285,10 +287,10 @@ def _known_good(name: str, given: Mapping[str, str], offer: Offer) -> dict[str, 
             value = _nearest(domain, defaults[setting])
         else:
             value = _first(domain)
-        params[_parameter(name, key, offer, {})] = value
+        params[_parameter(name, key, scope, {})] = value
         return value
 
-    _walk(name, offer, ask)
+    _walk(name, scope, ask)
     return params
 
 

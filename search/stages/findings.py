@@ -15,7 +15,7 @@ from ensembles.metrics import Array
 
 
 @dataclass(frozen=True)
-class UnseenScore:
+class HeldOutScore:
     """What the averaged ensemble makes of the test speakers.
 
     Attributes:
@@ -73,4 +73,4 @@ class Findings:
     enrolled: dict[int, Scored] = field(default_factory=dict)
     reproduced: dict[str, Any] | None = None
     processed: Processed | None = None
-    unseen: UnseenScore | None = None
+    unseen: HeldOutScore | None = None

@@ -30,7 +30,7 @@ from ensembles.evaluation.paired_comparison import Difference, difference
 from ensembles.metrics import Array, get_metric
 from search.config import to_document
 from search.persistence.run_folder import RunFolder
-from search.space.scope import Offer
+from search.space.scope import SearchScope
 from search.stages.nested_splits import architectures_of, inner_splits, outer_count
 from search.stages.session import Session
 
@@ -43,7 +43,7 @@ def search_nested(session: Session) -> int:
     if not session.run.config.outer:
         return 0
     data, trials = session.data, session.record.trials_in_all
-    scope = session.search.offer
+    scope = session.search.scope
     return score_outer(
         session.run, data.index, data.folds, scope, trials, Console(), in_own_process
     )
@@ -53,7 +53,7 @@ def score_outer(
     run: RunFolder,
     index: ShardIndex,
     folds: Folds,
-    scope: Offer,
+    scope: SearchScope,
     trials: int,
     console: Console,
     search: Callable[[list[str]], int],
@@ -125,7 +125,9 @@ def _is_done(folder: Path) -> bool:
     )
 
 
-def _arguments(run: RunFolder, scope: Offer, trials: int, folder: Path, inner: Folds) -> list[str]:
+def _arguments(
+    run: RunFolder, scope: SearchScope, trials: int, folder: Path, inner: Folds
+) -> list[str]:
     """Of the search without a fold: new, or one that was interrupted."""
     if (folder / "config.yaml").is_file():
         return ["--resume", folder.name, "--runs-dir", str(folder.parent)]

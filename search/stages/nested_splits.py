@@ -12,7 +12,7 @@ from datasets.protocols.folds import Folds
 from datasets.protocols.split import make_folds
 from datasets.sharding.index import ShardIndex
 from search.config import ConfigError, SearchConfig
-from search.space.scope import Offer
+from search.space.scope import SearchScope
 
 _TRIALS = 12
 """Of each search, unless another number is requested."""
@@ -72,13 +72,13 @@ def inner_splits(index: ShardIndex, folds: Folds, count: int) -> list[Folds]:
 
 
 def narrowed(
-    config: SearchConfig, offer: Offer, seconds: Mapping[str, float], searches: int
-) -> tuple[SearchConfig, Offer]:
+    config: SearchConfig, scope: SearchScope, seconds: Mapping[str, float], searches: int
+) -> tuple[SearchConfig, SearchScope]:
     """A search that is cheap enough to be repeated: cheapest architectures, few trials, its share of the time.
 
     Args:
         config: As asked; its time is for all searches together.
-        offer: What it would search.
+        scope: What it would search.
         seconds: Predicted, of a trial of each architecture.
         searches: How many there will be.
 
@@ -86,12 +86,12 @@ def narrowed(
         ConfigError: The searches would not fit into the time.
     """
     if not config.architectures:
-        offer = _cheapest(offer, seconds)
-    a_trial = float(np.mean([_cost(name, seconds) for name in _keys(offer)]))
+        scope = _cheapest(scope, seconds)
+    a_trial = float(np.mean([_cost(name, seconds) for name in _keys(scope)]))
     at_once = config.workers or (1 if config.address else len(os.sched_getaffinity(0)))
     share = config.plan.minutes * 60 / searches
     fitting = int(share * at_once / max(a_trial, 1e-9))
-    least = _LEAST_A_MODALITY * len(offer.modalities)
+    least = _LEAST_A_MODALITY * len(scope.modalities)
     trials = config.trials or max(least, min(_TRIALS, fitting))
     if trials > fitting:
         needed = trials * a_trial / at_once * searches / 60
@@ -102,41 +102,41 @@ def narrowed(
         )
     config = replace(
         config,
-        only=",".join(architectures_of(offer)),
+        only=",".join(architectures_of(scope)),
         trials=trials,
         time_budget=f"{max(1, round(share))}s",
     )
-    return config, offer
+    return config, scope
 
 
-def architectures_of(offer: Offer) -> list[str]:
+def architectures_of(scope: SearchScope) -> list[str]:
     """Return the names of all single networks and early fusions."""
-    return [*dict.fromkeys(n for group in offer.single.values() for n in group), *offer.fusions]
+    return [*dict.fromkeys(n for group in scope.single.values() for n in group), *scope.fusions]
 
 
-def _cheapest(offer: Offer, seconds: Mapping[str, float]) -> Offer:
+def _cheapest(scope: SearchScope, seconds: Mapping[str, float]) -> SearchScope:
     """One architecture of each side, and no early fusion."""
     single = {
         side: tuple(sorted(names, key=lambda name: _cost(name, seconds))[:1])
-        for side, names in offer.single.items()
+        for side, names in scope.single.items()
     }
     taken = {name for names in single.values() for name in names}
-    left_out = sorted(offer.networks.union(offer.fusions) - taken)
+    left_out = sorted(scope.networks.union(scope.fusions) - taken)
     why = "outer searches the cheapest of each modality; --only names others"
     return replace(
-        offer,
+        scope,
         single=single,
         fusions=(),
         parts={},
-        transfers={name: start for name, start in offer.transfers.items() if name in taken},
-        why_not={**offer.why_not, **dict.fromkeys(left_out, why)},
+        transfers={name: start for name, start in scope.transfers.items() if name in taken},
+        why_not={**scope.why_not, **dict.fromkeys(left_out, why)},
     )
 
 
-def _keys(offer: Offer) -> list[str]:
+def _keys(scope: SearchScope) -> list[str]:
     """What trials are drawn from, as costs are named."""
-    names = [name for group in offer.single.values() for name in group]
-    return [*names, *("+".join(pair) for pair in offer.pairs)]
+    names = [name for group in scope.single.values() for name in group]
+    return [*names, *("+".join(pair) for pair in scope.pairs)]
 
 
 def _cost(name: str, seconds: Mapping[str, float]) -> float:

@@ -43,7 +43,7 @@ def search_and_fuse(session: Session) -> None:
         processed=processed,
     )
     if name := run.config.reproduce:
-        rows = reproduce.reproduced(run.config, search.offer, experts, search.settings())
+        rows = reproduce.reproduced(run.config, search.scope, experts, search.settings())
         session.found.reproduced = reproduce.to_json(name, rows)
     if not (run.path / "summary.json").exists():
         # What follows may be interrupted; a resumed run keeps its fuller report.

@@ -17,16 +17,16 @@ from search.data.training_data import TrainingData
 from search.execution import tuner
 from search.execution.ray_session import RaySession
 from search.monitoring.interrupt import Interrupt
-from search.monitoring.log_capture import chatter_to
+from search.monitoring.log_capture import capture_logs
 from search.persistence.run_folder import RunFolder
 from search.persistence.run_record import RunRecord
-from search.space.suggest import plan_of
+from search.space.suggest import config_of
 from search.stages.findings import Findings
 from search.stages.setup import Setup, run_context
 from search.stages.task import Task
 from search.trial_spec import RunContext, TrialSpec
 from search.tuning.objective import EnsembleObjective
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 from search.tuning.study import open_journal
 
 _STOPPING = "Stopping: what runs is kept, what has finished is reported. Ctrl-C again to leave now."
@@ -61,7 +61,7 @@ class Session:
     task: Task
     record: RunRecord
     bank: PosteriorBank
-    search: DealtSearch
+    search: ModalitySearcher
     context: RunContext
     screen: Console
     interrupt: Interrupt
@@ -117,7 +117,7 @@ class Session:
         spec = TrialSpec(
             trial=trial,
             modality=modality,
-            plan=plan_of(frozen.params, modality, self.search.parts[modality].offer),
+            plan=config_of(frozen.params, modality, self.search.parts[modality].scope),
             context=self.context,
             variant=variant,
             keep_weights=False,
@@ -147,7 +147,7 @@ def open_session(run: RunFolder, setup: Setup, console: Console) -> Iterator[Ses
     run.kept.send(f"bank/{bank.table_file}")
     context, interrupt = run_context(run, setup.data, setup.record), Interrupt()
     with ExitStack() as stack:
-        screen = stack.enter_context(chatter_to(run.path / "search.log"))
+        screen = stack.enter_context(capture_logs(run.path / "search.log"))
         stack.enter_context(interrupt.watched(lambda: screen.print(_STOPPING, highlight=False)))
         search = _open_search(run, setup, bank)
         record = replace(setup.record, trials_in_all=search.trials)
@@ -173,14 +173,14 @@ def open_session(run: RunFolder, setup: Setup, console: Console) -> Iterator[Ses
         console.print(f"warning: bank entry left out: {damaged}", highlight=False)
 
 
-def _open_search(run: RunFolder, setup: Setup, bank: PosteriorBank) -> DealtSearch:
+def _open_search(run: RunFolder, setup: Setup, bank: PosteriorBank) -> ModalitySearcher:
     config = run.config
     objective = None
     if config.objective != "solo":
         objective = EnsembleObjective(
             bank, config.metric, lambda name: run.kept.fetch(f"bank/{name}@100.npz")
         )
-    return DealtSearch(
+    return ModalitySearcher(
         setup.scope,
         open_journal(run.journal),
         seed=config.seed,

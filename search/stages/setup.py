@@ -16,8 +16,8 @@ from search.execution.remote_cost import find_cost
 from search.papers import reproduce
 from search.persistence.run_folder import RunFolder
 from search.persistence.run_record import Inputs, RunRecord
-from search.space.eligibility import check_weights, offer_as_asked
-from search.space.scope import Offer, missing_weights
+from search.space.eligibility import check_weights, requested_scope
+from search.space.scope import SearchScope, missing_weights
 from search.space.step_cost import Cost, drop_expensive, key_of, slow_changes
 from search.stages.nested_splits import inner_splits, narrowed, outer_count
 from search.stages.task import Task, task_of
@@ -41,7 +41,7 @@ class Setup:
     data: TrainingData
     task: Task
     record: RunRecord
-    scope: Offer
+    scope: SearchScope
     address: str | None
 
 
@@ -74,12 +74,12 @@ def set_up(config: SearchConfig, given: set[str], run: RunFolder | None, console
         config, record = _narrowed(config, data, record)
     if run:
         _check_same_data(record, data, run)
-        check_weights(Offer.from_json(record.offer), data.weights)
+        check_weights(SearchScope.from_json(record.scope), data.weights)
     if address is None:
         check_cores(config, choose_runner(config, record.device == "cuda"))
     if run and run.extended and config.architectures:
         record = _extended(record, config, data, console, address)
-    scope = Offer.from_json(record.offer)
+    scope = SearchScope.from_json(record.scope)
     return Setup(config=config, data=data, task=task, record=record, scope=scope, address=address)
 
 
@@ -88,11 +88,11 @@ def new_record(
 ) -> RunRecord:
     """Find out what the search may try here, and what it costs."""
     device = choose_device(config, address, console)
-    offer = (reproduce.offer_of if config.reproduce else offer_as_asked)(config, data)
-    cost = find_cost(offer, data, device, config, address, console)
+    scope = (reproduce.scope_of if config.reproduce else requested_scope)(config, data)
+    cost = find_cost(scope, data, device, config, address, console)
     if not (config.architectures or config.reproduce):
-        offer = drop_expensive(offer, cost.seconds, config.longest_seconds)
-    offer = _without_slow_changes(offer, data, device, cost.seconds, config)
+        scope = drop_expensive(scope, cost.seconds, config.longest_seconds)
+    scope = _without_slow_changes(scope, data, device, cost.seconds, config)
     index, folds, shape = data.cache.index, data.folds, data.shape
     return RunRecord(
         corpus=index.corpus,
@@ -116,7 +116,7 @@ def new_record(
             trace_steps=shape.trace_steps,
         ),
         people=people(index),
-        offer=offer.to_json(),
+        scope=scope.to_json(),
         predicted_seconds=_rounded(cost),
         gpu_share=cost.gpu_share,
     )
@@ -127,16 +127,16 @@ def _rounded(cost: Cost) -> dict[str, float]:
 
 
 def _without_slow_changes(
-    offer: Offer,
+    scope: SearchScope,
     data: TrainingData,
     device: str,
     seconds: Mapping[str, float],
     config: SearchConfig,
-) -> Offer:
-    if offer.given or (device == "cuda" and config.address):  # this process may have no GPU
-        return offer
-    slow = slow_changes(offer, data, device, seconds, config.longest_seconds)
-    return replace(offer, too_slow={**offer.too_slow, **slow})
+) -> SearchScope:
+    if scope.given or (device == "cuda" and config.address):  # this process may have no GPU
+        return scope
+    slow = slow_changes(scope, data, device, seconds, config.longest_seconds)
+    return replace(scope, too_slow={**scope.too_slow, **slow})
 
 
 def _narrowed(
@@ -144,9 +144,9 @@ def _narrowed(
 ) -> tuple[SearchConfig, RunRecord]:
     """The search, narrowed to one that can be repeated without each fold."""
     searches = 1 + outer_count(config, data.folds)
-    scope = Offer.from_json(record.offer)
+    scope = SearchScope.from_json(record.scope)
     config, scope = narrowed(config, scope, record.predicted_seconds, searches)
-    return config, replace(record, offer=scope.to_json())
+    return config, replace(record, scope=scope.to_json())
 
 
 def _extended(
@@ -157,16 +157,16 @@ def _extended(
     address: str | None,
 ) -> RunRecord:
     """The record of a finished run, with architectures that it had not."""
-    had = Offer.from_json(record.offer)
+    had = SearchScope.from_json(record.scope)
     before = {*had.fusions, *(name for names in had.single.values() for name in names)}
-    offer = had.joined(offer_as_asked(config, data, *sorted(before)))
-    cost = find_cost(offer, data, record.device, config, address, console)
-    slow = _without_slow_changes(offer, data, record.device, cost.seconds, config).too_slow
+    scope = had.joined(requested_scope(config, data, *sorted(before)))
+    cost = find_cost(scope, data, record.device, config, address, console)
+    slow = _without_slow_changes(scope, data, record.device, cost.seconds, config).too_slow
     # What was searched before stays as it was: a study's parameters cannot change.
-    offer = replace(offer, too_slow={**slow, **dict.fromkeys(sorted(before), ()), **had.too_slow})
+    scope = replace(scope, too_slow={**slow, **dict.fromkeys(sorted(before), ()), **had.too_slow})
     return replace(
         record,
-        offer=offer.to_json(),
+        scope=scope.to_json(),
         predicted_seconds=_rounded(cost),
         gpu_share=cost.gpu_share,
     )
@@ -209,35 +209,35 @@ def run_context(run: RunFolder, data: TrainingData, record: RunRecord) -> RunCon
 
 def print_scope(setup: Setup, console: Console) -> None:
     """Print what is searched, on what, and how long it may take."""
-    record, data, offer, plan = setup.record, setup.data, setup.scope, setup.config.plan
+    record, data, scope, plan = setup.record, setup.data, setup.scope, setup.config.plan
     console.print(
         f"{record.corpus}: {len(data.cache.index.clips)} clips, {record.protocol}, {data.folds.count} folds; "
-        f"{offer.given_trials or plan.trials} trials, at most {plan.minutes:g} min, "
+        f"{scope.given_trials or plan.trials} trials, at most {plan.minutes:g} min, "
         f"{plan.confirm_seeds} fresh seeds",
         highlight=False,
     )
     seconds = record.predicted_seconds
-    for side, names in offer.single.items():
+    for side, names in scope.single.items():
         for name in names:
-            modes = offer.transfers[name].modes if name in offer.transfers else (None,)
+            modes = scope.transfers[name].modes if name in scope.transfers else (None,)
             for key in dict.fromkeys(key_of(name, mode) for mode in modes):
                 told = f"  {side:5}  {key}: about {seconds[key]:.0f} s a trial"
                 console.print(told, highlight=False)
-    if offer.fusions:
-        each = sorted(seconds["+".join(pair)] for pair in offer.pairs)
+    if scope.fusions:
+        each = sorted(seconds["+".join(pair)] for pair in scope.pairs)
         told = f"about {each[0]:.0f} s" + (f" to {each[-1]:.0f} s" if len(each) > 1 else "")
-        parts = " × ".join(f"({', '.join(names)})" for names in offer.parts.values())
+        parts = " × ".join(f"({', '.join(names)})" for names in scope.parts.values())
         console.print(
-            f"  early  {', '.join(offer.fusions)} of {parts}: {told} a trial", highlight=False
+            f"  early  {', '.join(scope.fusions)} of {parts}: {told} a trial", highlight=False
         )
-    for name, keys in offer.too_slow.items():
+    for name, keys in scope.too_slow.items():
         if keys:
             what = ", ".join(keys).replace("_", " ")
             console.print(
                 f"  {name} is trained without {what}: a trial would take too long", highlight=False
             )
-    if lacking := missing_weights(offer, data.weights):
+    if lacking := missing_weights(scope, data.weights):
         console.print(f"  {lacking}", highlight=False)
-    for why in dict.fromkeys(offer.why_not.values()):
-        left_out = ", ".join(name for name, reason in offer.why_not.items() if reason == why)
+    for why in dict.fromkeys(scope.why_not.values()):
+        left_out = ", ".join(name for name, reason in scope.why_not.items() if reason == why)
         console.print(f"  left out ({why}): {left_out}", highlight=False)

@@ -23,7 +23,7 @@ from ensembles.metrics import Array, get_metric
 from search.data.bank_tables import clip_table, people
 from search.data.training_data import TrainingData
 from search.persistence.run_folder import RunFolder
-from search.stages.findings import UnseenScore
+from search.stages.findings import HeldOutScore
 from search.stages.session import Session
 
 LOG_NAME = "test-speakers.jsonl"
@@ -44,7 +44,7 @@ def score_test_speakers(session: Session) -> None:
 
 def score_unseen(
     run: RunFolder, data: TrainingData, experts: Experts, assessment: Assessment
-) -> UnseenScore | None:
+) -> HeldOutScore | None:
     """Predict the test speakers' clips with the ensemble that an export holds.
 
     Returns:
@@ -63,7 +63,7 @@ def score_unseen(
     table = clip_table(data).take(rows)
     touches = _touch(run, data, fused, log_posteriors)
     value = get_metric(assessment.metric).score(table.labels, log_posteriors)
-    return UnseenScore(table, log_posteriors, value, touches, people(data.index))
+    return HeldOutScore(table, log_posteriors, value, touches, people(data.index))
 
 
 def _predict(expert: FoldedExpert, data: TrainingData, rows: np.ndarray[Any, Any]) -> Array:

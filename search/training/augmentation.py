@@ -7,10 +7,10 @@ from torch import Tensor
 from models import Expert
 from models.augmentation import colour_jitter, spatial_crop, spec_augment, time_crop
 from models.pretrained import FrozenBackbone
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 
 
-def augment(inputs: dict[str, Tensor], expert: Expert, plan: TrialPlan) -> None:
+def augment(inputs: dict[str, Tensor], expert: Expert, plan: TrialConfig) -> None:
     """Changes spectrograms and frames as the plan says; what a frozen backbone made stays."""
     settings = plan.training
     for kind in expert.kinds:

@@ -17,7 +17,7 @@ from search.training.distributed import Workers
 from search.training.fold_builder import build_fold
 from search.training.fold_trainer import FoldTrainer, NonFiniteLossError
 from search.training.task import FoldPredictions, task_of
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 
 RUNGS = (25, 50, 75, 100)
 """Percentages of a trial's own schedule at which it is scored."""
@@ -69,7 +69,7 @@ class LockstepTrial:
 
     def __init__(
         self,
-        plan: TrialPlan,
+        plan: TrialConfig,
         data: TrainingData,
         *,
         seed: int,

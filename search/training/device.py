@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from models import get_architecture
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 
 
-def choose_precision(plan: TrialPlan, device: str, asked: str = "auto") -> str:
+def choose_precision(plan: TrialConfig, device: str, asked: str = "auto") -> str:
     """bfloat16 where the processor computes it and convolutions dominate, else float32."""
     if asked != "auto":
         return asked

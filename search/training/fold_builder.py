@@ -21,11 +21,11 @@ from search.training.micro_batches import MicroBatches
 from search.training.optimizer import Optimizer
 from search.training.task import task_of
 from search.training.weight_averaging import AveragedWeights
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 
 
 def build_fold(
-    plan: TrialPlan,
+    plan: TrialConfig,
     data: TrainingData,
     fold: int,
     *,
@@ -104,7 +104,9 @@ def build_fold(
     )
 
 
-def _weights_to_read(plan: TrialPlan, data: TrainingData, like: FoldTrainer | None) -> Path | None:
+def _weights_to_read(
+    plan: TrialConfig, data: TrainingData, like: FoldTrainer | None
+) -> Path | None:
     """None where nothing is to be read: no pretrained part, or all of them are shared."""
     shared = like is not None and plan.modes == {"frozen"}
     return data.weights if plan.modes and not shared else None

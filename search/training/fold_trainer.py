@@ -26,7 +26,7 @@ from search.training.micro_batches import MicroBatches
 from search.training.optimizer import Optimizer
 from search.training.task import TrainingTask
 from search.training.weight_averaging import AveragedWeights
-from search.trial_config import TrainSettings, TrialPlan
+from search.trial_config import TrainSettings, TrialConfig
 
 _EVALUATION_CLIPS = 64
 
@@ -63,7 +63,7 @@ class FoldTrainer:
     def __init__(
         self,
         *,
-        plan: TrialPlan,
+        plan: TrialConfig,
         fold: int,
         seed: int,
         rows: NDArray[np.int64],

@@ -6,13 +6,13 @@ from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
 
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 
 
 class HalvingScheduler(TrialScheduler):
     """Successive halving from the journal's rungs, within a modality."""
 
-    def __init__(self, search: DealtSearch) -> None:
+    def __init__(self, search: ModalitySearcher) -> None:
         super().__init__()
         self.search = search
 

@@ -16,20 +16,20 @@ from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from search.space.scope import Offer
+from search.space.scope import SearchScope
 from search.space.suggest import chosen_architecture
 from search.tuning.objective import EnsembleObjective, trial_name
 from search.tuning.study import StudySearch
 
 
-class DealtSearch(Searcher):
+class ModalitySearcher(Searcher):
     """Deals trials to the modalities in turn: fusion needs good experts of each.
 
     A single study over all of them starves the weaker modality. Trials that were running
     when an earlier process died are taken over first.
 
     Args:
-        offer: What may be searched.
+        scope: What may be searched.
         journal: The run's journal.
         seed: Of the proposals.
         trials: How many in all, over resumed processes too.
@@ -41,7 +41,7 @@ class DealtSearch(Searcher):
 
     def __init__(
         self,
-        offer: Offer,
+        scope: SearchScope,
         journal: JournalStorage,
         *,
         seed: int,
@@ -52,11 +52,11 @@ class DealtSearch(Searcher):
         objective: EnsembleObjective | None = None,
     ) -> None:
         super().__init__(metric="score", mode="max")
-        self.offer = offer
+        self.scope = scope
         self.objective = objective
         self.parts = {
-            m: StudySearch(m, offer, journal, seed + n, partial(self._further_worth, m))
-            for n, m in enumerate(offer.modalities)
+            m: StudySearch(m, scope, journal, seed + n, partial(self._further_worth, m))
+            for n, m in enumerate(scope.modalities)
         }
         self.trials = trials if further is None else self.asked() + further
         self.deadline = deadline
@@ -107,7 +107,7 @@ class DealtSearch(Searcher):
         """Trial → label of the setting that was given; empty where settings are searched."""
         return (
             {n: str(chosen_architecture(t.params)) for n, t in self.all_trials().items()}
-            if self.offer.given
+            if self.scope.given
             else {}
         )
 

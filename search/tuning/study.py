@@ -13,8 +13,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from search.space.scope import Offer
-from search.space.suggest import chosen_architecture, known_good, suggest_plan
+from search.space.scope import SearchScope
+from search.space.suggest import chosen_architecture, known_good, suggest_config
 from search.tuning.history import History
 from search.tuning.objective import trial_name
 from search.tuning.sampler import ReseededSampler
@@ -41,7 +41,7 @@ class StudySearch:
 
     Args:
         modality: audio, video or early.
-        offer: What may be searched.
+        scope: What may be searched.
         storage: The run's journal.
         seed: Of the proposals.
         further_worth: Number of a trial that finishes → what it is worth beyond its own score.
@@ -50,12 +50,12 @@ class StudySearch:
     def __init__(
         self,
         modality: str,
-        offer: Offer,
+        scope: SearchScope,
         storage: JournalStorage,
         seed: int,
         further_worth: Callable[[int], float] = lambda number: 0.0,
     ) -> None:
-        self.modality, self.offer, self.further_worth = modality, offer, further_worth
+        self.modality, self.scope, self.further_worth = modality, scope, further_worth
         self.history = History()
 
         self.study = optuna.create_study(
@@ -72,7 +72,7 @@ class StudySearch:
         for trial in self.study.get_trials(deepcopy=False):
             self.history.take(trial)
         known = {chosen_architecture(params) for params in self._given()}
-        for params in known_good(modality, offer):
+        for params in known_good(modality, scope):
             if chosen_architecture(params) not in known:
                 self.study.enqueue_trial(params)
         states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
@@ -90,7 +90,7 @@ class StudySearch:
     @property
     def exhausted(self) -> bool:
         """Whether every given configuration was asked for; a search has no end of them."""
-        return bool(self.offer.given) and not self._waiting
+        return bool(self.scope.given) and not self._waiting
 
     # Private names of Optuna, here and in `ask`: `_study_id` and `_trial_id`. `study.ask` and `study.trials`
     # go through all trials, which a search of thousands cannot pay at every event; a public
@@ -109,7 +109,7 @@ class StudySearch:
         if trial_id not in self._trials:
             self._trials[trial_id] = self._ask()
         trial = self._trials[trial_id]
-        plan = suggest_plan(trial, self.modality, self.offer)
+        plan = suggest_config(trial, self.modality, self.scope)
         self._note(trial)
         return {
             "trial": trial_name(self.modality, trial.number),
@@ -133,7 +133,7 @@ class StudySearch:
         if percent not in known:
             trial.report(score, percent)
             self._note(trial)
-        if percent < FIRST_STOP_PERCENT or percent >= 100 or self.offer.given:
+        if percent < FIRST_STOP_PERCENT or percent >= 100 or self.scope.given:
             return False
         if self.history.counts[TrialState.COMPLETE] < MIN_FINISHED:
             return False

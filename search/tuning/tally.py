@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from optuna.trial import TrialState
 
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Tally:
     best: float | None = None
 
 
-def tally(search: DealtSearch) -> dict[str, Tally]:
+def tally(search: ModalitySearcher) -> dict[str, Tally]:
     """Modality → its trials, from the journal; what runs, from this process."""
     tallies = {}
     for modality, part in search.parts.items():

@@ -36,7 +36,7 @@ from models.pretrained import TRANSFERS, find_checkpoints, sha256
 from models.registry import _ARCHITECTURES, Checkpoint, register
 from search.data.corpus import corpus_spec
 from search.execution.trial_process import train
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from tests.small import SMALL
 from tests.specs import context_of, spec_of
 
@@ -545,7 +545,7 @@ def test_a_pretrained_backbones_export_predicts_what_the_run_did(
     training = {"epochs": 4, "batch_size": 9, "learning_rate": 0.001}
     corpus = corpus_spec(small_run.folder.config, small_run.data)
     context = context_of(run, replace(corpus, weights=str(weights)), seed=5)
-    *_, last = train(spec_of("video-0000", TrialPlan.of(PRETRAINED, settings, training), context))
+    *_, last = train(spec_of("video-0000", TrialConfig.of(PRETRAINED, settings, training), context))
     assert last["percent"] == 100, last
 
     state = load_folded(run / "weights" / "video-0000").network(0).state_dict()

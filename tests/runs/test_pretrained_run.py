@@ -50,7 +50,7 @@ def test_a_backbone_is_searched_frozen_and_fine_tuned_exported_and_kept_apart_fr
     assert "spatial_transformer finetune: about" in out
     run = tmp_path / "runs" / "transfer"
     facts = json.loads((run / "run.json").read_text())
-    (found,) = facts["offer"]["transfers"]["spatial_transformer"]["checkpoints"]
+    (found,) = facts["scope"]["transfers"]["spatial_transformer"]["checkpoints"]
     assert (found["file"], found["sha256"]) == (FILE, sha256(weights / FILE))
     plans = {p.parent.name: json.loads(p.read_text()) for p in run.glob("weights/*/plan.json")}
     modes = {name: plan["settings"]["transfer"] for name, plan in plans.items()}

@@ -11,7 +11,7 @@ import pytest
 from ensembles.bank.posterior_bank import PosteriorBank
 from search.data.bank_tables import clip_table
 from search.data.training_data import TrainingData
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from tests.faults.injection import injection
 from tests.runs.conftest import Launcher
 
@@ -23,7 +23,7 @@ import psutil, ray
 from ray.util.state import list_tasks
 from search.cluster.connection import start_ray, stop_ray
 from search.execution.trial_task import start
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from tests.specs import NO_CORPUS, context_of, spec_of
 
 PATIENCE_S = 300
@@ -35,7 +35,7 @@ page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics
 found = {"ended": {}, "titled": {}}
 
 def trial(name, runner="actor", **training):
-    plan = TrialPlan.of("action_units", {}, {"epochs": 8, **training})
+    plan = TrialConfig.of("action_units", {}, {"epochs": 8, **training})
     context = context_of(given["run"], corpus, runner=runner)
     return replace(spec_of(name, plan, context), modality="video")
 

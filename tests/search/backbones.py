@@ -14,7 +14,7 @@ from models.build import build_encoder
 from models.pretrained import ORIGIN, find_checkpoints
 from models.registry import get_architecture
 from search.data.training_data import TrainingData
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from tests.small import SMALL
 
 
@@ -29,8 +29,8 @@ def write(folder: Path, name: str, data: TrainingData, trained_on: list[dict[str
     save_file(state, folder / f"{name}.safetensors", metadata={ORIGIN: json.dumps(origin)})
 
 
-def plan(name: str, mode: str, folder: Path, **training: Any) -> TrialPlan:
+def plan(name: str, mode: str, folder: Path, **training: Any) -> TrialConfig:
     """A training that starts from the backbone in a folder."""
     (found,) = find_checkpoints(get_architecture(name), folder)
     settings = {"transfer": mode, "checkpoint": found.to_json()}
-    return TrialPlan.of(name, settings, {"epochs": 1, "batch_size": 6, **training})
+    return TrialConfig.of(name, settings, {"epochs": 1, "batch_size": 6, **training})

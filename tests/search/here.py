@@ -18,7 +18,7 @@ from search.monitoring.interrupt import Interrupt
 from search.persistence.run_folder import RunFolder
 from search.run import main
 from search.trial_spec import RunContext, TrialSpec
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 
 Change = Callable[[TrialSpec], TrialSpec]
 
@@ -69,7 +69,7 @@ class _Here:
 
     def run_search(
         self,
-        search: DealtSearch,
+        search: ModalitySearcher,
         context: RunContext,
         run: RunFolder,
         *,

@@ -26,7 +26,7 @@ from ensembles.metrics import log_softmax
 from search.config import SearchConfig
 from search.data.corpus import load_corpus
 from search.training.cross_validation import LockstepTrial
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from search.tuning.objective import GAIN_WEIGHT, EnsembleObjective
 from search.tuning.study import open_journal
 from tests.search.here import one_thread, search_here
@@ -251,7 +251,7 @@ def test_a_trial_trained_what_was_asked(found: Found) -> None:
     options |= {name[2:].replace("-", "_"): value for name, value in zip(words, words, strict=True)}
     data = load_corpus(SearchConfig(**found.arguments, **options), Console(quiet=True))
     plan = json.loads((found.path / "logs" / "audio-0000.log").read_text().splitlines()[1])
-    settings = TrialPlan.from_json(plan)
+    settings = TrialConfig.from_json(plan)
     assert settings.training.epochs == 2
     train = partial(LockstepTrial, settings, data, seed=SEED, precision=asked.precision)
     with one_thread():

@@ -276,16 +276,16 @@ def about_calibration(evidence: Evidence) -> str:
 
 def about_space(evidence: Evidence) -> str:
     """What was offered and what was not."""
-    offer = evidence.summary.get("offer") or {}
+    scope = evidence.summary.get("scope") or {}
     offered = [
         f"{side}: {', '.join(names)}"
-        for side, names in (offer.get("single") or {}).items()
+        for side, names in (scope.get("single") or {}).items()
         if names
     ]
-    if fusions := offer.get("fusions"):
+    if fusions := scope.get("fusions"):
         offered.append(f"early fusion: {', '.join(fusions)}")
     out = ""
-    if why_not := offer.get("why_not"):
+    if why_not := scope.get("why_not"):
         lines = "".join(f"<li>{escape(n)}: {escape(str(w))}</li>" for n, w in why_not.items())
         out = f"<details><summary>Left out of the search: {len(why_not)}</summary><ul>{lines}</ul></details>"
     said = f"Searched: {'; '.join(offered)}. " if offered else ""

@@ -36,13 +36,13 @@ from search.reporting.html.tables import markdown
 from search.reporting.results import write_reports
 from search.reporting.terminal import print_report
 from search.space.eligibility import refuse_known_speakers
-from search.stages.findings import Findings, UnseenScore
+from search.stages.findings import Findings, HeldOutScore
 from search.stages.results import summary_of
 from search.stages.setup import new_record, run_context
 from search.stages.task import Regression, task_of
 from search.stages.test_speakers import score_unseen
 from search.training.distributed import Workers
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from tests.corpora import write_crema_d, write_ravdess
 from tests.specs import spec_of
 
@@ -78,7 +78,7 @@ class Searched:
     data: TrainingData
     experts: Experts
     assessment: Assessment
-    unseen: UnseenScore | None
+    unseen: HeldOutScore | None
     facts: dict[str, Any]
     out: str
 
@@ -100,7 +100,7 @@ def search(shards: Path, home: Path, **options: Any) -> Searched:
     run = new_run(config, data.index.corpus)
     bank = PosteriorBank.create(run.path / "bank", task_of(data).bank_table(data))
     for number in range(2):
-        plan = TrialPlan.of("functionals", {}, {"epochs": 12 + number, "batch_size": 8})
+        plan = TrialConfig.of("functionals", {}, {"epochs": 12 + number, "batch_size": 8})
         spec = spec_of(f"audio-{number:04d}", plan, run_context(run, data, record))
         assert list(train(spec))[-1]["percent"] == 100
     experts = bank.experts(entry for entry in bank.read() if entry.percent == 100)
@@ -258,14 +258,14 @@ def test_a_backbone_that_met_a_speaker_in_their_own_corpus_is_refused(
 ) -> None:
     index = tested.data.index
 
-    def offer(trained_on: dict[str, Any]) -> Any:
+    def scope(trained_on: dict[str, Any]) -> Any:
         found = SimpleNamespace(file="x.safetensors", trained_on=[trained_on])
         return SimpleNamespace(transfers={"wavlm": SimpleNamespace(checkpoints=[found])})
 
     with pytest.raises(ConfigError, match="trained on speakers of this corpus: ravdess:Actor_02"):
-        refuse_known_speakers(offer({**known, "checksum": "another"}), index)
+        refuse_known_speakers(scope({**known, "checksum": "another"}), index)
     own = {"corpus": "renamed", "speakers": [], "checksum": index.sources[0].checksum}
     with pytest.raises(ConfigError, match="trained on speakers of this corpus: all"):
-        refuse_known_speakers(offer(own), index)
+        refuse_known_speakers(scope(own), index)
     other = {"corpus": "another", "speakers": ["Actor_02"], "checksum": "another"}
-    refuse_known_speakers(offer(other), index)
+    refuse_known_speakers(scope(other), index)

@@ -20,7 +20,7 @@ from search.execution.trial_process import open_data
 from search.stages.nested_splits import outer_count
 from search.training.distributed import Workers
 from search.training.fold_builder import build_fold
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_training_wants_the_votes_only_where_it_is_asked_to(
 
 def test_votes_reach_the_loss_before_smoothing(rated: ShardIndex, cache_folder: Path) -> None:
     data = load(rated, cache_folder, soft_labels=True)
-    plan = TrialPlan.of("functionals", {}, {"epochs": 1, "mixup": 0.0, "label_smoothing": 0.1})
+    plan = TrialConfig.of("functionals", {}, {"epochs": 1, "mixup": 0.0, "label_smoothing": 0.1})
     trainer = build_fold(plan, data, 0, seed=0)
     rows = trainer.rows[[bool(rated.clips[row].votes) for row in trainer.rows]][:1]
     _, wanted = trainer._examples(rows)

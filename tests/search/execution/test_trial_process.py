@@ -16,7 +16,7 @@ from search.data.bank_tables import clip_table
 from search.data.training_data import TrainingData
 from search.execution.trial_process import train
 from search.training.fold_trainer import FoldTrainer
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from search.trial_spec import CorpusSpec, TrialSpec
 from tests.specs import NO_CORPUS, context_of, spec_of
 
@@ -29,7 +29,7 @@ def spec(tiny_data: TrainingData, cache_folder: Path, tmp_path: Path) -> TrialSp
     PosteriorBank.create(tmp_path / "bank", clip_table(tiny_data))
     (tmp_path / "weights").mkdir()
     index = tiny_data.cache.index
-    plan = TrialPlan.of("action_units", {}, {"epochs": 8})
+    plan = TrialConfig.of("action_units", {}, {"epochs": 8})
     corpus = replace(
         NO_CORPUS,
         place=index.root,
@@ -133,8 +133,8 @@ def test_progress_that_is_damaged_or_anothers_is_not_continued(
 
 def test_an_early_fusion_trial_is_called_by_its_parts() -> None:
     settings = {"audio": {"architecture": "functionals"}, "video": {"architecture": "cnn3d"}}
-    assert TrialPlan("concatenation", settings).title == "functionals+cnn3d"
-    assert TrialPlan("cnn3d").title == "cnn3d"
+    assert TrialConfig("concatenation", settings).title == "functionals+cnn3d"
+    assert TrialConfig("cnn3d").title == "cnn3d"
 
 
 def on_a_gpu(spec: TrialSpec, share: float, **more: Any) -> TrialSpec:

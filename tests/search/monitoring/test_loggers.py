@@ -17,13 +17,13 @@ import pytest
 from models import ClipShape
 from search.config import ConfigError, SearchConfig
 from search.monitoring.loggers import TensorBoardCallback, flatten, loggers_for
-from search.space.scope import offer_for
-from search.trial_config import TrainSettings, TrialPlan
-from search.tuning.searcher import DealtSearch
+from search.space.scope import scope_for
+from search.trial_config import TrainSettings, TrialConfig
+from search.tuning.searcher import ModalitySearcher
 from search.tuning.study import open_journal
 from tests.specs import context_of, spec_of
 
-PLAN = TrialPlan(
+PLAN = TrialConfig(
     "functionals",
     {"layers": [64, 32], "norm": None},
     TrainSettings(epochs=4, learning_rate=0.001),
@@ -223,12 +223,12 @@ def test_wandb_that_cannot_be_reached_is_a_warning(
 
 def test_optuna_dashboard_opens_the_journal(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("optuna-dashboard")
-    offer = offer_for(
+    scope = scope_for(
         ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5),
         ("functionals", "action_units"),
     )
     path = tmp_path / "journal.log"
-    search = DealtSearch(offer, open_journal(path), seed=1, trials=4, deadline=math.inf)
+    search = ModalitySearcher(scope, open_journal(path), seed=1, trials=4, deadline=math.inf)
     for number, score in enumerate((0.5, 0.6, 0.7, 0.8)):
         search.suggest(str(number))
         search.report_rung(str(number), 100, score)

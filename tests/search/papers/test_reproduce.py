@@ -20,10 +20,10 @@ from search.config import ConfigError, SearchConfig
 from search.data.corpus import load_corpus
 from search.data.training_data import TrainingData
 from search.papers.published import PAPERS
-from search.papers.reproduce import completed, offer_of, reproduced
+from search.papers.reproduce import completed, reproduced, scope_of
 from search.run import main
-from search.space.scope import Offer
-from search.trial_config import TrialPlan
+from search.space.scope import SearchScope
+from search.trial_config import TrialConfig
 from tests.search.backbones import write as write_backbone
 from tests.tiny import make_tiny_shards
 
@@ -65,35 +65,35 @@ def test_a_paper_needs_data() -> None:
     assert completed(SearchConfig(reproduce="luna2021", data="x")).protocol == "ravdess-luna5"
 
 
-def offered(shards: Path, cache_folder: Path, paper: str, **settings: Any) -> Offer:
+def offered(shards: Path, cache_folder: Path, paper: str, **settings: Any) -> SearchScope:
     config = SearchConfig(
         data=str(shards), cache_dir=str(cache_folder), protocol="speaker-kfold:2", reproduce=paper, **settings
     )  # fmt: skip
-    return offer_of(config, load_corpus(config, Console(quiet=True)))
+    return scope_of(config, load_corpus(config, Console(quiet=True)))
 
 
 def test_what_is_given_is_the_papers_and_the_rest_is_said(
     own_shards: Path, cache_folder: Path
 ) -> None:
-    offer = offered(own_shards, cache_folder, "luna2022")
-    assert list(offer.given) == ["video"]
-    plans = {label: TrialPlan.from_json(p) for label, p in offer.given["video"].items()}
+    scope = offered(own_shards, cache_folder, "luna2022")
+    assert list(scope.given) == ["video"]
+    plans = {label: TrialConfig.from_json(p) for label, p in scope.given["video"].items()}
     assert [p.architecture for p in plans.values()] == ["action_unit_lstm", *["action_units"] * 2]
     assert [p.settings.get("hidden_units") for p in plans.values()] == [None, 80, 0]
     assert all(p.training.schedule == "constant" for p in plans.values())
     assert all(p.training.weight_decay == p.training.mixup == 0.0 for p in plans.values())
-    assert "pretrained weights" in offer.why_not["audio: wav2vec2-xlsr, fine-tuned"]
-    assert Offer.from_json(json.loads(json.dumps(offer.to_json()))).given == offer.given
+    assert "pretrained weights" in scope.why_not["audio: wav2vec2-xlsr, fine-tuned"]
+    assert SearchScope.from_json(json.loads(json.dumps(scope.to_json()))).given == scope.given
 
 
 def test_early_fusion_is_given_with_the_papers_parts(own_shards: Path, cache_folder: Path) -> None:
-    offer = offered(own_shards, cache_folder, "singh2020", epochs=3)
-    assert {side: len(labels) for side, labels in offer.given.items()} == {"audio": 3, "early": 1}
-    (joined,) = (TrialPlan.from_json(p) for p in offer.given["early"].values())
+    scope = offered(own_shards, cache_folder, "singh2020", epochs=3)
+    assert {side: len(labels) for side, labels in scope.given.items()} == {"audio": 3, "early": 1}
+    (joined,) = (TrialConfig.from_json(p) for p in scope.given["early"].values())
     assert joined.parts == {"audio": "spectrogram_cnn_rnn", "video": "cnn3d"}
     assert joined.settings["audio"]["settings"]["one_step"]
     assert joined.training.epochs == 3
-    assert offer.pairs == [("spectrogram_cnn_rnn", "cnn3d")]
+    assert scope.pairs == [("spectrogram_cnn_rnn", "cnn3d")]
 
 
 def test_pretrained_weights_are_taken_unless_they_know_the_speakers(
@@ -103,14 +103,14 @@ def test_pretrained_weights_are_taken_unless_they_know_the_speakers(
     config = SearchConfig(reproduce="luna2021", data="x")
     data = TrainingData(tiny_data.cache, tiny_data.folds, weights=lambda: tmp_path)
     write_backbone(tmp_path, name, tiny_data, [])
-    (plan,) = offer_of(config, data).given["video"].values()
+    (plan,) = scope_of(config, data).given["video"].values()
     assert plan["settings"]["transfer"] == "finetune"
     assert plan["settings"]["checkpoint"]["file"] == f"{name}.safetensors"
     index = tiny_data.index
     met = {"corpus": index.corpus, "checksum": "x", "speakers": [index.clips[0].speaker]}
     write_backbone(tmp_path, name, tiny_data, [met])
     with pytest.raises(ConfigError, match="were trained on speakers of this corpus"):
-        offer_of(config, TrainingData(tiny_data.cache, tiny_data.folds, weights=lambda: tmp_path))
+        scope_of(config, TrainingData(tiny_data.cache, tiny_data.folds, weights=lambda: tmp_path))
 
 
 @pytest.mark.parametrize("name", [name for name, paper in PAPERS.items() if paper.settings])
@@ -119,7 +119,7 @@ def test_every_setting_is_one_that_our_networks_and_training_know(name: str) -> 
         entry = get_architecture(one.architecture)
         assert entry.modality == one.modality
         assert {*one.settings} <= {*entry.arguments, *entry.further_settings, "audio", "video"}
-        plan = TrialPlan.of(one.architecture, one.settings, one.training)
+        plan = TrialConfig.of(one.architecture, one.settings, one.training)
         for side, part in plan.parts.items():
             own = plan.settings.get(side, {}).get("settings", {})
             assert {*own} <= {*get_architecture(part).arguments}
@@ -146,7 +146,7 @@ def test_fusion_is_fitted_for_each_fold_on_the_others() -> None:
     (fusion,) = PAPERS["luna2022"].fusions.values()
     named = dict(zip(experts.names, fusion.members, strict=True))
     config = SearchConfig(reproduce="luna2022", data="x")
-    rows = {r.what: r for r in reproduced(config, Offer(single={}), experts, named)}
+    rows = {r.what: r for r in reproduced(config, SearchScope(single={}), experts, named)}
 
     scores = []
     columns = np.exp(experts.log_posteriors).transpose(1, 0, 2).reshape(240, -1)
@@ -166,7 +166,7 @@ def test_fusion_is_fitted_for_each_fold_on_the_others() -> None:
     assert (left.here, left.note) == (None, "not finished")
 
     lacking = Experts(table, names[:1], ("audio",), experts.log_posteriors[:1])
-    rows = {r.what: r for r in reproduced(config, Offer(single={}), lacking, named)}
+    rows = {r.what: r for r in reproduced(config, SearchScope(single={}), lacking, named)}
     assert rows[fused.what].here is None
     assert rows[fused.what].note.startswith("needs video: bi-LSTM")
 
@@ -178,7 +178,7 @@ def test_networks_of_the_papers_sizes_are_built() -> None:
     shape = ClipShape(num_classes=4, sample_rate_hz=16000, frames=20, frame_size=(60, 100))
     counts = {}
     for label, one in PAPERS["singh2020"].settings.items():
-        plan = TrialPlan.of(one.architecture, one.settings, one.training)
+        plan = TrialConfig.of(one.architecture, one.settings, one.training)
         network = build_expert(
             plan.architecture, plan.settings, shape, dropout=plan.training.dropout
         )

@@ -34,15 +34,15 @@ from search.execution.trial_process import train
 from search.monitoring.interrupt import Interrupt
 from search.persistence.run_folder import RunFolder
 from search.persistence.run_record import RunRecord
-from search.space.scope import offer_for
+from search.space.scope import scope_for
 from search.stages.enrolment import score_enrolment
 from search.stages.session import Session
 from search.stages.task import task_of
 from search.training.cross_validation import LockstepTrial
 from search.training.fold_builder import build_fold
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from search.trial_spec import RunContext, TrialSpec
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 from search.tuning.study import open_journal
 from tests.search.here import broken
 from tests.specs import NO_CORPUS, context_of, spec_of
@@ -84,8 +84,8 @@ def context(three_folds: TrainingData, cache_folder: Path, tmp_path: Path) -> Ru
     return context_of(tmp_path, corpus, workers_per_trial=2, runner="train")
 
 
-def plan(name: str, **training: Any) -> TrialPlan:
-    return TrialPlan.of(name, {}, {"epochs": 2, **training})
+def plan(name: str, **training: Any) -> TrialConfig:
+    return TrialConfig.of(name, {}, {"epochs": 2, **training})
 
 
 def expert(name: str, data: TrainingData) -> Expert:
@@ -266,7 +266,7 @@ def test_what_all_clips_of_a_scored_speaker_share_is_taken_off(
 def test_an_enrolling_trial_leaves_its_counts_at_the_end_and_nothing_else(
     three_folds: TrainingData, context: RunContext
 ) -> None:
-    chosen = TrialPlan.of("action_units", {}, {"epochs": 8})
+    chosen = TrialConfig.of("action_units", {}, {"epochs": 8})
     adapted = Variant("adapted")
     spec = spec_of(
         "video-0000", chosen, context, variant=adapted, keep_weights=False, enrolment=(2, 4)
@@ -326,8 +326,8 @@ class Searched:
 @pytest.fixture()
 def searched(three_folds: TrainingData, context: RunContext) -> Searched:
     run = RunFolder(KeptFolder(Path(context.run)), SearchConfig(), resumed=False)
-    search = DealtSearch(
-        offer_for(three_folds.shape, ("functionals", "action_units"), epochs_scale=0.1),
+    search = ModalitySearcher(
+        scope_for(three_folds.shape, ("functionals", "action_units"), epochs_scale=0.1),
         open_journal(run.journal),
         seed=0,
         trials=3,

@@ -15,11 +15,11 @@ from datasets.sharding.index import ShardIndex
 from search.config import ConfigError, SearchConfig
 from search.persistence.run_folder import new_run, resumed_run
 from search.run import main
-from search.space.scope import Offer
+from search.space.scope import SearchScope
 from search.stages.nested_search import in_words, read_outer
 from search.stages.nested_splits import inner_splits, narrowed, outer_count
 
-OFFER = Offer(
+SCOPE = SearchScope(
     single={"audio": ("logmel_resnet", "functionals"), "video": ("action_units", "frame_cnn")},
     fusions=("concatenation",),
     parts={"audio": ("functionals",), "video": ("action_units",)},
@@ -92,10 +92,10 @@ def test_a_search_has_no_speaker_of_its_outer_fold_in_any_of_its_folds(
 
 def test_the_cheapest_of_each_modality_and_its_share_of_the_time() -> None:
     config = SearchConfig(data="x", outer=True, time_budget="60m", workers=1)
-    config, offer = narrowed(config, OFFER, SECONDS, 6)
-    assert dict(offer.single) == {"audio": ("functionals",), "video": ("action_units",)}
-    assert (offer.fusions, offer.modalities) == ((), ["audio", "video"])
-    assert "only names others" in offer.why_not["logmel_resnet"]
+    config, scope = narrowed(config, SCOPE, SECONDS, 6)
+    assert dict(scope.single) == {"audio": ("functionals",), "video": ("action_units",)}
+    assert (scope.fusions, scope.modalities) == ((), ["audio", "video"])
+    assert "only names others" in scope.why_not["logmel_resnet"]
     assert (config.only, config.trials) == ("functionals,action_units", 12)
     assert config.time_budget == "600s"
 
@@ -103,7 +103,7 @@ def test_the_cheapest_of_each_modality_and_its_share_of_the_time() -> None:
 def test_as_many_trials_as_fit_unless_they_were_asked_for() -> None:
     def asked(**settings: Any) -> SearchConfig:
         config = SearchConfig(data="x", outer=True, workers=1, **settings)
-        return narrowed(config, OFFER, SECONDS, 6)[0]
+        return narrowed(config, SCOPE, SECONDS, 6)[0]
 
     assert asked(time_budget="6m").trials == 7  # 60 s a search, 8 s a trial
     with pytest.raises(ConfigError, match=r"6 searches of 9 trials .* 7\.2 min, .* is 6 min"):

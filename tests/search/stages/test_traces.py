@@ -42,14 +42,14 @@ from search.reporting.results import write_reports
 from search.reporting.terminal import print_report
 from search.reporting.traces import trace_facts
 from search.run import main
-from search.space.scope import offer_for
-from search.space.suggest import known_good, plan_of, space_of
+from search.space.scope import scope_for
+from search.space.suggest import config_of, known_good, space_of
 from search.stages.setup import new_record, run_context
 from search.stages.task import Regression, task_of
 from search.training.cross_validation import LockstepTrial
 from search.training.fold_builder import build_fold
 from search.training.losses import concordance_loss
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from tests.search.here import one_thread
 from tests.small_run import join_streams
 from tests.specs import spec_of
@@ -124,7 +124,7 @@ def run(shards: ShardIndex, data: TrainingData, home: Path) -> TraceRun:
     folder = new_run(config, "recola")
     bank = PosteriorBank.create(folder.path / "bank", task_of(data).bank_table(data))
     for name, (architecture, settings, training) in CASES.items():
-        plan = TrialPlan.of(architecture, settings, {**SETTLED, **training})
+        plan = TrialConfig.of(architecture, settings, {**SETTLED, **training})
         spec = spec_of(name, plan, run_context(folder, data, record))
         with one_thread():
             reports = list(train(spec))
@@ -168,21 +168,21 @@ def test_what_is_of_classes_or_shifts_steps_is_not_searched_but_the_raters_delay
     shape = ClipShape(
         num_classes=2, sample_rate_hz=16000, frames=150, answers="traces", trace_steps=150
     )
-    offer = offer_for(shape, all_recipes=True, longest_delay=2.5)
-    assert offer.delays == (0.0, 0.4, 0.8, 1.2, 1.6, 2.0)
-    for modality in offer.modalities:
-        for name in offer.choices(modality):
-            searched = {key.partition("@")[0] for key in space_of(name, offer)}
+    scope = scope_for(shape, all_recipes=True, longest_delay=2.5)
+    assert scope.delays == (0.0, 0.4, 0.8, 1.2, 1.6, 2.0)
+    for modality in scope.modalities:
+        for name in scope.choices(modality):
+            searched = {key.partition("@")[0] for key in space_of(name, scope)}
             wrong = {"mixup", "label_smoothing", "focal_gamma", "class_balance", "trim_db",
                      "crop_seconds", "speed_perturbation"} & searched  # fmt: skip
             assert not wrong, name
             assert "label_delay" in searched, name
-        for params in known_good(modality, offer):
-            plan = plan_of(params, modality, offer)
+        for params in known_good(modality, scope):
+            plan = config_of(params, modality, scope)
             assert plan.training.label_delay == 2.0
             assert plan.training.mixup == plan.training.crop_seconds == 0.0
             assert not plan.settings.get("trim_db")
-    frames = space_of("frame_cnn", offer)["frames"]
+    frames = space_of("frame_cnn", scope)["frames"]
     assert getattr(frames, "values", ()) == (25, 50, 150), (
         "more of them: faces change within a clip"
     )
@@ -190,14 +190,14 @@ def test_what_is_of_classes_or_shifts_steps_is_not_searched_but_the_raters_delay
 
 def test_numbers_of_whole_clips_keep_what_shifts_steps() -> None:
     shape = ClipShape(num_classes=3, sample_rate_hz=16000, answers="values")
-    offer = offer_for(shape, ("logmel_resnet", "functionals"))
-    searched = space_of("logmel_resnet", offer)
+    scope = scope_for(shape, ("logmel_resnet", "functionals"))
+    searched = space_of("logmel_resnet", scope)
     assert "trim_db" in searched
     assert not {"mixup", "label_delay"} & set(searched)
 
 
 def test_what_is_wanted_is_what_raters_said_later(data: TrainingData) -> None:
-    plan = TrialPlan.of("frame_cnn", {"frames": 25}, {**SETTLED, "label_delay": 0.4})
+    plan = TrialConfig.of("frame_cnn", {"frames": 25}, {**SETTLED, "label_delay": 0.4})
     trainer = build_fold(plan, data, 0, seed=0)
     rows = trainer.rows[:2]
     _, wanted = trainer._examples(rows)
@@ -208,7 +208,7 @@ def test_what_is_wanted_is_what_raters_said_later(data: TrainingData) -> None:
 
 
 def test_every_recording_is_said_by_networks_that_never_saw_its_speaker(data: TrainingData) -> None:
-    plan = TrialPlan.of("frame_cnn", {"frames": 25, "width": 12}, {**SETTLED, "epochs": 1})
+    plan = TrialConfig.of("frame_cnn", {"frames": 25, "width": 12}, {**SETTLED, "epochs": 1})
     trial = LockstepTrial(plan, data, seed=0, precision="float32")
     results = list(trial.run())
     assert data.traces is not None
@@ -225,7 +225,7 @@ def test_every_recording_is_said_by_networks_that_never_saw_its_speaker(data: Tr
 
 
 def test_a_trial_goes_on_to_the_bit(data: TrainingData) -> None:
-    plan = TrialPlan.of("frame_cnn", {"frames": 25, "width": 12}, {**SETTLED, "epochs": 2})
+    plan = TrialConfig.of("frame_cnn", {"frames": 25, "width": 12}, {**SETTLED, "epochs": 2})
     whole = list(LockstepTrial(plan, data, seed=0, precision="float32").run())[-1].logits
     first = LockstepTrial(plan, data, seed=0, precision="float32")
     rungs = first.run()
@@ -393,7 +393,7 @@ def test_numbers_of_whole_clips_are_learned_and_exported(
         open_cache(index, cache_folder), make_folds(index, "speaker-kfold:2"), target="valence"
     )
     assert (data.shape.answers, data.shape.num_classes) == ("values", 1)
-    plan = TrialPlan.of(
+    plan = TrialConfig.of(
         "action_units", {}, {"epochs": 60, "batch_size": 6, "mixup": 0.0, "label_smoothing": 0.0}
     )
     said = list(LockstepTrial(plan, data, seed=0).run())[-1].logits
@@ -411,9 +411,11 @@ def test_tzirakis_networks_are_trained_as_the_paper_says_and_told_by_dimension(
     config = reproduce.completed(SearchConfig(data=shards.root, reproduce="tzirakis2017"))
     assert config.protocol == "recola-open-kfold"
     assert Regression().completed(config, data, set()).metric == CCC
-    offer = reproduce.offer_of(config, data)
-    assert offer.modalities == ["audio", "video", "early"]
-    plans = {label: TrialPlan.from_json(p) for m in offer.given.values() for label, p in m.items()}
+    scope = reproduce.scope_of(config, data)
+    assert scope.modalities == ["audio", "video", "early"]
+    plans = {
+        label: TrialConfig.from_json(p) for m in scope.given.values() for label, p in m.items()
+    }
     audio, video = plans["audio: waveform CNN and LSTM"], plans["video: ResNet-50 and LSTM"]
     assert (audio.training.learning_rate, audio.training.label_delay) == (1e-4, 2.0)
     assert audio.settings["recurrent_units"] == 256
@@ -425,7 +427,7 @@ def test_tzirakis_networks_are_trained_as_the_paper_says_and_told_by_dimension(
     labels = dict(
         zip(names, ("audio: waveform CNN and LSTM", "video: ResNet-50 and LSTM"), strict=True)
     )
-    rows = {row.what: row for row in reproduce.reproduced(config, offer, experts, labels)}
+    rows = {row.what: row for row in reproduce.reproduced(config, scope, experts, labels)}
     arousal = rows["audio: waveform CNN and LSTM, arousal"]
     assert (arousal.published, arousal.here) == (0.715, pytest.approx(1.0))
     valence = rows["video: ResNet-50 and LSTM, valence"]

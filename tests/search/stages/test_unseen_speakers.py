@@ -23,7 +23,7 @@ from ensembles.exporting.writer import export
 from search.data.training_data import TrainingData
 from search.persistence import weights
 from search.persistence.run_folder import RunFolder
-from search.stages.findings import UnseenScore
+from search.stages.findings import HeldOutScore
 from search.stages.test_speakers import LOG_NAME, score_unseen
 
 ROOT = Path(__file__).parents[3]
@@ -43,7 +43,7 @@ def copied(small_run: Any, folder: Path, name: str = "small") -> RunFolder:
     return replace(small_run.folder, kept=KeptFolder(folder / name))
 
 
-def look(run: RunFolder, small_run: Any, **changes: Any) -> UnseenScore:
+def look(run: RunFolder, small_run: Any, **changes: Any) -> HeldOutScore:
     found = score_unseen(
         run,
         changes.get("data", small_run.data),

@@ -23,7 +23,7 @@ from search.training.cross_validation import LockstepTrial
 from search.training.distributed import Workers
 from search.training.fold_builder import build_fold
 from search.training.fold_trainer import FoldTrainer
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from tests.search.backbones import plan, write
 
 COUNT = 2
@@ -42,7 +42,7 @@ STEPS = {"whole": ("action_units", False), "unequal": ("functionals", True),
 
 def _step_data(
     name: str, unequal: bool, shards: Path, cache: Path, weights: Path, rank: int | None
-) -> tuple[TrialPlan, TrainingData]:
+) -> tuple[TrialConfig, TrainingData]:
     """What one worker trains on, or without a rank one process alone."""
     index = read_index(shards)
     if unequal:
@@ -56,7 +56,7 @@ def _step_data(
     training = {**PLAIN, "batch_size": len(folds.train_rows(0))}
     if name == "cnn14":
         return plan(name, "frozen", weights, **training), data
-    return TrialPlan.of(name, {}, training), data
+    return TrialConfig.of(name, {}, training), data
 
 
 def _learned(trainer: FoldTrainer) -> torch.Tensor:
@@ -150,7 +150,7 @@ def _train(rank: int, shards: Path, cache: Path, weights: Path, port: int, out: 
     part = open_cache(index.part_of(rank, COUNT), cache)
     data = TrainingData(part, make_folds(index, "speaker-kfold:2"), index)
     training = {"epochs": 4, "batch_size": 4, "dropout": 0.2, "mixup": 0.2}
-    plan = TrialPlan.of("logmel_resnet", {"width": 4, "recurrent_units": 0}, training)
+    plan = TrialConfig.of("logmel_resnet", {"width": 4, "recurrent_units": 0}, training)
     trial = LockstepTrial(plan, data, seed=0, precision="float32", workers=workers)
     rungs = list(trial.run())
     uneven = workers.concatenate(torch.full((rank + 1, 2), float(rank)))
@@ -171,7 +171,7 @@ def _train(rank: int, shards: Path, cache: Path, weights: Path, port: int, out: 
 def _mean_of_features(data: TrainingData, workers: Workers) -> torch.Tensor:
     """A scaler counted over all workers' clips."""
     trial = LockstepTrial(
-        TrialPlan.of("action_units", {}, {"epochs": 1}), data, seed=0, workers=workers
+        TrialConfig.of("action_units", {}, {"epochs": 1}), data, seed=0, workers=workers
     )
     encoder = trial.trainers[0].expert.encoder("features")
     return encoder.scale.mean.clone()  # type: ignore[union-attr, operator]
@@ -261,7 +261,7 @@ def test_a_scaler_is_counted_over_all_workers(
 
 
 def test_one_worker_of_a_group_of_one_trains_as_without_it(tiny_data: TrainingData) -> None:
-    plan = TrialPlan.of("action_units", {}, {"epochs": 4})
+    plan = TrialConfig.of("action_units", {}, {"epochs": 4})
     logits = [
         list(LockstepTrial(plan, tiny_data, seed=1, workers=workers).run())[-1].logits
         for workers in (None, Workers(0, 1))

@@ -14,7 +14,7 @@ from search.training.device import choose_precision, is_out_of_memory
 from search.training.fold_builder import build_fold
 from search.training.fold_trainer import FoldTrainer, NonFiniteLossError
 from search.training.optimizer import cosine_share
-from search.trial_config import TrainSettings, TrialPlan
+from search.trial_config import TrainSettings, TrialConfig
 from tests.small import small_settings
 
 EARLY: dict[str, Any] = {
@@ -27,9 +27,9 @@ AUGMENTED = {
 }  # fmt: skip
 
 
-def plan(name: str, **training: Any) -> TrialPlan:
+def plan(name: str, **training: Any) -> TrialConfig:
     settings = EARLY if name == "concatenation" else small_settings(name)
-    return TrialPlan.of(name, settings, {"epochs": 1, **training})
+    return TrialConfig.of(name, settings, {"epochs": 1, **training})
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in architectures()])
@@ -147,7 +147,7 @@ def test_an_impossible_training_setting_is_refused(
 
 def test_an_unknown_training_setting_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"Unknown training setting 'momentum'\. Known: epochs"):
-        TrialPlan.of("functionals", {}, {"momentum": 0.9})
+        TrialConfig.of("functionals", {}, {"momentum": 0.9})
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
@@ -159,7 +159,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
 
 def test_a_plan_survives_json() -> None:
     chosen = plan("concatenation", mixup=0.2)
-    assert TrialPlan.from_json(chosen.to_json()) == chosen
+    assert TrialConfig.from_json(chosen.to_json()) == chosen
 
 
 def test_precision_is_what_was_asked_for_or_follows_the_architecture() -> None:

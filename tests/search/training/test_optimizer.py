@@ -20,7 +20,7 @@ from search.training.fold_builder import build_fold
 from search.training.losses import class_balanced_weights, cross_entropy
 from search.training.optimizer import Optimizer, cosine_share, one_cycle_share
 from search.training.weight_averaging import AveragedWeights
-from search.trial_config import TrainSettings, TrialPlan
+from search.trial_config import TrainSettings, TrialConfig
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 WANTED = torch.eye(3)[[0, 1]]
@@ -238,8 +238,8 @@ RECIPES: list[dict[str, Any]] = [
 def test_a_checkpoint_continues_every_recipe_to_the_same_numbers(
     tiny_data: TrainingData, recipe: dict[str, Any]
 ) -> None:
-    plan = TrialPlan.of("logmel_resnet", {"width": 4}, {"epochs": 4, "batch_size": 6, **recipe})
-    plain = TrialPlan.of("logmel_resnet", {"width": 4}, {"epochs": 4, "batch_size": 6})
+    plan = TrialConfig.of("logmel_resnet", {"width": 4}, {"epochs": 4, "batch_size": 6, **recipe})
+    plain = TrialConfig.of("logmel_resnet", {"width": 4}, {"epochs": 4, "batch_size": 6})
     rows = tiny_data.rows(0, training=False)
     whole = build_fold(plan, tiny_data, 0, seed=0)
     losses = [whole.step_epoch() for _ in range(4)]
@@ -256,7 +256,7 @@ def test_a_checkpoint_continues_every_recipe_to_the_same_numbers(
 
 
 def test_averaged_weights_predict_and_the_last_ones_train_on(tiny_data: TrainingData) -> None:
-    plan = TrialPlan.of("functionals", {}, {"epochs": 4, "averaging": "swa"})
+    plan = TrialConfig.of("functionals", {}, {"epochs": 4, "averaging": "swa"})
     trainer = build_fold(plan, tiny_data, 0, seed=0)
     for _ in range(4):
         trainer.step_epoch()
@@ -279,7 +279,9 @@ EARLY = {
 
 
 def test_parts_train_alone_first_and_then_jointly(tiny_data: TrainingData) -> None:
-    plan = TrialPlan.of("concatenation", EARLY, {"epochs": 4, "alone_share": 0.5, "batch_size": 6})
+    plan = TrialConfig.of(
+        "concatenation", EARLY, {"epochs": 4, "alone_share": 0.5, "batch_size": 6}
+    )
     trainer = build_fold(plan, tiny_data, 0, seed=0)
     fusion = copy.deepcopy(trainer.expert.fusion)
     encoders = copy.deepcopy(trainer.expert.encoders)
@@ -299,7 +301,7 @@ def same(one: nn.Module | None, other: nn.Module) -> bool:
 
 
 def test_one_modality_has_nothing_to_train_alone(tiny_data: TrainingData) -> None:
-    plan = TrialPlan.of("functionals", {}, {"epochs": 2})
+    plan = TrialConfig.of("functionals", {}, {"epochs": 2})
     alone = replace(plan, training=replace(plan.training, alone_share=0.5))
     results = [next(iter(LockstepTrial(p, tiny_data, seed=0).run())) for p in (plan, alone)]
     np.testing.assert_array_equal(results[0].logits, results[1].logits)

@@ -18,15 +18,15 @@ from models.registry import ModelError, architectures
 from search.config import ConfigError, SearchConfig
 from search.data.training_data import TrainingData
 from search.persistence.run_record import RunRecord
-from search.space.eligibility import check_weights, offer_as_asked
-from search.space.scope import Offer, missing_weights, offer_for
+from search.space.eligibility import check_weights, requested_scope
+from search.space.scope import SearchScope, missing_weights, scope_for
 from search.space.step_cost import drop_expensive, key_of, measure_cost
 from search.stages.setup import Setup, print_scope
 from search.stages.task import task_of
 from search.training.cross_validation import LockstepTrial
 from search.training.fold_builder import build_fold
 from search.training.fold_trainer import NonFiniteLossError
-from search.trial_config import TrialPlan
+from search.trial_config import TrialConfig
 from tests.search.backbones import plan as plan_from
 from tests.search.backbones import write
 from tests.small import SMALL
@@ -46,7 +46,7 @@ def prepared(name: str, tiny_data: TrainingData, tmp_path: Path) -> TrainingData
     return with_weights(tiny_data, tmp_path / "weights")
 
 
-def plan(name: str, mode: str, data: TrainingData, **training: Any) -> TrialPlan:
+def plan(name: str, mode: str, data: TrainingData, **training: Any) -> TrialConfig:
     assert data.weights is not None
     return plan_from(name, mode, data.weights, **training)
 
@@ -91,13 +91,13 @@ def test_a_fine_tuned_backbone_moves(name: str, prepared: TrainingData) -> None:
 def test_every_mode_has_a_cost_also_when_others_were_dropped(
     name: str, prepared: TrainingData
 ) -> None:
-    offer = offer_for(prepared.shape, (name,), weights=prepared.weights)
-    assert offer.transfers[name].modes[:2] == ("frozen", "finetune")
-    cost = measure_cost(offer, prepared, "cpu", "float32")
-    assert set(cost.seconds) == {key_of(name, mode) for mode in offer.transfers[name].modes}
+    scope = scope_for(prepared.shape, (name,), weights=prepared.weights)
+    assert scope.transfers[name].modes[:2] == ("frozen", "finetune")
+    cost = measure_cost(scope, prepared, "cpu", "float32")
+    assert set(cost.seconds) == {key_of(name, mode) for mode in scope.transfers[name].modes}
     assert all(seconds > 0 for seconds in cost.seconds.values())
     dearest = max(cost.seconds.values())
-    left = drop_expensive(offer, cost.seconds, 0.0)
+    left = drop_expensive(scope, cost.seconds, 0.0)
     assert len(left.transfers[name].modes) == 1
     config = SearchConfig(data="x", device="cpu")
     known = {"corpus": "tiny", "protocol": "p", "predicted_seconds": cost.seconds}
@@ -113,13 +113,15 @@ def test_every_mode_has_a_cost_also_when_others_were_dropped(
     )
     print_scope(setup, console)
     assert f"{name} {left.transfers[name].modes[0]}: about" in console.export_text()
-    assert drop_expensive(offer, cost.seconds, dearest).transfers == offer.transfers
+    assert drop_expensive(scope, cost.seconds, dearest).transfers == scope.transfers
 
 
 def test_a_share_of_a_gpu_is_found_by_mode() -> None:
     context = context_of(device="cuda", gpu_share={"cnn14 frozen": 0.125})
     for mode, share in (("frozen", 0.125), ("scratch", 1.0)):
-        assert spec_of("audio-0000", TrialPlan("cnn14", {"transfer": mode}), context).gpus == share
+        assert (
+            spec_of("audio-0000", TrialConfig("cnn14", {"transfer": mode}), context).gpus == share
+        )
 
 
 NAME = "spatial_transformer"
@@ -130,23 +132,23 @@ def test_settings_that_the_weights_bring_are_not_searched(
 ) -> None:
     import optuna
 
-    from search.space.suggest import suggest_plan
+    from search.space.suggest import suggest_config
 
     write(tmp_path, NAME, tiny_data, [])
-    offer = offer_for(tiny_data.shape, (NAME,), weights=tmp_path)
+    scope = scope_for(tiny_data.shape, (NAME,), weights=tmp_path)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     modes = set()
     for _ in range(12):
         trial = study.ask()
-        suggested = suggest_plan(trial, "video", offer)
+        suggested = suggest_config(trial, "video", scope)
         modes.add(suggested.settings["transfer"])
         asked = {f"{NAME}.{key}" for key in SMALL[NAME]} & set(trial.params)
         assert bool(asked) == (suggested.settings["transfer"] == "scratch")
     assert modes == {"frozen", "finetune", "scratch"}
 
 
-def offered(data: TrainingData, folder: Path) -> Offer:
-    return offer_as_asked(SearchConfig(only=NAME), with_weights(data, folder))
+def offered(data: TrainingData, folder: Path) -> SearchScope:
+    return requested_scope(SearchConfig(only=NAME), with_weights(data, folder))
 
 
 @pytest.mark.parametrize("same", ["speakers", "checksum"])
@@ -177,25 +179,25 @@ def test_a_run_is_continued_with_its_own_weights_alone(
     tiny_data: TrainingData, tmp_path: Path
 ) -> None:
     write(tmp_path / "a", NAME, tiny_data, [])
-    offer = offered(tiny_data, tmp_path / "a")
-    check_weights(offer, tmp_path / "a")
+    scope = offered(tiny_data, tmp_path / "a")
+    check_weights(scope, tmp_path / "a")
     with pytest.raises(ConfigError, match="Say where they are with --weights"):
-        check_weights(offer, None)
+        check_weights(scope, None)
     write(tmp_path / "a", NAME, tiny_data, [{"corpus": "other", "checksum": "", "speakers": []}])
     with pytest.raises(ConfigError, match="is not the file that this run began with"):
-        check_weights(offer, tmp_path / "a")
+        check_weights(scope, tmp_path / "a")
 
 
 def test_missing_weights_are_named_with_their_place(
     tiny_data: TrainingData, tmp_path: Path
 ) -> None:
-    offer = offer_for(tiny_data.shape, weights=tmp_path)
-    told = missing_weights(offer, tmp_path)
+    scope = scope_for(tiny_data.shape, weights=tmp_path)
+    told = missing_weights(scope, tmp_path)
     assert told is not None
     assert f"not in '{tmp_path}'" in told
     assert "Cnn14_16k_mAP=0.438.pth (cnn14)" in told
     assert "spatial_transformer.safetensors (spatial_transformer)" in told
-    only = offer_for(tiny_data.shape, ("functionals",), weights=tmp_path)
+    only = scope_for(tiny_data.shape, ("functionals",), weights=tmp_path)
     assert missing_weights(only, tmp_path) is None
 
 
@@ -204,13 +206,13 @@ def test_a_trial_without_a_backbone_does_not_look_for_weights(tiny_data: Trainin
         raise ModelError("looked for weights")
 
     data = TrainingData(tiny_data.cache, tiny_data.folds, weights=nowhere)
-    assert build_fold(TrialPlan.of("functionals", {}, {}), data, 0, seed=0).steps > 0
+    assert build_fold(TrialConfig.of("functionals", {}, {}), data, 0, seed=0).steps > 0
     with pytest.raises(ModelError, match="looked for weights"):
         _ = data.weights
 
 
 def test_predictions_that_are_not_finite_fail_the_trial(tiny_data: TrainingData) -> None:
-    trial = LockstepTrial(TrialPlan.of("functionals", {}, {"epochs": 1}), tiny_data, seed=0)
+    trial = LockstepTrial(TrialConfig.of("functionals", {}, {"epochs": 1}), tiny_data, seed=0)
     with torch.no_grad():  # as by a last step that was too long
         trial.trainers[1].expert.classifier.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteLossError, match="The predictions of fold 1 are not finite"):

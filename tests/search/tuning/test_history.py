@@ -12,26 +12,26 @@ import pytest
 from optuna.trial import TrialState
 
 from models import ClipShape
-from search.space.scope import Offer, offer_for
+from search.space.scope import SearchScope, scope_for
 from search.tuning import history, sampler
 from search.tuning.history import History
 from search.tuning.scheduler import HalvingScheduler
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 from search.tuning.study import open_journal
 
 SHAPE = ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5)
 
 
 @pytest.fixture()
-def offer() -> Offer:
-    return offer_for(SHAPE, ("functionals", "logmel_resnet", "action_units"))
+def scope() -> SearchScope:
+    return scope_for(SHAPE, ("functionals", "logmel_resnet", "action_units"))
 
 
-def deal(offer: Offer, path: Path) -> DealtSearch:
-    return DealtSearch(offer, open_journal(path), seed=1, trials=1000, deadline=math.inf)
+def deal(scope: SearchScope, path: Path) -> ModalitySearcher:
+    return ModalitySearcher(scope, open_journal(path), seed=1, trials=1000, deadline=math.inf)
 
 
-def run(search: DealtSearch, trial_id: str) -> None:
+def run(search: ModalitySearcher, trial_id: str) -> None:
     """To its end, or until it is stopped; every seventh fails."""
     luck = zlib.crc32(search.running[trial_id].encode())
     for rung in (25, 50, 75, 100):
@@ -45,13 +45,13 @@ def run(search: DealtSearch, trial_id: str) -> None:
 
 
 def proposals(
-    offer: Offer, path: Path, count: int, *, interrupt_every: int = 0
+    scope: SearchScope, path: Path, count: int, *, interrupt_every: int = 0
 ) -> list[tuple[str, dict[str, Any]]]:
     """Parameters of `count` trials, three at a time; perhaps with a new process now and then."""
-    search = deal(offer, path)
+    search = deal(scope, path)
     for number in range(count):
         if interrupt_every and number and number % interrupt_every == 0:
-            search = deal(offer, path)
+            search = deal(scope, path)
             for orphan in range(len(search._orphans)):
                 search.suggest(f"{number} {orphan}")
         search.suggest(str(number))
@@ -61,22 +61,22 @@ def proposals(
 
 
 def test_a_sampler_sees_all_trials_as_long_as_there_are_few(
-    offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scope: SearchScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = proposals(offer, tmp_path / "ours", 40)
+    ours = proposals(scope, tmp_path / "ours", 40)
     monkeypatch.setattr(sampler, "_Seen", lambda study, trials: study)
-    assert proposals(offer, tmp_path / "all", 40) == ours
+    assert proposals(scope, tmp_path / "all", 40) == ours
 
 
 def test_a_restarted_search_proposes_the_same_where_not_all_trials_are_shown(
-    offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scope: SearchScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everything = proposals(offer, tmp_path / "everything", 48)
+    everything = proposals(scope, tmp_path / "everything", 48)
     monkeypatch.setattr(history, "SHOWN", 10)
     monkeypatch.setattr(history, "GOOD", 3)
-    whole = proposals(offer, tmp_path / "whole", 48)
+    whole = proposals(scope, tmp_path / "whole", 48)
     assert whole != everything
-    assert proposals(offer, tmp_path / "pieces", 48, interrupt_every=9) == whole
+    assert proposals(scope, tmp_path / "pieces", 48, interrupt_every=9) == whole
 
 
 def test_shown_are_the_latest_the_best_and_some_of_every_kind(
@@ -101,13 +101,13 @@ def test_shown_are_the_latest_the_best_and_some_of_every_kind(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_kept_equals_a_recount_of_the_journal(
-    offer: Offer, tmp_path: Path, seed: int
+    scope: SearchScope, tmp_path: Path, seed: int
 ) -> None:
     rng = random.Random(seed)
-    search, live = deal(offer, tmp_path / "journal"), dict[str, int]()
+    search, live = deal(scope, tmp_path / "journal"), dict[str, int]()
     for step in range(250):
         if rng.random() < 0.05:  # a new process takes over what ran
-            search, live = deal(offer, tmp_path / "journal"), {}
+            search, live = deal(scope, tmp_path / "journal"), {}
         action = rng.random()
         if len(live) < 2 or (action < 0.3 and len(live) < 6):
             search.suggest(str(step))
@@ -129,7 +129,7 @@ def test_what_is_kept_equals_a_recount_of_the_journal(
     assert search.asked() > 30, "much has happened"
 
 
-def _recount(search: DealtSearch) -> None:
+def _recount(search: ModalitySearcher) -> None:
     for part in search.parts.values():
         trials = part.asked()
         kept, fresh = part.history, History()
@@ -160,8 +160,8 @@ def _recount(search: DealtSearch) -> None:
                         assert one.rivals(trial.number, percent, score) == (len(rivals), beaten)
 
 
-def test_the_trial_that_waits_longest_runs_first(offer: Offer, tmp_path: Path) -> None:
-    search = deal(offer, tmp_path / "journal")
+def test_the_trial_that_waits_longest_runs_first(scope: SearchScope, tmp_path: Path) -> None:
+    search = deal(scope, tmp_path / "journal")
     scheduler = HalvingScheduler(search)
     trials = []
     for name in ("b", "c", "a"):

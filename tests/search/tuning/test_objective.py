@@ -13,9 +13,9 @@ from ensembles.bank.posterior_bank import BankEntry, Experts, PosteriorBank
 from ensembles.metrics import METRICS, get_metric, log_softmax
 from models import ClipShape
 from search.config import ConfigError, SearchConfig
-from search.space.scope import Offer, offer_for
+from search.space.scope import SearchScope, scope_for
 from search.tuning.objective import GAIN_WEIGHT, KEPT, EnsembleObjective, ensemble_gain
-from search.tuning.searcher import DealtSearch
+from search.tuning.searcher import ModalitySearcher
 from search.tuning.study import open_journal
 
 CLIPS, CLASSES = 60, 3
@@ -158,17 +158,17 @@ def test_on_random_labels_nothing_is_gained(noisy: Experts) -> None:
     assert abs(np.mean(gains)) < 0.03
 
 
-def offer() -> Offer:
+def scope() -> SearchScope:
     shape = ClipShape(num_classes=CLASSES, sample_rate_hz=16_000, num_features=5)
-    return offer_for(shape, ("functionals", "action_units"))
+    return scope_for(shape, ("functionals", "action_units"))
 
 
-def proposals(path: Path, bank: PosteriorBank | None, *, interrupt: bool) -> DealtSearch:
+def proposals(path: Path, bank: PosteriorBank | None, *, interrupt: bool) -> ModalitySearcher:
     """Thirty trials, one at a time; perhaps with a new process before each and within some."""
 
-    def deal() -> DealtSearch:
-        return DealtSearch(
-            offer(),
+    def deal() -> ModalitySearcher:
+        return ModalitySearcher(
+            scope(),
             open_journal(path),
             seed=1,
             trials=100,

@@ -10,31 +10,31 @@ import pytest
 from optuna.trial import TrialState
 
 from models import ClipShape
-from search.space.scope import Offer, offer_for
-from search.space.suggest import plan_of
-from search.tuning.searcher import DealtSearch
+from search.space.scope import SearchScope, scope_for
+from search.space.suggest import config_of
+from search.tuning.searcher import ModalitySearcher
 from search.tuning.study import StudySearch, open_journal
 
 SHAPE = ClipShape(num_classes=4, sample_rate_hz=16_000, num_features=5)
 
 
 @pytest.fixture()
-def offer() -> Offer:
-    return offer_for(SHAPE, ("functionals", "action_units", "concatenation"))
+def scope() -> SearchScope:
+    return scope_for(SHAPE, ("functionals", "action_units", "concatenation"))
 
 
-def deal(offer: Offer, path: Path, trials: int = 100) -> DealtSearch:
-    return DealtSearch(offer, open_journal(path), seed=1, trials=trials, deadline=math.inf)
+def deal(scope: SearchScope, path: Path, trials: int = 100) -> ModalitySearcher:
+    return ModalitySearcher(scope, open_journal(path), seed=1, trials=trials, deadline=math.inf)
 
 
-def finish(search: DealtSearch, trial_id: str, score: float, percent: int = 100) -> None:
+def finish(search: ModalitySearcher, trial_id: str, score: float, percent: int = 100) -> None:
     for rung in range(25, percent + 1, 25):
         search.report_rung(trial_id, rung, score)
     search.on_trial_complete(trial_id, {"score": score, "percent": percent})
 
 
-def test_trials_are_dealt_to_the_modalities_in_turn(offer: Offer, tmp_path: Path) -> None:
-    search = deal(offer, tmp_path / "journal", trials=7)
+def test_trials_are_dealt_to_the_modalities_in_turn(scope: SearchScope, tmp_path: Path) -> None:
+    search = deal(scope, tmp_path / "journal", trials=7)
     modalities = []
     for number in range(7):
         config = search.suggest(str(number))
@@ -45,9 +45,9 @@ def test_trials_are_dealt_to_the_modalities_in_turn(offer: Offer, tmp_path: Path
 
 
 def test_a_stopped_trial_is_pruned_with_its_rungs_and_never_complete(
-    offer: Offer, tmp_path: Path
+    scope: SearchScope, tmp_path: Path
 ) -> None:
-    part = StudySearch("audio", offer, open_journal(tmp_path / "journal"), 0)
+    part = StudySearch("audio", scope, open_journal(tmp_path / "journal"), 0)
     part.suggest("a")
     part.report_rung("a", 25, 0.3)
     part.report_rung("a", 50, 0.4)
@@ -67,9 +67,9 @@ def test_a_stopped_trial_is_pruned_with_its_rungs_and_never_complete(
     ],
 )  # fmt: skip
 def test_nan_and_errors_are_failures_with_a_reason(
-    offer: Offer, tmp_path: Path, result: dict[str, Any] | None, error: bool, reason: str
+    scope: SearchScope, tmp_path: Path, result: dict[str, Any] | None, error: bool, reason: str
 ) -> None:
-    part = StudySearch("audio", offer, open_journal(tmp_path / "journal"), 0)
+    part = StudySearch("audio", scope, open_journal(tmp_path / "journal"), 0)
     part.suggest("a")
     part.on_trial_complete("a", result, error)
     (trial,) = part.asked()
@@ -78,9 +78,9 @@ def test_nan_and_errors_are_failures_with_a_reason(
 
 
 def test_nothing_is_stopped_before_half_its_schedule_nor_before_three_have_finished(
-    offer: Offer, tmp_path: Path
+    scope: SearchScope, tmp_path: Path
 ) -> None:
-    search = deal(offer, tmp_path / "journal")
+    search = deal(scope, tmp_path / "journal")
     part = search.parts["audio"]
     for number, score in enumerate((0.5, 0.6)):
         part.suggest(str(number))
@@ -96,8 +96,8 @@ def test_nothing_is_stopped_before_half_its_schedule_nor_before_three_have_finis
     assert part.report_rung("fourth", 50, 0.2), "worse than two of three"
 
 
-def test_the_better_half_goes_on(offer: Offer, tmp_path: Path) -> None:
-    part = deal(offer, tmp_path / "journal").parts["audio"]
+def test_the_better_half_goes_on(scope: SearchScope, tmp_path: Path) -> None:
+    part = deal(scope, tmp_path / "journal").parts["audio"]
     for number, score in enumerate((0.5, 0.6, 0.1)):
         part.suggest(str(number))
         part.report_rung(str(number), 50, score)
@@ -109,8 +109,8 @@ def test_the_better_half_goes_on(offer: Offer, tmp_path: Path) -> None:
     assert part.report_rung("bad", 50, 0.3)
 
 
-def test_modalities_are_not_compared_with_each_other(offer: Offer, tmp_path: Path) -> None:
-    search = deal(offer, tmp_path / "journal")
+def test_modalities_are_not_compared_with_each_other(scope: SearchScope, tmp_path: Path) -> None:
+    search = deal(scope, tmp_path / "journal")
     for number in range(3):
         search.parts["video"].suggest(f"v{number}")
         search.parts["video"].report_rung(f"v{number}", 50, 0.9)
@@ -119,15 +119,15 @@ def test_modalities_are_not_compared_with_each_other(offer: Offer, tmp_path: Pat
     assert not search.parts["audio"].report_rung("a", 50, 0.2)
 
 
-def propose(offer: Offer, path: Path, count: int, *, interrupt: bool) -> list[dict[str, Any]]:
+def propose(scope: SearchScope, path: Path, count: int, *, interrupt: bool) -> list[dict[str, Any]]:
     """Parameters of `count` trials, one at a time; perhaps with a new process before each."""
-    search = deal(offer, path)
+    search = deal(scope, path)
     for number in range(count):
         if interrupt and number:
-            search = deal(offer, path)
+            search = deal(scope, path)
         search.suggest(str(number))
         if interrupt and number % 2:  # dies while the trial runs, and takes it over again
-            search = deal(offer, path)
+            search = deal(scope, path)
             search.suggest(str(number))
         finish(search, str(number), (number * 37 % 11) / 11)
     trials = [(m, t.number, t.params) for m, part in search.parts.items() for t in part.asked()]
@@ -135,43 +135,45 @@ def propose(offer: Offer, path: Path, count: int, *, interrupt: bool) -> list[di
 
 
 def test_a_restarted_search_proposes_what_the_uninterrupted_one_would_have(
-    offer: Offer, tmp_path: Path
+    scope: SearchScope, tmp_path: Path
 ) -> None:
-    whole = propose(offer, tmp_path / "whole", 36, interrupt=False)
-    pieces = propose(offer, tmp_path / "pieces", 36, interrupt=True)
+    whole = propose(scope, tmp_path / "whole", 36, interrupt=False)
+    pieces = propose(scope, tmp_path / "pieces", 36, interrupt=True)
     assert whole == pieces
     assert len({str(sorted(p.items())) for p in whole}) == 36, "proposals repeat"
 
 
 def test_a_trial_that_died_between_two_parameters_gets_the_same_ones(
-    offer: Offer, tmp_path: Path
+    scope: SearchScope, tmp_path: Path
 ) -> None:
-    whole = StudySearch("audio", offer, open_journal(tmp_path / "a"), 0)
+    whole = StudySearch("audio", scope, open_journal(tmp_path / "a"), 0)
     whole.suggest("default")
     whole.on_trial_complete("default", {"score": 0.5, "percent": 100})
     expected = whole.suggest("x")["plan"]
 
-    cut = StudySearch("audio", offer, open_journal(tmp_path / "b"), 0)
+    cut = StudySearch("audio", scope, open_journal(tmp_path / "b"), 0)
     cut.suggest("default")
     cut.on_trial_complete("default", {"score": 0.5, "percent": 100})
     trial = cut.study.ask()
     trial.suggest_categorical("architecture", ["functionals"])
-    again = StudySearch("audio", offer, open_journal(tmp_path / "b"), 0)
+    again = StudySearch("audio", scope, open_journal(tmp_path / "b"), 0)
     assert again.adopt("x", again.asked()[-1])["plan"] == expected
 
 
-def test_the_journal_enqueues_the_known_good_defaults_once(offer: Offer, tmp_path: Path) -> None:
+def test_the_journal_enqueues_the_known_good_defaults_once(
+    scope: SearchScope, tmp_path: Path
+) -> None:
     for _ in range(3):
-        search = deal(offer, tmp_path / "journal")
+        search = deal(scope, tmp_path / "journal")
     study = optuna.load_study(study_name="audio", storage=open_journal(tmp_path / "journal"))
     assert len(study.trials) == 1
     assert search.left() == 100
 
 
 def test_a_run_that_is_cut_off_leaves_its_running_trials_to_be_resumed(
-    offer: Offer, tmp_path: Path
+    scope: SearchScope, tmp_path: Path
 ) -> None:
-    search = deal(offer, tmp_path / "journal")
+    search = deal(scope, tmp_path / "journal")
     search.suggest("0")
     search.report_rung("0", 25, 0.4)
     search.deadline = time.monotonic() - 1
@@ -181,9 +183,9 @@ def test_a_run_that_is_cut_off_leaves_its_running_trials_to_be_resumed(
 
 
 def test_a_rung_that_was_judged_before_an_interruption_is_not_judged_again(
-    offer: Offer, tmp_path: Path
+    scope: SearchScope, tmp_path: Path
 ) -> None:
-    part = deal(offer, tmp_path / "journal").parts["audio"]
+    part = deal(scope, tmp_path / "journal").parts["audio"]
     part.suggest("early bird")
     for rung in (25, 50, 75):
         assert not part.report_rung("early bird", rung, 0.4), "nothing has finished yet"
@@ -193,7 +195,7 @@ def test_a_rung_that_was_judged_before_an_interruption_is_not_judged_again(
         part.report_rung(str(number), 75, 0.9)
         part.on_trial_complete(str(number), {"score": 0.9, "percent": 100})
     bird = part.asked()[0]
-    again = deal(offer, tmp_path / "journal").parts["audio"]
+    again = deal(scope, tmp_path / "journal").parts["audio"]
     again.adopt("early bird", bird)
     assert not again.report_rung("early bird", 25, 0.4)
     assert not again.report_rung("early bird", 50, 0.4), "it went on after this rung then"
@@ -201,21 +203,21 @@ def test_a_rung_that_was_judged_before_an_interruption_is_not_judged_again(
 
 
 def test_an_extended_search_tries_what_is_new_first_and_forgets_nothing(
-    offer: Offer, tmp_path: Path
+    scope: SearchScope, tmp_path: Path
 ) -> None:
     path = tmp_path / "journal"
-    search = deal(offer, path)
+    search = deal(scope, path)
     for number in range(9):
         search.suggest(str(number))
         finish(search, str(number), number / 10)
     search.suggest("orphan")  # of audio, and its process dies
     before = {name: dict(trial.params) for name, trial in search.all_trials().items()}
 
-    more = offer.joined(offer_for(SHAPE, ("functionals", "logmel_resnet")))
+    more = scope.joined(scope_for(SHAPE, ("functionals", "logmel_resnet")))
     assert more.generation == 2
     assert more.single["audio"] == ("functionals", "logmel_resnet")
-    assert more.pairs == offer.pairs
-    extended = deal(Offer.from_json(more.to_json()), path)
+    assert more.pairs == scope.pairs
+    extended = deal(SearchScope.from_json(more.to_json()), path)
     assert extended.left() == 100 - 10 + 1
     adopted = extended.suggest("a")
     assert isinstance(adopted, dict)
@@ -235,10 +237,10 @@ def test_an_extended_search_tries_what_is_new_first_and_forgets_nothing(
     for name, params in before.items():
         assert params.items() <= extended.all_trials()[name].params.items()
     for name, trial in extended.all_trials().items():
-        plan_of(trial.params, name.rpartition("-")[0], more)
+        config_of(trial.params, name.rpartition("-")[0], more)
 
 
-def test_an_offer_that_brings_nothing_new_stays_as_it_is(offer: Offer) -> None:
-    assert offer.joined(offer) is offer
-    again = offer.joined(offer_for(SHAPE, ("logmel_resnet",)))
-    assert again.joined(offer_for(SHAPE, ("logmel_resnet",))) is again
+def test_an_offer_that_brings_nothing_new_stays_as_it_is(scope: SearchScope) -> None:
+    assert scope.joined(scope) is scope
+    again = scope.joined(scope_for(SHAPE, ("logmel_resnet",)))
+    assert again.joined(scope_for(SHAPE, ("logmel_resnet",))) is again

@@ -113,7 +113,7 @@ def _facts(corpus: str, speakers: int, modalities: tuple[str, ...], failure: str
         "test_speakers": {"speakers": ["x", "y"], "clips": 20, "score": 0.625, "scored_before": 2},
         "held_out": ["x", "y"],
         "people": {"gender": {name: ("male", "female")[n % 2] for n, name in enumerate(names)}},
-        "offer": {
+        "scope": {
             "single": {"audio": ["functionals"]},
             "fusions": [],
             "why_not": {"cnn14": "too slow"},

@@ -251,7 +251,7 @@ def test_an_older_summary_is_read(small: Path, tmp_path: Path, capsys: Any) -> N
         "machine",
         "command",
         "versions",
-        "offer",
+        "scope",
         "seconds",
     ):
         del summary[key]
