@@ -1,7 +1,4 @@
-"""What a run leaves behind: terminal leaderboard, `summary.json`, `leaderboard.csv`, predictions.
-
-`python -m search.report RUN` writes a run's `report.html` again, with its figures and tables.
-"""
+"""Write a run's `report.html` again, with its figures and tables: `python -m search.report RUN`."""
 
 from __future__ import annotations
 
