@@ -65,7 +65,7 @@ class Record:
         if report.when == "call" and report.passed:
             self.passed.append(report.nodeid)
 
-contracts = ["tests/models/test_contracts.py", "tests/ensembles/test_onnx_graph.py"]
+contracts = ["tests/models/test_contracts.py", "tests/ensembles/artifact/test_onnx_export.py"]
 with redirect_stdout(io.StringIO()) as text:
     code = pytest.main([*contracts, "-k", "my_net", "-p", "no:cacheprovider"], [Record()])
 print(json.dumps({
@@ -110,7 +110,10 @@ def test_it_fulfils_every_contract_that_another_audio_network_does(found: Any) -
     assert found["code"] == 0, found["text"]
     assert contracts(found["passed"], "my_net") == expected
     files = {name.partition("::")[0] for name in expected}
-    assert files == {"tests/models/test_contracts.py", "tests/ensembles/test_onnx_graph.py"}
+    assert files == {
+        "tests/models/test_contracts.py",
+        "tests/ensembles/artifact/test_onnx_export.py",
+    }
 
 
 def test_it_is_searched(found: Any) -> None:
