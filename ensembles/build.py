@@ -27,7 +27,7 @@ from ensembles.bank.prediction_tables import PredictionTable, join, read_predict
 from ensembles.bank.run_format import RUN_FORMAT, refusal
 from ensembles.bank.trace_table import TraceTable
 from ensembles.bank.variant import SEARCH
-from ensembles.evaluation.assessment import Scored, assess, scored
+from ensembles.evaluation.assessment import Assessment, Scored, assess, scored
 from ensembles.evaluation.leaderboard import LEGEND, assessment_rows, leaderboard
 from ensembles.fusion.candidates import recipes_for
 from ensembles.metrics import CCC, Array, Labels, check_metric, metrics_of_classes
@@ -155,30 +155,25 @@ def main(arguments: list[str] | None = None) -> int:
     except (EnsembleError, UnicodeDecodeError, csv.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = assessment_rows(assessment)
     if options.json:
-        print(json.dumps([row.to_json() for row in [*rows, *in_sample]], indent=1))
-        return 0
-    table = experts.table
-    console = Console()
-    console.print(
-        leaderboard(
-            rows,
-            metric,
-            f"{metric}, {len(table.labels)} {'clips' if metric != CCC else 'steps'}, "
-            f"{len(set(table.speakers))} speakers, {len(set(table.folds.tolist()))} folds",
-        )
+        rows = [*assessment_rows(assessment), *in_sample]
+        print(json.dumps([row.to_json() for row in rows], indent=1))
+    else:
+        _print(assessment, in_sample)
+    return 0
+
+
+def _print(assessment: Assessment, in_sample: list[Scored]) -> None:
+    table, metric, console = assessment.table, assessment.metric, Console()
+    title = (
+        f"{metric}, {len(table.labels)} {'clips' if metric != CCC else 'steps'}, "
+        f"{len(set(table.speakers))} speakers, {len(set(table.folds.tolist()))} folds"
     )
+    console.print(leaderboard(assessment_rows(assessment), metric, title))
     console.print(LEGEND, style="dim", highlight=False)
     if in_sample:
-        console.print(
-            leaderboard(
-                in_sample,
-                metric,
-                "in-sample: the fusion was fitted on posteriors of clips that the experts were trained on",
-            )
-        )
-    return 0
+        title = "in-sample: the fusion was fitted on posteriors of clips that the experts were trained on"
+        console.print(leaderboard(in_sample, metric, title))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +38,31 @@ def check_comparable(one: RunPredictions, other: RunPredictions) -> None:
             f"{len(apart)} clips are not in both '{one.run}' and '{other.run}', such as "
             f"'{apart[0]}': scores of different clips cannot be compared."
         )
-    for clip, *told in zip(
-        mine.clips, mine.speakers, its.speakers, mine.labels, its.labels, strict=True
-    ):
-        if told[0] != told[1] or told[2] != told[3]:
+    here, there = (zip(table.speakers, table.labels, strict=True) for table in (mine, its))
+    for clip, *about in zip(mine.clips, here, there, strict=True):
+        if about[0] != about[1]:
             raise EnsembleError(
                 f"'{one.run}' and '{other.run}' differ in speaker or label of clip '{clip}'."
             )
 
 
-def compare(
-    one: RunPredictions, other: RunPredictions, metric: str
-) -> tuple[Difference, dict[str, Difference]]:
-    """The other less the first: by the metric, and each class's recall.
+@dataclass(frozen=True)
+class Compared:
+    """A run less the first one.
+
+    Attributes:
+        run: The run.
+        all: By the metric.
+        recalls: Class → of its recall.
+    """
+
+    run: RunPredictions
+    all: Difference
+    recalls: dict[str, Difference]
+
+
+def compare(one: RunPredictions, other: RunPredictions, metric: str) -> Compared:
+    """The other less the first.
 
     With the same folds in both, scores are means over folds; otherwise over all clips together.
     """
@@ -58,7 +70,8 @@ def compare(
     if not same_folds([one, other]):
         table = replace(table, folds=np.zeros_like(table.folds))
     values = (other.log_posteriors, one.log_posteriors)
-    return difference(metric, table, *values), recall_differences(table, *values)
+    recalls = recall_differences(table, *values)
+    return Compared(other, difference(metric, table, *values), recalls)
 
 
 def same_folds(runs: Sequence[RunPredictions]) -> bool:
@@ -71,10 +84,10 @@ def _show(metric: Metric, found: Difference) -> str:
     return f"{value} ({low} to {high})"
 
 
-def _print(runs: list[RunPredictions], metric: Metric, row: str, console: Console) -> None:
-    first, *others = runs
-    table = first.table
-    together = not same_folds(runs)
+def _print(
+    first: RunPredictions, others: list[Compared], metric: Metric, row: str, console: Console
+) -> None:
+    table, runs = first.table, [first, *(one.run for one in others)]
     for run in runs:
         if run.leak:
             console.print(f"{run.run}: {run.leak}.", style="bold", highlight=False, markup=False)
@@ -83,37 +96,63 @@ def _print(runs: list[RunPredictions], metric: Metric, row: str, console: Consol
         f"differences to {first.run} in {metric.difference_unit} with 95 % intervals over speakers",
         highlight=False,
     )
+    together = not same_folds(runs)
     if together:
         console.print(
             "The runs were split into different folds: scores are over all clips together.",
             highlight=False,
         )
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("run", "score", "difference", "verdict"):
-        shown.add_column(heading, justify="left" if heading in {"run", "verdict"} else "right")
-    for run in runs:
-        folds = np.zeros_like(run.table.folds) if together else run.table.folds
-        scored = metric.format(metric.fold_mean(run.table.labels, run.log_posteriors, folds))
-        if run is first:
-            shown.add_row(run.run, scored, "", "")
-        else:
-            found, _ = compare(first, run, metric.name)
-            shown.add_row(run.run, scored, _show(metric, found), found.verdict)
-    console.print(shown)
-    classes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    classes.add_column("recall of")
-    for run in others:
-        classes.add_column(run.run, justify="right")
-    each = [compare(first, run, metric.name)[1] for run in others]
-    for name in each[0]:
-        classes.add_row(name, *(_show(get_metric("accuracy"), found[name]) for found in each))
-    console.print(classes)
+    console.print(_scores(first, others, metric, together))
+    console.print(_recalls(others))
     console.print(
         "comparable: within one standard error; or chance: the interval holds zero. Of twenty "
         "comparisons of equals, one leaves its interval by luck.",
         style="dim",
         highlight=False,
     )
+
+
+def _scores(first: RunPredictions, others: list[Compared], metric: Metric, together: bool) -> Table:
+    def score(run: RunPredictions) -> str:
+        folds = np.zeros_like(run.table.folds) if together else run.table.folds
+        return metric.format(metric.fold_mean(run.table.labels, run.log_posteriors, folds))
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("run", "score", "difference", "verdict"):
+        shown.add_column(heading, justify="left" if heading in {"run", "verdict"} else "right")
+    shown.add_row(first.run, score(first), "", "")
+    for one in others:
+        shown.add_row(one.run.run, score(one.run), _show(metric, one.all), one.all.verdict)
+    return shown
+
+
+def _recalls(others: list[Compared]) -> Table:
+    shown, accuracy = Table(box=box.SIMPLE_HEAD, pad_edge=False), get_metric("accuracy")
+    shown.add_column("recall of")
+    for one in others:
+        shown.add_column(one.run.run, justify="right")
+    for name in others[0].recalls:
+        shown.add_row(name, *(_show(accuracy, one.recalls[name]) for one in others))
+    return shown
+
+
+def _to_json(first: RunPredictions, others: list[Compared], metric: str, row: str) -> str:
+    document = {
+        one.run.run: {
+            "all": one.all.to_json(),
+            "classes": {name: found.to_json() for name, found in one.recalls.items()},
+        }
+        for one in others
+    }
+    runs = [first, *(one.run for one in others)]
+    found = {
+        "leaks": {run.run: run.leak for run in runs if run.leak},
+        "first": first.run,
+        "row": row,
+        "metric": metric,
+        "others": document,
+    }
+    return json.dumps(found, indent=1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,32 +176,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if len(given.runs) < 2:
             raise EnsembleError("Name two runs or more; the others are compared with the first.")
-        runs = [predictions_of_run(path, given.row) for path in given.runs]
-        metric = check_metric(given.metric or runs[0].metric)
-        for other in runs[1:]:
-            check_comparable(runs[0], other)
+        first, *rest = [predictions_of_run(path, given.row) for path in given.runs]
+        metric = check_metric(given.metric or first.metric)
+        for other in rest:
+            check_comparable(first, other)
     except EnsembleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    others = [compare(first, other, metric) for other in rest]
     if given.json:
-        document = {}
-        for other in runs[1:]:
-            found, classes = compare(runs[0], other, metric)
-            document[other.run] = {
-                "all": found.to_json(),
-                "classes": {name: one.to_json() for name, one in classes.items()},
-            }
-        leaks = {run.run: run.leak for run in runs if run.leak}
-        told = {
-            "leaks": leaks,
-            "first": runs[0].run,
-            "row": given.row,
-            "metric": metric,
-            "others": document,
-        }
-        print(json.dumps(told, indent=1))
-        return 0
-    _print(runs, get_metric(metric), given.row, Console())
+        print(_to_json(first, others, metric, given.row))
+    else:
+        _print(first, others, get_metric(metric), given.row, Console())
     return 0
 
 

@@ -91,8 +91,8 @@ class Record:
             self.passed.append(report.nodeid)
 
 contracts = [
-    "tests/models/test_contracts.py", "tests/ensembles/test_onnx_graph.py",
-    "tests/ensembles/test_fusion.py",
+    "tests/models/test_contracts.py", "tests/ensembles/artifact/test_onnx_export.py",
+    "tests/ensembles/fusion/test_fusion.py",
 ]
 with redirect_stdout(io.StringIO()) as text:
     chosen = "my_net or likelihood"
@@ -139,7 +139,10 @@ def test_it_fulfils_every_contract_that_another_audio_network_does(found: Any) -
     assert found["code"] == 0, found["text"]
     assert contracts(found["passed"], "my_net") == expected
     files = {name.partition("::")[0] for name in expected}
-    assert files == {"tests/models/test_contracts.py", "tests/ensembles/test_onnx_graph.py"}
+    assert files == {
+        "tests/models/test_contracts.py",
+        "tests/ensembles/artifact/test_onnx_export.py",
+    }
 
 
 def test_the_fusion_fulfils_every_contract_that_another_one_does(found: Any) -> None:

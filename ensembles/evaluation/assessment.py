@@ -72,7 +72,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Assessment:
-    """All that is said of a bank of experts.
+    """Scores of a bank of experts.
 
     Attributes:
         metric: What is scored.

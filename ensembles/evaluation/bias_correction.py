@@ -31,7 +31,7 @@ _CHUNK_NUMBERS = 8_000_000
 
 @dataclass(frozen=True)
 class Corrected:
-    """What the winner of a choice is worth on groups that did not choose it.
+    """Score of the winner of a choice on groups that did not choose it.
 
     Attributes:
         score: By the metric, mean over folds.

@@ -13,7 +13,7 @@ from ensembles.metrics import Array, calibration_error, confusion_matrix, metric
 
 @dataclass(frozen=True)
 class Detail:
-    """What one set of held-out predictions is worth, from every side.
+    """Score of one set of held-out predictions, from every side.
 
     Attributes:
         confusion: Counts; rows are the true classes.

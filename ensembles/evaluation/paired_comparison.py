@@ -19,7 +19,7 @@ _DRAWS = 2000
 
 @dataclass(frozen=True)
 class Difference:
-    """How much one is better than the other, by a score of which more is better.
+    """Advantage of one set of predictions over the other; greater is better.
 
     Attributes:
         value: Of the scores; of log-loss, how much less.
@@ -95,7 +95,7 @@ def recall_differences(table: ClipTable, one: Array, other: Array) -> dict[str, 
 
 @dataclass(frozen=True)
 class Gain:
-    """What fusion adds over the best expert of a modality.
+    """Gain of fusion over the best expert of a modality.
 
     Attributes:
         over: The row that it is compared with, such as `best audio`.

@@ -19,7 +19,7 @@ from ensembles.metrics import CCC, Array, ccc, get_metric, rmse
 
 @dataclass(frozen=True)
 class Processed:
-    """What post-processing makes of the fused traces.
+    """Fused traces before and after post-processing.
 
     Attributes:
         before: The headline without it.
@@ -46,7 +46,7 @@ def assess_traces(
     rungs: Iterable[tuple[str, Array]] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Assessment, Processed]:
-    """As `assess`, with the headline post-processed.
+    """Assess traces as `assess` does, with the headline post-processed.
 
     For each fold the chain is fitted on what the fold's own choice of recipe makes of the others,
     where it was fitted without them (with two folds, on them: then there is no third).
@@ -61,7 +61,7 @@ def assess_traces(
 
 
 def _search_score(experts: Experts, recipe: str) -> float:
-    """Of the recipe that the search saw as best, post-processed on the very folds that are scored."""
+    """Search score of the best recipe, post-processed on the very folds that are scored."""
     table = _table(experts)
     known = {known.name: known for known in recipes_for(experts, CCC)}
     traces = CrossFitter(experts, CCC).searched(known[recipe])
@@ -98,7 +98,7 @@ def _fit_chains(experts: Experts, row: Scored) -> tuple[PostProcessing, ...]:
 
 
 def _of(experts: Experts, rows: Any) -> tuple[Array, Spans, float]:
-    """What the chain is fitted by: gold, spans and the clock of some rows."""
+    """Gold, spans and step of some rows, which a chain is fitted by."""
     table = _table(experts)
     taken = table if isinstance(rows, slice) else table.take(rows)
     return taken.labels, taken.spans, table.step_seconds
@@ -117,16 +117,16 @@ def dimension_scores(table: TraceTable, traces: Array) -> dict[str, dict[str, fl
     """
     found = {}
     for d, name in enumerate(table.classes):
-        gold, said = table.labels[:, d], traces[:, d]
+        gold, predicted = table.labels[:, d], traces[:, d]
         by_fold = [
-            ccc(gold[table.folds == k], said[table.folds == k]) for k in np.unique(table.folds)
+            ccc(gold[table.folds == k], predicted[table.folds == k]) for k in np.unique(table.folds)
         ]
-        alone = [ccc(gold[start:end], said[start:end]) for start, end in table.spans]
+        alone = [ccc(gold[start:end], predicted[start:end]) for start, end in table.spans]
         found[name] = {
-            "ccc": ccc(gold, said),
+            "ccc": ccc(gold, predicted),
             "ccc_fold_mean": float(np.mean(by_fold)),
             "ccc_recording_mean": float(np.mean(alone)),
-            "rmse": rmse(gold, said),
+            "rmse": rmse(gold, predicted),
         }
     return found
 

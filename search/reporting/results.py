@@ -88,7 +88,7 @@ def is_over_time(table: Table) -> TypeGuard[TraceTable]:
 def _detail(
     assessment: Assessment, named: dict[str, Scored | None], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is said of classes alone; traces have `traces` instead."""
+    """Gains and details, of classes alone; traces have `traces` instead."""
     table = assessment.table
     if not isinstance(table, ClipTable):
         return {}

@@ -25,7 +25,7 @@ from search.reporting.traces import print_traces, trace_legend
 _FUSIONS_SHOWN = 8
 
 _UNKNOWN = "unknown"
-"""Of whom a corpus does not say what another says; in the files."""
+"""Value of an attribute that a corpus does not give of a speaker; shown in the files alone."""
 
 
 def print_report(
@@ -163,7 +163,7 @@ def _headline(assessment: Assessment, found: Detail) -> str:
 
 
 def _gains(assessment: Assessment) -> rich_table.Table | None:
-    """What fusion adds over the best expert of each modality; None where there is one alone."""
+    """Gains of fusion over the best expert of each modality; None where there is one alone."""
     gains = fusion_gains(assessment)
     if len(gains) < 2:
         return None
@@ -199,8 +199,8 @@ def _enrolment(metric: str, rows: dict[str, Any]) -> str:
 
 
 def _test_speakers(metric: str, found: dict[str, Any], corpus: str | None = None) -> str:
-    said = f"{get_metric(metric).format(found['score'])} by the averaged ensemble on {found['clips']} clips of "
-    lines = [f"Test speakers (in no fold): {said}{', '.join(found['speakers'])}"]
+    scored = f"{get_metric(metric).format(found['score'])} by the averaged ensemble on {found['clips']} clips of "
+    lines = [f"Test speakers (in no fold): {scored}{', '.join(found['speakers'])}"]
     if corpus:
         also = ", ".join(
             f"{one.title} {one.format(found['metrics'][one.name])}"
@@ -208,7 +208,7 @@ def _test_speakers(metric: str, found: dict[str, Any], corpus: str | None = None
             if one.percent
         )
         lines = [
-            f"Test corpus {corpus} (in no fold): {said}{len(found['speakers'])} speakers; {also}"
+            f"Test corpus {corpus} (in no fold): {scored}{len(found['speakers'])} speakers; {also}"
         ]
     for values in found.get("groups", {}).values():
         known = [f"{name} {100 * value:.1f}" for name, value in values.items() if name != _UNKNOWN]

@@ -12,7 +12,7 @@ import pytest
 from ensembles import EnsembleError
 from ensembles.bank.prediction_tables import FLOOR, join, read_predictions, write_predictions
 
-BEFORE = Path(__file__).parents[1] / "fixtures" / "before_rooms" / "predictions.csv"
+BEFORE = Path(__file__).parents[2] / "fixtures" / "before_rooms" / "predictions.csv"
 """Twelve clips of a run of commit ceec14a."""
 
 

@@ -192,7 +192,7 @@ def test_a_graph_that_differs_from_its_network_is_refused() -> None:
 
 
 def test_the_tolerance_is_what_the_documents_say() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "export.md").read_text()
     stated = re.findall(r"posteriors\s+within\s+(\S+),\s+or\s+the\s+export\s+is\s+refused", text)
     assert [float(number) for number in stated] == [TOLERANCE] == [1e-4]
 
