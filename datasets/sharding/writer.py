@@ -102,7 +102,12 @@ def prepare(
     lock = FileLock(str(out / _PROGRESS_FOLDER / "lock"))
     try:
         with lock.acquire(timeout=0):
-            _write_shards(corpus, out, settings, workers, on_progress)
+            _remove_partial_files(out)  # of a process that was killed
+            try:
+                _write_shards(corpus, out, settings, workers, on_progress)
+            except OSError:
+                _remove_partial_files(out)  # of workers that were ended when one could not write
+                raise
             write_index(_merge(corpus, settings, out), out)
             shutil.rmtree(out / _PROGRESS_FOLDER)
     except Timeout:
@@ -110,6 +115,12 @@ def prepare(
     except OSError as error:
         raise DataError(f"Cannot write to '{out}': {error.strerror or error}.") from error
     return read_index(out)
+
+
+def _remove_partial_files(out: Path) -> None:
+    progress = out / _PROGRESS_FOLDER
+    for partial in (*progress.glob("*.partial"), *out.glob(f"{FILE_NAME}.*.partial")):
+        partial.unlink(missing_ok=True)
 
 
 def _write_shards(
@@ -120,9 +131,6 @@ def _write_shards(
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Every shard that is not there yet, and its report."""
-    progress = out / _PROGRESS_FOLDER
-    for stale in (*progress.glob("shard-*.partial"), *out.glob(f"{FILE_NAME}.*.partial")):
-        stale.unlink()
     parts = _deal(corpus, settings.clips_per_shard)
     deaths = _Deaths(out, parts)
     todo = [number for number in range(len(parts)) if _report(out, number) is None]
