@@ -111,3 +111,44 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> N
     certain = np.log([[1.0, 1e-300]])
     assert calibration_error(np.array([0]), certain) == pytest.approx(0.0)
     assert calibration_error(np.array([1]), certain) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("uar", ("81.2", "81.2 %", "81.2 % uar", "81.23", "+81.2", "UAR, %", "%", "points")),
+        (
+            "log_loss",
+            (
+                *("0.812", "0.812", "0.812 nats of log-loss", "0.812", "+0.812"),
+                *("log-loss, nats (less is better)", "nats, less is better", "nats less"),
+            ),
+        ),
+        (
+            "ccc",
+            (
+                *("0.812", "0.812", "0.812 CCC", "0.812", "+0.812"),
+                *("CCC", "1 is perfect", "CCC more"),
+            ),
+        ),
+    ],
+)
+def test_a_metric_knows_how_it_is_shown(name: str, texts: tuple[str, ...]) -> None:
+    metric = get_metric(name)
+    forms = (
+        metric.format,
+        metric.format_with_unit,
+        metric.format_named,
+        metric.format_published,
+        metric.format_difference,
+    )
+    shown = (*(form(0.8123) for form in forms), metric.label, metric.scale, metric.difference_unit)
+    assert shown == texts
+
+
+def test_intervals_hold_possible_scores_alone() -> None:
+    assert get_metric("accuracy").clipped(-0.1, 1.1) == (0.0, 1.0)
+    assert get_metric("log_loss").clipped(-0.1, 1.1) == (0.0, 1.1)
+    assert get_metric("ccc").clipped(-1.5, 0.2) == (-1.0, 0.2)
+    assert get_metric("uar").format_interval(0.5, 0.75) == "50.0 – 75.0"
+    assert get_metric("uar").format_differences(0.1, -0.05, 0.2) == "+10.0 (-5.0 … +20.0)"
