@@ -14,7 +14,7 @@ import soundfile
 from datasets.features import read_features
 from ensembles.artifact.manifest import read_artifact
 from ensembles.inference.predictor import Backend, Predictor
-from tests.ensembles.test_standalone import run_alone
+from tests.ensembles.artifact.test_standalone import run_alone
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "before_rooms"
 FEATURES = "clip,AU1,AU2,AU4\nlow,0.5,-1.0,0.25\nhigh,-0.75,0.5,2.0\n"
