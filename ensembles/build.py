@@ -26,7 +26,7 @@ from ensembles.bank.posterior_bank import Experts, PosteriorBank, Table
 from ensembles.bank.prediction_tables import PredictionTable, join, read_predictions
 from ensembles.bank.run_format import RUN_FORMAT, refusal
 from ensembles.bank.trace_table import TraceTable
-from ensembles.bank.variant import SEARCH
+from ensembles.bank.training_variant import SEARCH
 from ensembles.evaluation.assessment import Assessment, Scored, assess, scored
 from ensembles.evaluation.leaderboard import LEGEND, assessment_rows, leaderboard
 from ensembles.fusion.candidates import recipes_for

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ensembles.bank.variant import SEARCH, Variant
+from ensembles.bank.training_variant import SEARCH, Variant
 from search.trial_config import TrialConfig
 
 ATTEMPTS = 3

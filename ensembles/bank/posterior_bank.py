@@ -24,7 +24,7 @@ from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
 from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.trace_table import TraceTable
-from ensembles.bank.variant import SEARCH, Variant
+from ensembles.bank.training_variant import SEARCH, Variant
 from ensembles.metrics import Array
 
 TABLE_FILES = (ClipTable.file, TraceTable.file)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ensembles.bank.posterior_bank import Experts
 from ensembles.fusion.candidates import Candidate, Fitted, Recipe
-from ensembles.fusion.memory import fitted, remembering
+from ensembles.fusion.fit_cache import fitted, remembering
 from ensembles.fusion.rules import Rule
 from ensembles.metrics import Array, get_metric
 

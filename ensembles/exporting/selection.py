@@ -18,8 +18,8 @@ from ensembles.evaluation.assessment import Scored
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.exporting.budget import PAPERS_MB, Budget, Candidates, Choice, Cost
 from ensembles.exporting.finished_run import FinishedRun, inputs_by_expert
+from ensembles.exporting.fit_fusion import Chooser
 from ensembles.exporting.latency import hardware, measure
-from ensembles.exporting.refit import Chooser
 from ensembles.fusion.candidates import recipes_for
 from ensembles.metrics import CCC
 

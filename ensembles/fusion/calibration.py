@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
 from ensembles.fusion.base import Fusion
-from ensembles.fusion.memory import fitted
+from ensembles.fusion.fit_cache import fitted
 from ensembles.fusion.rules import Calibrated, Tempered
 from ensembles.metrics import Array, Labels, log_softmax
 

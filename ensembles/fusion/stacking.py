@@ -9,7 +9,7 @@ import numpy as np
 
 from ensembles.fusion.base import Fusion
 from ensembles.fusion.calibration import held_out_fusion
-from ensembles.fusion.memory import fitted
+from ensembles.fusion.fit_cache import fitted
 from ensembles.fusion.rules import Stacked
 from ensembles.metrics import Array, Labels
 

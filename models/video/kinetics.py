@@ -13,7 +13,11 @@ from models.base import BackboneEncoder
 from models.frontends.frames import Frames
 from models.layers import mean_over_time, peak_over_time
 from models.registry import Checkpoint, ClipShape, ModelError, Settings, register
-from models.video.staged import RESIDUAL_STAGES, StagedBackbone, convolutional_network
+from models.video.torchvision_backbones import (
+    RESIDUAL_STAGES,
+    StagedBackbone,
+    convolutional_network,
+)
 from models.video.windows import WindowAttention
 
 # Giga multiply-accumulates of the stem and the four stages for 16 frames of 112×112, as counted.

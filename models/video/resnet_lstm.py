@@ -8,7 +8,11 @@ from models.base import BackboneEncoder
 from models.frontends.frames import Frames
 from models.layers import AttentionPooling, Recurrence, mean_over_time
 from models.registry import Checkpoint, ClipShape, ModelError, Settings, register
-from models.video.staged import RESIDUAL_STAGES, StagedBackbone, convolutional_network
+from models.video.torchvision_backbones import (
+    RESIDUAL_STAGES,
+    StagedBackbone,
+    convolutional_network,
+)
 
 # Millions of multiply-accumulates of the stem and the four stages for 96×96 pixels, as counted.
 _COST = {

@@ -14,7 +14,7 @@ import ray
 from numpy.typing import NDArray
 
 from datasets.storage.synced_folder import KeptFolder, default_cache_folder
-from ensembles.bank.variant import Variant
+from ensembles.bank.training_variant import Variant
 from ensembles.metrics import get_metric
 from search.execution.reports import Report, writing_run
 from search.monitoring import gauges

@@ -14,7 +14,7 @@ import numpy as np
 
 from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import Experts, of_clips
-from ensembles.bank.variant import Variant
+from ensembles.bank.training_variant import Variant
 from ensembles.evaluation.assessment import Assessment, Scored, replay
 from search.data.front_end_cache import enrolment_order
 from search.data.training_data import TrainingData

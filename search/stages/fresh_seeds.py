@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ensembles.bank.variant import Variant
+from ensembles.bank.training_variant import Variant
 from ensembles.evaluation.assessment import Assessment, Scored, replay
 from ensembles.evaluation.trace_assessment import Processed, apply_by_fold
 from search.space.search_space import MODALITIES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ensembles.bank.variant import Variant
+from ensembles.bank.training_variant import Variant
 from search.persistence import weights
 from search.stages.session import Session
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
-from ensembles.bank.variant import Variant
+from ensembles.bank.training_variant import Variant
 from search.config import ConfigError
 from search.data.training_data import TrainingData
 from search.execution import tuner

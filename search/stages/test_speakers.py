@@ -18,7 +18,7 @@ from ensembles.artifact.fold_networks import FoldedExpert, average_folds, load_f
 from ensembles.bank.posterior_bank import Experts
 from ensembles.evaluation.assessment import Assessment
 from ensembles.evaluation.cross_fitting import CrossFitter
-from ensembles.exporting.refit import Chooser
+from ensembles.exporting.fit_fusion import Chooser
 from ensembles.metrics import Array, get_metric
 from search.data.bank_tables import clip_table, people
 from search.data.training_data import TrainingData

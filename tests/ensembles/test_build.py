@@ -14,7 +14,7 @@ import pytest
 from ensembles import EnsembleError
 from ensembles.bank.posterior_bank import BankEntry, Experts, PosteriorBank
 from ensembles.bank.prediction_tables import FLOOR, join, read_predictions
-from ensembles.bank.variant import SEARCH, Variant
+from ensembles.bank.training_variant import SEARCH, Variant
 from ensembles.build import fit_on_training, main
 from ensembles.metrics import log_softmax
 

@@ -21,8 +21,8 @@ from ensembles.bank.posterior_bank import PosteriorBank
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.export import main
 from ensembles.exporting.finished_run import read_run
+from ensembles.exporting.fit_fusion import Chooser
 from ensembles.exporting.model_card import model_card
-from ensembles.exporting.refit import Chooser
 from ensembles.exporting.writer import export
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from datasets.storage.atomic import write_atomically
 from ensembles import EnsembleError
 from search.reporting.html import PAGE, sections, tables
+from search.reporting.html.figure_style import save, styled
 from search.reporting.html.outline import Drawing, Section, outline
-from search.reporting.html.plotting import save, styled
 from search.reporting.html.run_results import Evidence, LeftOut, quiet_optuna, read_evidence
 
 _HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensembles.metrics import get_metric
-from search.reporting.html.plotting import (
+from search.reporting.html.figure_style import (
     COLOURS,
     GREY,
     INK,

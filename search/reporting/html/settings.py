@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from search.reporting.html.plotting import GREY, INK, PALE, SCORES, WIDTH, new_figure, short
+from search.reporting.html.figure_style import GREY, INK, PALE, SCORES, WIDTH, new_figure, short
 from search.reporting.html.run_results import MODALITIES, Evidence, LeftOut, TrialRecord
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from search.reporting.html.figure_style import GREY, INK, PALE, WIDTH
 from search.reporting.html.markup import Cell, paragraph, table
-from search.reporting.html.plotting import GREY, INK, PALE, WIDTH
 from search.reporting.html.run_results import Evidence, LeftOut
 from search.reporting.traces import told_steps
 

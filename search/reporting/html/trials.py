@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from search.reporting.html.plotting import COLOURS, GREY, INK, MARKERS, PALE, new_figure, short
+from search.reporting.html.figure_style import COLOURS, GREY, INK, MARKERS, PALE, new_figure, short
 from search.reporting.html.run_results import Evidence, LeftOut, TrialRecord
 
 if TYPE_CHECKING:

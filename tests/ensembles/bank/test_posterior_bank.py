@@ -15,7 +15,7 @@ import pytest
 from ensembles import EnsembleError
 from ensembles.bank.clip_table import ClipTable
 from ensembles.bank.posterior_bank import BankEntry, PosteriorBank
-from ensembles.bank.variant import Variant
+from ensembles.bank.training_variant import Variant
 from ensembles.metrics import log_softmax
 
 TABLE = ClipTable(

@@ -19,11 +19,11 @@ from ensembles.fusion import late
 from ensembles.fusion.base import Fusion
 from ensembles.fusion.calibration import CalibratedFusion, TemperedFusion, best_power
 from ensembles.fusion.candidates import recipes_for
+from ensembles.fusion.fit_cache import fitted as remembered
+from ensembles.fusion.fit_cache import remembering
 from ensembles.fusion.greedy import GreedySelection
 from ensembles.fusion.late import AverageFusion, GroupedFusion, WeightedFusion
 from ensembles.fusion.logistic import PENALTIES, LogisticFusion
-from ensembles.fusion.memory import fitted as remembered
-from ensembles.fusion.memory import remembering
 from ensembles.fusion.regression import Regressions
 from ensembles.fusion.rules import Pooling, rule_from_json
 from ensembles.fusion.stacking import StackedFusion

@@ -21,7 +21,7 @@ from datasets.sharding.clip_cache import open_cache
 from datasets.sharding.index import ShardIndex
 from datasets.storage.synced_folder import KeptFolder
 from ensembles.bank.posterior_bank import PosteriorBank
-from ensembles.bank.variant import Variant
+from ensembles.bank.training_variant import Variant
 from ensembles.evaluation.assessment import Assessment, Scored, scored
 from models import Expert, build_expert
 from search.config import ConfigError, SearchConfig

@@ -13,7 +13,7 @@ from ensembles.artifact.fitted_ensemble import Fused
 from ensembles.bank.posterior_bank import Experts
 from ensembles.evaluation.assessment import assess
 from ensembles.evaluation.cross_fitting import CrossFitter
-from ensembles.exporting.refit import Chooser
+from ensembles.exporting.fit_fusion import Chooser
 from ensembles.metrics import Array
 
 MakeExperts = Callable[..., Experts]
