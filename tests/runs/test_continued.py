@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ensembles.bank.run_format import RUN_FORMAT
 from search.run import main
 from tests.faults.injection import injection
 from tests.runs.conftest import Launcher, Searched
@@ -97,6 +98,6 @@ def test_what_cannot_go_on_is_refused(
     assert main([*search, "--name", "whole", *where]) == 2
     assert "already exists. Continue it with --resume whole" in one_error(capsys.readouterr().err)
     text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(text.replace("format_version: 1", "format_version: 99"))
+    (run / "config.yaml").write_text(text.replace(f"format_version: {RUN_FORMAT}", "format_version: 99"))
     assert main(["--resume", "whole", *where]) == 2
     assert "format version 99" in one_error(capsys.readouterr().err)
