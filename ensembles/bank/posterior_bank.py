@@ -31,6 +31,9 @@ TABLE_FILES = (ClipTable.file, TraceTable.file)
 """A bank has one of them: its rows are clips, or steps of traces."""
 
 
+MODALITIES = ("audio", "video", "early")
+"""Of experts, in the order of leaderboards; early is early fusion, one network over both."""
+
 Table = ClipTable | TraceTable
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ensembles.bank.posterior_bank import Experts, Table
+from ensembles.bank.posterior_bank import MODALITIES, Experts, Table
 from ensembles.evaluation.bias_correction import Candidates, Corrected
 from ensembles.evaluation.cross_fitting import CrossFitter
 from ensembles.evaluation.intervals import Interval, speaker_interval
-from ensembles.fusion.candidates import Recipe, recipes_for
+from ensembles.fusion.candidates import Recipe, recipes_for, single_name
 from ensembles.metrics import Array, get_metric
 
 
@@ -93,6 +93,12 @@ class Assessment:
         """A recipe's row, or None."""
         return next((row for row in self.recipes if row.name == name), None)
 
+    @property
+    def singles(self) -> dict[str, Scored]:
+        """Modality → the row of its best expert, of modalities that have one."""
+        found = {modality: self.row(single_name(modality)) for modality in MODALITIES}
+        return {modality: row for modality, row in found.items() if row is not None}
+
 
 def assess(
     experts: Experts,
@@ -138,7 +144,7 @@ def _corrected_singles(
     ):
         candidates = of_modality.setdefault(modality, Candidates(metric, experts.table))
         candidates.add([log_posteriors])
-    singles = {f"best {modality}": found.corrected() for modality, found in of_modality.items()}
+    singles = {single_name(modality): found.corrected() for modality, found in of_modality.items()}
     return [replace(row, corrected=singles.get(row.name)) for row in rows]
 
 

@@ -120,12 +120,10 @@ def fusion_gains(assessment: Assessment) -> dict[str, Gain]:
     """Modality → what the headline adds over its best expert, both chosen fold by fold."""
     found = {}
     fused, table = assessment.fused.log_posteriors, of_clips(assessment.table)
-    for modality in ("audio", "video", "early"):
-        row = assessment.row(f"best {modality}")
-        if row is not None:
-            found[modality] = Gain(
-                row.name,
-                difference(assessment.metric, table, fused, row.log_posteriors),
-                recall_differences(table, fused, row.log_posteriors),
-            )
+    for modality, row in assessment.singles.items():
+        found[modality] = Gain(
+            row.name,
+            difference(assessment.metric, table, fused, row.log_posteriors),
+            recall_differences(table, fused, row.log_posteriors),
+        )
     return found

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ensembles.bank.posterior_bank import Experts
+from ensembles.bank.posterior_bank import MODALITIES, Experts
 from ensembles.fusion.base import Build, Fusion
 from ensembles.fusion.greedy import GreedySelection
 from ensembles.fusion.late import AverageFusion, GroupedFusion, WeightedFusion
@@ -19,6 +19,11 @@ from ensembles.metrics import CCC, Array
 
 Selection = Callable[[Experts, Array], list[int]]
 """(experts, (M,) merit of each on the rows that may choose) → indices of those taken."""
+
+
+def single_name(modality: str) -> str:
+    """Return what leaderboards call a modality's best expert."""
+    return f"best {modality}"
 
 
 def best_of(*modalities: str, count: int = 1) -> Selection:
@@ -115,7 +120,6 @@ class Recipe:
 
 
 _PAIR = ("audio", "video")
-_ALL = ("audio", "video", "early")
 _BAGS = 10
 
 
@@ -123,10 +127,10 @@ def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
     """The recipes that these experts allow: single experts first, then from plain to elaborate."""
     if metric == CCC:
         return _of_traces(experts)
-    present = [m for m in _ALL if m in experts.modalities]
-    strangers = sorted(set(experts.modalities) - set(_ALL))
+    present = [m for m in MODALITIES if m in experts.modalities]
+    strangers = sorted(set(experts.modalities) - set(MODALITIES))
     singles = [
-        Recipe(f"best {m}", best_of(m), lambda _: AverageFusion(), single=True, within=m)
+        Recipe(single_name(m), best_of(m), lambda _: AverageFusion(), single=True, within=m)
         for m in [*present, *strangers]
     ]
     if len(experts.names) < 2:
@@ -139,11 +143,11 @@ def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
         recipes += _combinations("all", everything, {**METHODS, **PUBLISHED_METHODS})
     if set(_PAIR) <= set(present):
         recipes += _combinations("a+v", best_of(*_PAIR), {**METHODS, **PUBLISHED_METHODS})
-    if present == list(_ALL):
-        recipes += _combinations("a+v+e", best_of(*_ALL), METHODS)
+    if present == list(MODALITIES):
+        recipes += _combinations("a+v+e", best_of(*MODALITIES), METHODS)
     for count, least in ((3, 1), (5, 3)):
         if len(present) > 1 and not strangers and _more_than(least, experts, present):
-            select, name = best_of(*_ALL, count=count), f"top {count} each"
+            select, name = best_of(*MODALITIES, count=count), f"top {count} each"
             recipes += [*_combinations(name, select, METHODS), *_grouped(name, select)]
     if len(present) > 1 or strangers:
         recipes += _greedy("greedy", everything, metric)
@@ -152,9 +156,9 @@ def recipes_for(experts: Experts, metric: str = "accuracy") -> list[Recipe]:
 
 def _of_traces(experts: Experts) -> list[Recipe]:
     """Recipes for traces."""
-    present = [m for m in _ALL if m in experts.modalities]
+    present = [m for m in MODALITIES if m in experts.modalities]
     recipes = [
-        Recipe(f"best {m}", best_of(m), lambda _: TraceAverage(), single=True, within=m)
+        Recipe(single_name(m), best_of(m), lambda _: TraceAverage(), single=True, within=m)
         for m in present
     ]
     for modality in present:
@@ -164,7 +168,7 @@ def _of_traces(experts: Experts) -> list[Recipe]:
     if set(_PAIR) <= set(present):
         recipes += _combinations("a+v", best_of(*_PAIR), TRACE_METHODS)
     if len(present) > 1 and _more_than(1, experts, present):
-        recipes += _combinations("top 3 each", best_of(*_ALL, count=3), TRACE_METHODS)
+        recipes += _combinations("top 3 each", best_of(*MODALITIES, count=3), TRACE_METHODS)
         recipes.append(Recipe("greedy", everything, lambda _: TraceGreedy()))
     return recipes
 

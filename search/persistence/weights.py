@@ -19,7 +19,7 @@ def needed(assessment: Assessment) -> set[str]:
     Those of the chosen ensemble, of each fold's, and the best of each modality, which take
     over where a clip lacks an input.
     """
-    rows = [assessment.fused, *(r for r in assessment.recipes if r.name.startswith("best "))]
+    rows = [assessment.fused, *assessment.singles.values()]
     names = {name for row in rows for name in row.experts}
     return names | {name for row in rows for _, taken in row.per_fold for name in taken}
 

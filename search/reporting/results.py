@@ -41,23 +41,16 @@ def write_reports(
     fused += [(seed, rows["fused"].log_posteriors) for seed, rows in confirmed.items()]
     table = of_clips(assessment.table)
     write_predictions(run / "predictions.csv", table, fused)
-    for modality in ("audio", "video", "early"):
-        row = assessment.row(f"best {modality}")
-        if row is not None:
-            write_predictions(
-                run / f"predictions_{modality}.csv",
-                table,
-                [(search_seed, row.log_posteriors)],
-            )
+    for modality, row in assessment.singles.items():
+        path = run / f"predictions_{modality}.csv"
+        write_predictions(path, table, [(search_seed, row.log_posteriors)])
 
 
 def _summary(
     assessment: Assessment, confirmed: dict[int, dict[str, Scored]], facts: dict[str, Any]
 ) -> dict[str, Any]:
     table = assessment.table
-    named = {
-        modality: assessment.row(f"best {modality}") for modality in ("audio", "video", "early")
-    }
+    named = assessment.singles
     return {
         "format_version": RUN_FORMAT,
         **facts,
@@ -66,7 +59,7 @@ def _summary(
         "clips": len(table.spans) if is_over_time(table) else len(table.labels),
         "speakers": len(set(table.speakers)),
         "headline": {
-            **{modality: row.to_json() for modality, row in named.items() if row is not None},
+            **{modality: row.to_json() for modality, row in named.items()},
             **{f"{modality}_alone": row.to_json() for modality, row in assessment.alone.items()},
             "fused": assessment.fused.to_json(),
         },
@@ -86,7 +79,7 @@ def is_over_time(table: Table) -> TypeGuard[TraceTable]:
 
 
 def _detail(
-    assessment: Assessment, named: dict[str, Scored | None], facts: dict[str, Any]
+    assessment: Assessment, named: dict[str, Scored], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Gains and details, of classes alone; traces have `traces` instead."""
     table = assessment.table
@@ -97,7 +90,6 @@ def _detail(
         "detail": {
             name: asdict(detail(table, row.log_posteriors, facts.get("people")))
             for name, row in {**named, "fused": assessment.fused}.items()
-            if row is not None
         },
     }
 

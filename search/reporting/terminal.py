@@ -71,7 +71,8 @@ def _print_leaderboard(console: Console, assessment: Assessment, facts: dict[str
         + (", ".join(table.classes) if facts.get("traces") else f"{len(table.classes)} classes")
     )
     rows = assessment_rows(assessment)
-    singles = [row for row in rows if row.name.startswith("best ")]
+    best = list(assessment.singles.values())
+    singles = [row for row in rows if row in best]
     alone = list(assessment.alone.values())
     fusions = [row for row in rows[1:] if row not in singles and row not in alone]
     shown = [rows[0], *alone, *singles, *fusions[:_FUSIONS_SHOWN]]

@@ -35,9 +35,7 @@ def trace_facts(assessment: Assessment, processed: Processed) -> dict[str, Any]:
     table = assessment.table
     assert isinstance(table, TraceTable)
     rows = {"fused": assessment.fused.log_posteriors, "before": processed.before.log_posteriors}
-    for modality in ("audio", "video", "early"):
-        if row := assessment.row(f"best {modality}"):
-            rows[modality] = row.log_posteriors
+    rows |= {modality: row.log_posteriors for modality, row in assessment.singles.items()}
     return {
         "step_seconds": table.step_seconds,
         "dimensions": {name: dimension_scores(table, traces) for name, traces in rows.items()},

@@ -12,8 +12,6 @@ from typing import Any
 from search.space.domains import Choice, Condition, Range, Space
 from search.trial_config import OPTIMIZERS, SCHEDULES, TrainSettings
 
-MODALITIES = ("audio", "video", "early")
-
 # Everything about training that is not in every architecture's core: searched where the preset
 # has the trials for it. A key `setting@variant` is that setting, with a range of its own.
 ADAM: Condition = {"optimizer": ("adamw", "adam_amsgrad")}

@@ -7,7 +7,6 @@ from dataclasses import replace
 from ensembles.bank.training_variant import Variant
 from ensembles.evaluation.assessment import Assessment, Scored, replay
 from ensembles.evaluation.trace_assessment import Processed, apply_by_fold
-from search.space.search_space import MODALITIES
 from search.stages.session import Session
 
 _FIRST_SEED = 1000
@@ -60,7 +59,7 @@ def _rows(assessment: Assessment) -> dict[str, Scored]:
     """What is confirmed: the headline, each modality alone, and single experts among these."""
     rows = {"fused": assessment.fused}
     rows |= {f"{m} alone": row for m, row in assessment.alone.items()}
-    singles = {m: row for m in MODALITIES if (row := assessment.row(f"best {m}"))}
+    singles = assessment.singles
     rows |= {row.name: row for m, row in singles.items() if m not in assessment.alone}
     names = {name for row in rows.values() for _, taken in row.per_fold for name in taken}
     # A single expert that no ensemble of its modality takes is not worth training three times.

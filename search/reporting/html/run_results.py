@@ -15,11 +15,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ensembles import EnsembleError
+from ensembles.bank.posterior_bank import MODALITIES
 from ensembles.bank.run_format import RUN_FORMAT, refusal
 from ensembles.metrics import Metric, get_metric
 from search.reporting.predictions import RunPredictions, predictions_of_run
 
-MODALITIES = ("audio", "video", "early")
 _NEEDED = ("corpus", "classes", "clips", "speakers", "protocol", "metric", "headline", "fusions")
 _ENDS = {
     TrialState.COMPLETE: "finished",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ensembles.bank.posterior_bank import MODALITIES
 from ensembles.metrics import get_metric
 from search.reporting.html.figure_style import (
     COLOURS,
@@ -18,7 +19,7 @@ from search.reporting.html.figure_style import (
     new_figure,
     short,
 )
-from search.reporting.html.run_results import MODALITIES, Evidence, LeftOut
+from search.reporting.html.run_results import Evidence, LeftOut
 from search.reporting.html.tables import ScoreLine, score_lines
 
 if TYPE_CHECKING:

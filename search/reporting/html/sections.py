@@ -7,11 +7,12 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
+from ensembles.bank.posterior_bank import MODALITIES
 from ensembles.evaluation.leaderboard import LEGEND
 from ensembles.metrics import Metric, get_metric
 from search.papers.published import Published, published_on
 from search.reporting.html.markup import Cell, code, definitions, paragraph, table
-from search.reporting.html.run_results import MODALITIES, Evidence
+from search.reporting.html.run_results import Evidence
 from search.reporting.html.tables import ScoreLine, counted, score_lines, title, told_interval
 
 _MOST_TRIALS = 1000

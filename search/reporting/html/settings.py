@@ -16,8 +16,9 @@ from optuna.distributions import (
 )
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
+from ensembles.bank.posterior_bank import MODALITIES
 from search.reporting.html.figure_style import GREY, INK, PALE, SCORES, WIDTH, new_figure, short
-from search.reporting.html.run_results import MODALITIES, Evidence, LeftOut, TrialRecord
+from search.reporting.html.run_results import Evidence, LeftOut, TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ensembles.bank.posterior_bank import MODALITIES
 from search.papers.published import published_on
-from search.reporting.html.run_results import MODALITIES, Evidence
+from search.reporting.html.run_results import Evidence
 
 _EXPORTED = "exported ensemble"
 
