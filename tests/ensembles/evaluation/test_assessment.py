@@ -340,8 +340,10 @@ def test_replaying_the_same_posteriors_gives_the_same_scores(
         again = replay(small, row, metric, name=row.name)
         if drops_none(row):
             exact += 1
-            np.testing.assert_array_equal(again.log_posteriors, row.log_posteriors)
-            assert again.fold_scores == row.fold_scores
+            # Rounding aside: `row` left out a stack's first rules without weight, and BLAS kernels
+            # with AVX-512 sum one term fewer in another order.
+            np.testing.assert_allclose(again.log_posteriors, row.log_posteriors, rtol=1e-12)
+            assert again.fold_scores == pytest.approx(row.fold_scores, rel=1e-12)
         # Experts without weight are not trained again; the others' weights then start elsewhere.
         np.testing.assert_allclose(
             np.exp(again.log_posteriors), np.exp(row.log_posteriors), atol=0.1
