@@ -1,4 +1,4 @@
-"""What the measurements share: a corpus, a clock, a table."""
+"""Corpus, clock and table that the measurements share."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def make_ensemble(folder: Path, folds: int) -> Artifact:
 def _write_weights(
     folder: Path, architecture: str, settings: Mapping[str, Any], folds: int
 ) -> None:
-    """What a trial leaves."""
+    """Write the files that a trial leaves."""
     folder.mkdir(parents=True)
     for fold in range(folds):
         torch.manual_seed(fold)

@@ -34,7 +34,7 @@ STEPS = {
     "print(len(open_cache(read_index(shards), Path(cache)).targets))",
     "verify": "from datasets.verify import main; sys.exit(main([shards]))",
 }
-"""What a process of its own runs."""
+"""Steps, each run in its own process."""
 
 
 def _make_some(folder: Path, first: int, last: int) -> None:

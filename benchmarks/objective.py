@@ -1,4 +1,4 @@
-"""Which objective finds the better ensemble: a trial's own score, or that and what it adds?
+"""Compare two objectives: a trial's own score, or that plus its gain to the ensemble.
 
 `python -m benchmarks.objective --data SHARDS` (RAVDESS with action units). The project's own sampler, stopping
 and posterior bank, in one process without Ray: every proposal is trained for real, on one thread, on a part
@@ -44,7 +44,7 @@ from search.tuning.searcher import ModalitySearcher
 ONLY = ("functionals", "action_units")
 METRIC = "accuracy"
 RECIPE = "greedy: by log-loss"
-"""Of the whole leaderboard's recipes the one that is scored: honestly, as everywhere."""
+"""Recipe of the leaderboard that is scored: honestly, as everywhere."""
 
 
 def main() -> None:

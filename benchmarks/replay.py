@@ -33,7 +33,7 @@ SCOPE = SearchScope(
     fusions=("concatenation",),
     parts={"audio": ("functionals", "logmel_resnet"), "video": ("action_units",)},
 )
-"""What the recorded search was offered."""
+"""Search space of the recorded search."""
 
 Report = dict[str, Any]
 
@@ -75,7 +75,7 @@ def replayed(config: dict[str, Any], name: str) -> list[Report]:
 
 @dataclass
 class Record:
-    """What a replay on simulated workers went through.
+    """Events of a replay on simulated workers.
 
     Attributes:
         trained: Begin and end of each trial's training, on the virtual clock.
@@ -125,7 +125,7 @@ class _Training:
 
 
 class _Handle:
-    """As much of a Ray actor's handle as Tune's controller touches."""
+    """Stand-in for a Ray actor's handle, with what Tune's controller touches."""
 
     class get_auto_filled_metrics:
         """Asked for at an actor's start, and awaited only where a trial fails."""
@@ -199,7 +199,7 @@ class SimulatedActors:
         on_error: Any = None,
         _return_future: bool = False,
     ) -> None:
-        """What the controller asks of an actor: `train` to the next rung, `reset`, `stop`."""
+        """Answer a call of the controller: `train` to the next rung, `reset`, `stop`."""
         actor = tracked_actor
         if method_name == "reset":
             self._end(actor)
@@ -214,7 +214,7 @@ class SimulatedActors:
             self._at(max(self.now, ready), actor, lambda: on_result(actor, result))
 
     def clear_actor_task_futures(self, tracked_actor: Any) -> None:
-        """What the actor was asked before is not heard of any more."""
+        """Drop the answer to whatever the actor was asked before."""
         self._events = [event for event in self._events if event[2] is not tracked_actor]
         heapq.heapify(self._events)
 
@@ -254,21 +254,21 @@ _TUNE_ADDS = {
     "time_total_s": 1.0, "pid": 1, "hostname": "worker", "node_ip": "127.0.0.1",
     "time_since_restore": 1.0, "iterations_since_restore": 1,
 }  # fmt: skip
-"""What every result of a real function trainable has besides."""
+"""Fields that every result of a real function trainable has as well."""
 
 
 # On Ray: everything of a trial is real, but its training.
 
 
 def replay_trial(config: dict[str, Any]) -> None:
-    """As `search.execution.trial_task.run_trial`, with a task that sleeps."""
+    """Act like `search.execution.trial_task.run_trial`, with a task that sleeps."""
     trial_task.train_trial = sleep_through
     trial_task.run_trial(config)
 
 
 @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
 def sleep_through(spec: TrialSpec) -> Iterator[Report]:
-    """As `search.execution.trial_task.train_trial`."""
+    """Act like `search.execution.trial_task.train_trial`."""
     setattr(trial_task, "train", _sleep)  # noqa: B010
     yield from trial_task.train_trial._function(spec)
 

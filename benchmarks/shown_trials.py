@@ -1,4 +1,4 @@
-"""What it costs a search that TPE is shown a bounded part of its trials (`search/tuning/history.py`).
+"""Measure the cost to a search of showing TPE a bounded part of its trials (`search/tuning/history.py`).
 
 `python -m benchmarks.shown_trials`. The score is a made-up function of the real audio space,
 with noise; a search takes the trial with the best noisy score. The same seeds for every bound.

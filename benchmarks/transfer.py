@@ -1,4 +1,4 @@
-"""What a frozen backbone saves when each clip passes through it once.
+"""Measure what a frozen backbone saves when each clip passes through it once.
 
 `python -m benchmarks.transfer [--only cnn14,resnet_lstm] [--epochs N]`
 

@@ -1,4 +1,4 @@
-"""What it costs to watch a search: gauges, counting, drawing. `python -m benchmarks.watching`."""
+"""Measure the cost of watching a search: gauges, counting, drawing. `python -m benchmarks.watching`."""
 
 from __future__ import annotations
 

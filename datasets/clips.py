@@ -1,4 +1,4 @@
-"""What every corpus loader returns: clip records, and what it had to leave out."""
+"""Clip records, and the clips left out: the result of every corpus loader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = ("train", "dev", "test")
-"""What a manifest's attribute `split` may say of a clip."""
+"""Values of a manifest's attribute `split`."""
 
 
 class DataError(ValueError):
@@ -19,7 +19,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Which part of a longer file a clip is.
+    """Part of a longer file that a clip is.
 
     Attributes:
         start_s: Seconds from the file's beginning.

@@ -43,7 +43,7 @@ _ANYONES = ("manifest", "synthetic")
 _MERGED = {
     "root", "corpus", "labels", "clips", "shards", "skipped", "checksum", "part", "faceless", "sources", "left_out",
 }  # fmt: skip
-"""Of an index; everything else must agree."""
+"""Fields of an index that are merged; all others must agree."""
 
 _OF_KIND = {
     "sample_rate_hz": ("audio", "--sample-rate"),
@@ -53,7 +53,7 @@ _OF_KIND = {
     "saliency_maps": ("video", "a manifest with or without saliency maps"),
     "feature_names": ("features", "--features"),
 }
-"""What need agree only where both have clips with it, and what sets it."""
+"""Fields that need agree only where both have clips of that kind, and the option that sets each."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _check_names(parts: Sequence[Part]) -> None:
 
 
 def _agreed(parts: Sequence[Part], name: str) -> Any:
-    """What all parts say of something; those that have no such clips have no say."""
+    """Return the value that all parts agree on; parts without such clips do not count."""
     kind, option = _OF_KIND.get(name, ("", ""))
     concerned = [part for part in parts if not kind or part.index.has(kind)] or parts[:1]
     first = concerned[0]
@@ -217,7 +217,7 @@ def _shown(value: Any) -> str:
 
 
 def _check_frames_and_features(parts: Sequence[Part]) -> None:
-    """As many frames of every video, unless they are taken at a rate; and features of one kind."""
+    """Check that videos have equally many frames, unless taken at a rate, and features are of one kind."""
     for what, of_part, option in (
         ("frames of a video", _frames, "--frames"),
         ("features", _feature_kind, "--features"),
@@ -293,7 +293,7 @@ def _mapped(
 
 
 def _source(part: Part, label_map: LabelMap) -> Source:
-    """Of a part that was mapped before, what it was and both maps."""
+    """Return the source of a part; of one that was mapped before, what it was and both maps."""
     before = part.index.sources
     maps = [text for text in (*(s.label_map for s in before), label_map.text) if text]
     checksum = before[0].checksum if len(before) == 1 else part.index.checksum

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TIES = ("error", "drop", "soft")
-"""What `--ties` may be: of a clip whose raters do not agree on one label."""
+"""Values of `--ties`: the treatment of a clip whose raters do not agree on one label."""
 
 _COUNTED = re.compile(r"(.+):\s*([-+\w.]+)\s*")
 

@@ -1,4 +1,4 @@
-"""What raters said of arousal and valence, recording by recording: the target of a search over traces.
+"""Ratings of arousal and valence, recording by recording: the target of a search over traces.
 
 Also numbers that were given to whole clips, such as IEMOCAP's valence, activation and dominance:
 they are traces of one step, and a speaker's clips are one recording.
@@ -52,7 +52,7 @@ class Traces:
     def targets(
         self, rows: NDArray[np.int64], delay: int = 0
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """What a network is to say of some clips.
+        """Return the targets of some clips.
 
         Args:
             rows: Clips.
@@ -73,7 +73,7 @@ class Traces:
     def join(
         self, rows: NDArray[np.int64], predicted: Sequence[NDArray[np.float32]], delay: int = 0
     ) -> NDArray[np.float32]:
-        """What networks said of clips → (S, D) along the recordings, NaN where they said nothing.
+        """Join predictions of clips → (S, D) along the recordings, NaN where there is none.
 
         See `join_windows`; NaN along a recording of which nothing was said.
 
@@ -96,7 +96,7 @@ class Traces:
 def join_windows(
     starts: Sequence[int], said: Sequence[NDArray[Any]], length: int, delay: int = 0
 ) -> NDArray[np.float64]:
-    """What was said of a recording's windows, along it: in training and in prediction.
+    """Join predictions of a recording's windows, along it: in training and in prediction.
 
     Where windows overlap it is their mean; where none is, a straight line between their ends. With a delay
     all is told so much later, and a recording's first steps are what was said first.

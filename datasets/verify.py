@@ -40,7 +40,7 @@ _SPEAKERS_SHOWN = 32
 
 @dataclass
 class Findings:
-    """What a check of a corpus found: violations make it unusable, notes do not.
+    """Findings of a check of a corpus: violations make it unusable, notes do not.
 
     Attributes:
         clips: That are in the shards.

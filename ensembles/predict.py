@@ -200,7 +200,7 @@ def _show(answers: Iterator[Answer], count: int, artifact: Artifact, form: Form)
 
 
 def _along(predictor: Predictor, paths: list[Path], given: argparse.Namespace, form: Form) -> int:
-    """As `_show`, window by window."""
+    """Predict and show like `_show`, window by window."""
     failed = count = 0
     notes: Counter[str] = Counter()
     out = printer(form, predictor.artifact.labels, windows=True)

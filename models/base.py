@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         return self.embedding_dim
 
     def steps(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What it makes of a clip over time, for frame-level targets and fusion over time.
+        """Return the embeddings of a clip over time, for frame-level targets and fusion over time.
 
         An encoder without a time axis has one step, its vector.
 
@@ -137,7 +137,7 @@ class BackboneEncoder(Encoder):
 
 @dataclass(frozen=True)
 class Part:
-    """What early fusion gets of one modality.
+    """Input of early fusion from one modality.
 
     Attributes:
         vector: (B, D); zeros where the clip has no such input. None for a fusion over time.

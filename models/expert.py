@@ -90,7 +90,7 @@ class Expert(nn.Module):
 
     @property
     def kinds(self) -> list[str]:
-        """Which inputs it reads."""
+        """Return the inputs that it reads."""
         return list(self.encoders)
 
     def preprocess(self, batch: Batch) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ class Expert(nn.Module):
         self.spread.copy_(values.std(dim=0, correction=0).clamp(min=1e-3))
 
     def answer(self, fixed: Batch) -> Tensor:
-        """What `preprocess` returned → (B, K) logits or values, or (B, S, K) traces."""
+        """Map what `preprocess` returned → (B, K) logits or values, or (B, S, K) traces."""
         joined = self._over_time(fixed) if self.answers == "traces" else self._embed(fixed)
         said: Tensor = self.classifier(self.dropout(joined))
         if self.answers == "classes":
@@ -172,7 +172,7 @@ class Expert(nn.Module):
         return joined
 
     def _parts(self, fixed: Batch, *, over_time: bool) -> list[Part]:
-        """What the fusion reads of each modality."""
+        """Return the fusion's input from each modality."""
         given = [kind for kind in self.kinds if kind in fixed]
         if not given:
             raise ModelError(f"A clip needs one of {', '.join(self.kinds)}; it has none.")

@@ -207,7 +207,7 @@ def flatten_convolutions(network: nn.Module) -> None:
 
 
 def _flat_kind(layer: nn.Module) -> type[nn.Conv3d] | None:
-    """What computes a layer in two dimensions; None for what is no such convolution."""
+    """Return the layer that computes it in two dimensions; None for one that is no such convolution."""
     if not isinstance(layer, nn.Conv3d) or layer.padding_mode != "zeros":
         return None
     if layer.groups != 1 or layer.dilation != (1, 1, 1) or isinstance(layer.padding, str):

@@ -36,7 +36,7 @@ _PARTS: dict[str, Any] = {
     "audio": {"architecture": "logmel_resnet"},
     "video": {"architecture": "frame_cnn"},
 }
-"""What early fusions are counted with."""
+"""Parts that early fusions are counted with."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def tensor_file(path: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Of a file; kept while it does not change."""
+    """Return the checksum of a file; remembered while the file does not change."""
     state = path.stat()
     return _sha256(path, state.st_mtime_ns, state.st_size)
 
@@ -205,7 +205,7 @@ class FrozenBackbone(FrontEnd):
         return self
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What the backbone makes of it, in the precision of the cache."""
+        """Return the backbone's output, in the precision of the cache."""
         with torch.no_grad():
             values, steps = self.backbone(*self.first(x, lengths))
         return values.to(torch.float16).to(torch.float32), steps
@@ -215,7 +215,7 @@ class _Applied(Backbone):
     """Where a backbone was that is now part of the front end."""
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """As it is."""
+        """Return the input unchanged."""
         return x, lengths
 
     def stages(self) -> list[nn.Module]:

@@ -21,7 +21,7 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipShape:
-    """What a corpus's clips look like; the fixed part of every network's shape.
+    """Shape of a corpus's clips; the fixed part of every network's shape.
 
     Attributes:
         num_classes: K; of values and traces, how many there are.

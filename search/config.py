@@ -16,7 +16,7 @@ from datasets.storage.synced_folder import is_url
 from ensembles.metrics import METRICS
 
 OBJECTIVES = ("solo", "ensemble")
-"""What a finished trial is worth to the search."""
+"""Objectives: the worth of a finished trial to the search."""
 
 
 class ConfigError(ValueError):
@@ -248,7 +248,7 @@ class SearchConfig:
 
     @property
     def longest_seconds(self) -> float:
-        """Of a trial that is still worth its share of the budget."""
+        """Return the longest time of a trial that is still worth its share of the budget."""
         return self.plan.share * self.plan.minutes * 60
 
     @property
@@ -313,7 +313,7 @@ RESUME_KEYS = (
     "runs_dir",
     "dry_run",
 )
-"""What may be given with --resume and --extend: how much more, and where; not what was searched."""
+"""Options that may be given with --resume and --extend: how much more, and where; not what was searched."""
 
 
 def parse_duration(text: str, name: str = "time_budget") -> float:

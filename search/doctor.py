@@ -40,7 +40,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
         level: ok, warning or error.
@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a host says about itself; gathered on the host, judged by the doctor.
+    """Facts about a host; gathered on the host, judged by the doctor.
 
     Attributes:
         host: Its name.
@@ -153,7 +153,7 @@ def _try_writing(folder: str, name: str) -> str | None:
 
 
 def check_node(facts: NodeFacts) -> Iterator[Finding]:
-    """What one host has."""
+    """Check what one host has."""
     missing = [name for name, found in facts.versions.items() if found == "missing"]
     if missing:
         yield Finding("error", f"{missing[0]} is not installed", "make .venv/.ready on this host")
@@ -196,7 +196,7 @@ def _gpu(facts: NodeFacts) -> Finding:
 
 
 def check_reach(facts: NodeFacts, index: ShardIndex | None, runs_dir: str) -> Iterator[Finding]:
-    """What one host can read and write."""
+    """Check what one host can read and write."""
     if index:
         if facts.checksum != index.checksum:
             why = facts.index_error or "it reads other shards than here"
@@ -214,7 +214,7 @@ def check_reach(facts: NodeFacts, index: ShardIndex | None, runs_dir: str) -> It
 
 
 def check_same(nodes: list[NodeFacts]) -> Iterator[Finding]:
-    """What must be equal on all hosts."""
+    """Check what must be equal on all hosts."""
     first = nodes[0]
     for node in nodes[1:]:
         for name, found in node.versions.items():

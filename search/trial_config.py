@@ -190,7 +190,7 @@ class TrialConfig:
 
     @property
     def cost_key(self) -> str:
-        """What the measured cost of a training step is found by (`search.space.step_cost.Cost`)."""
+        """Return the key of the measured cost of a training step (`search.space.step_cost.Cost`)."""
         mode = self.settings.get("transfer")
         own = f"{self.architecture} {mode}" if mode else self.architecture
         return "+".join(self._sides.values()) or own

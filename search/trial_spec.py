@@ -13,7 +13,7 @@ ATTEMPTS = 3
 """How many processes a trial may take one after the other, where they or their hosts die."""
 
 ACTOR_CPUS = 0.01
-"""What the actor that waits for a trial's task takes of the trial's own share."""
+"""Share of a trial's CPUs for the actor that waits for the trial's task."""
 
 _MAY_DIFFER: Mapping[str, Any] = {"changes_networks": False}
 """Marks what may be another when a trial goes on elsewhere: it does not change its networks."""
@@ -21,7 +21,7 @@ _MAY_DIFFER: Mapping[str, Any] = {"changes_networks": False}
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSpec:
-    """What it takes to open the corpus.
+    """Settings that it takes to open the corpus.
 
     Attributes:
         place: Folder or URL of the shards.
@@ -54,7 +54,7 @@ class CorpusSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What all trials of a run share.
+    """Context that all trials of a run share.
 
     Attributes:
         corpus: What they train on.
@@ -117,7 +117,7 @@ class TrialSpec:
 
     @property
     def title(self) -> str:
-        """What the dashboard calls the training."""
+        """Return the training's name on the dashboard."""
         return f"{self.name} {self.plan.title}"
 
     @property
@@ -142,7 +142,7 @@ class TrialSpec:
         return replace(self, gpu_share_factor=2 * self.gpu_share_factor)
 
     def identity(self) -> dict[str, Any]:
-        """What the trial's networks are a function of: a checkpoint of another is not continued."""
+        """Return all that the trial's networks depend on: a checkpoint of another is not continued."""
         return {
             "plan": self.plan.to_json(),
             "enrolment": list(self.enrolment),

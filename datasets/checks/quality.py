@@ -1,4 +1,4 @@
-"""What is suspicious about clips: silence, clipping, frozen or black pictures, lengths, drift."""
+"""Suspicious clips: silence, clipping, frozen or black video, lengths, drift."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datasets.sharding.stream import Sample
 _SILENT_PEAK = 33  # of 32768: -60 dB
 _CLIPPED_SAMPLES = 8
 _STILL = 0.6
-"""Of 255, the mean over a frame. One still picture in H.264 and MPEG moves by 0.01 to 0.53, the calmest of
+"""Mean over a frame, of 255. One still picture in H.264 and MPEG moves by 0.01 to 0.53, the calmest of
 eight real talking faces (RAVDESS, GRID, CREMA-D) by 2.7 from its first frame."""
 _BLACK = 8.0
 _DRIFT_SECONDS, _DRIFT_SHARE = 0.2, 0.05

@@ -22,7 +22,7 @@ from datasets.rater_votes import TIES, shares
 
 LABELS = ("angry", "disgust", "fearful", "happy", "neutral", "sad")
 TARGETS = {"intended": "", "voice": "VoiceVote", "face": "FaceVote", "both": "MultiModalVote"}
-"""What `--target` may be → column of the votes."""
+"""Values of `--target` → column of the votes."""
 
 _EMOTIONS = dict(zip(("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"), LABELS, strict=True))
 _VOTES = {code[0]: label for code, label in _EMOTIONS.items()}
@@ -32,7 +32,7 @@ _PICTURES = (".flv", ".mp4", ".mkv", ".avi", ".mov")
 _VOTES_FILE, _PEOPLE_FILE = "summaryTable.csv", "VideoDemographics.csv"
 _COUNTS_FILE = "tabulatedVotes.csv"
 _QUERIES = {"voice": "1", "face": "2", "both": "3"}
-"""What the numbers of the rows of counts begin with: 100 000 × the kind of question + the clip's number."""
+"""First digit of the row numbers in the table of counts: 100 000 × the kind of question + the clip's number."""
 _BAD = {"1076_MTI_SAD_XX": "is silent (known of the release)"}
 
 # Ours: every fifth actor. The published split that we know of has all actors on both sides.
@@ -40,7 +40,7 @@ _EVERY_FIFTH = tuple(
     tuple(str(actor) for actor in range(1001 + first, 1092, 5)) for first in range(5)
 )
 _PER_CLASS = {"neutral": 1087} | dict.fromkeys((n for n in LABELS if n != "neutral"), 1271)
-"""As intended (Cao et al. 2014)."""
+"""Clips of each intended emotion (Cao et al. 2014)."""
 
 
 def _add_options(parser: ArgumentParser) -> None:

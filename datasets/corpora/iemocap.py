@@ -28,7 +28,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
         "angry", "disgust", "excited", "fearful", "frustrated", "happy", "neutral", "other", "sad", "surprised",
     ),
 }  # fmt: skip
-"""What `--classes` may be; turns on which the raters did not agree (`xxx`) are in none."""
+"""Values of `--classes`; turns on which the raters did not agree (`xxx`) are in none."""
 
 Side = Literal["impro", "script", "all"]
 

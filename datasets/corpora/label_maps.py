@@ -39,7 +39,7 @@ IEMOCAP and CREMA-D share with every other corpus; `common6`, what RAVDESS and C
 
 @dataclass(frozen=True)
 class LabelMap:
-    """What becomes of labels.
+    """Mapping of a corpus's labels to common ones.
 
     Attributes:
         text: As it was asked for.
@@ -54,7 +54,7 @@ class LabelMap:
     written: tuple[str, ...] = ()
 
     def label(self, label: str) -> str:
-        """What becomes of one; empty for left out.
+        """Return what a label becomes; empty for left out.
 
         Raises:
             DataError: A named map does not know it.

@@ -267,7 +267,7 @@ class _Reader:
 
 
 def _problem(row: dict[str, str], folder: Path, first_row: dict[str, int]) -> str | None:
-    """What is wrong with a row, or None."""
+    """Return what is wrong with a row, or None."""
     if None in row or None in row.values():
         return "the number of fields differs from the header's"
     clip = row["clip"].strip()

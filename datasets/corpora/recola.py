@@ -97,7 +97,7 @@ def load(options: Namespace) -> Corpus:
 
 @dataclass(frozen=True)
 class _Recording:
-    """What is known of one recording; `gold` (S, D), the step that begins at 0 s first."""
+    """Annotations of one recording; `gold` (S, D), the step that begins at 0 s first."""
 
     name: str
     gold: NDArray[np.float32]

@@ -28,7 +28,7 @@ from datasets.corpora.manifest import load_manifest
 from datasets.storage.atomic import write_atomically
 
 VERSION = 2
-"""Of what is rendered from a seed; a cache of it is named by it."""
+"""Version of what is rendered from a seed; a cache of it is named by it."""
 
 LABELS = ("neutral", "happy", "sad", "angry", "fearful", "surprised")
 SAMPLE_RATE_HZ = 16_000

@@ -71,6 +71,6 @@ def _problems(rows: Rows, units: int, missing: str) -> dict[int, str]:
 
 
 def _longest(faces: NDArray[np.float32]) -> float:
-    """Of the faces, that which is in most rows; of two, the one that came first."""
+    """Return the face that is in most rows; of two, the one that came first."""
     found, first, counts = np.unique(faces, return_index=True, return_counts=True)
     return float(found[np.lexsort((first, -counts))[0]]) if len(found) else 0.0

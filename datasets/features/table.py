@@ -1,4 +1,4 @@
-"""What every format becomes: rows as a file has them, and a table of features by clip."""
+"""Rows as a file has them, and a table of features by clip: what every format becomes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KeyOf = Callable[[str], str | None]
 """Clip name → key that its rows are found by; None for a name that is none."""
 
 MISSING_CHOICES = ("error", "skip")
-"""What `--missing-features` may be."""
+"""Values of `--missing-features`."""
 
 _RAVDESS_NAME = re.compile(r"0[123]((-\d\d){6})")
 _NAMED = 20
@@ -214,7 +214,7 @@ def _by_clip(rows: Rows, keys: Sequence[str | None]) -> FeatureTable:
 
 
 def left_out_reason(frames: int, kept: int) -> str:
-    """Of a clip of whose rows only some, or none, have all values."""
+    """Return the reason for leaving out a clip whose rows lack values, some of them or all."""
     if kept:
         return (
             f"{frames - kept} of {frames} frames of its features lack a value (those are left out)"

@@ -20,7 +20,7 @@ from datasets.features.table import Rows
 from datasets.media.containers import AUDIO_SUFFIXES, CONTAINER_SUFFIXES
 
 TIMES = ("frameTime", "frameIndex")
-"""What openSMILE calls the columns that order frames."""
+"""Names that openSMILE gives to the columns that order frames."""
 
 MISSING = frozenset(
     {"", "?", "NA", "N/A", "NaN", "nan", "NAN", "-nan", "null", "NULL", "None", "none", "<NA>"}
@@ -141,7 +141,7 @@ def _columns(header: list[str], delimiter: str, skip: int) -> Layout | None:
 
 
 def clip_layout(header: list[str], delimiter: str, skip: int) -> Layout:
-    """Of a CSV of one clip, whose name is the file's: a row a frame, or one row for all of it."""
+    """Return the layout of a CSV of one clip, whose name is the file's: a row a frame, or one row for all of it."""
     named = [number for number, name in enumerate(header) if name in ("clip", "name", "file")][:1]
     frame = next((n for n, name in enumerate(header) if name in ("frame", *TIMES)), None)
     left = {*named, *(n for n, name in enumerate(header) if name in TIMES), frame}

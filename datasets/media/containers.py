@@ -38,7 +38,7 @@ _DEMUXERS = (
     "wav,w64,flac,mp3,ogg,aac,ac3,aiff,au,caf,amr"
 )
 _MISSING_SECONDS = 0.2
-"""Of a part: labels are timed by hand, and a file may end a little before."""
+"""Seconds that a part may lack: labels are timed by hand, and a file may end a little before."""
 
 
 class MediaError(ValueError):
@@ -55,7 +55,7 @@ def decode_with_threads(count: int) -> None:
 
 
 def decoding_threads() -> int:
-    """What `decode_with_threads` said; 0 for as FFmpeg likes."""
+    """Return the number set by `decode_with_threads`; 0 leaves it to FFmpeg."""
     return _threads
 
 

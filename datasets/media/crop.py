@@ -1,4 +1,4 @@
-"""Which part of a video's pictures a network sees: `index.json` and every export say it."""
+"""Crop of the frames that a network sees; `index.json` and every export record it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Crop:
         return self.kind == "face"
 
     def to_json(self) -> dict[str, Any]:
-        """What it depends on, and nothing else."""
+        """Return what the crop depends on, and nothing else."""
         if not self.of_face:
             return {"kind": "centre"}
         document = {"kind": "face", "margin": self.margin, "detector": self.detector}

@@ -31,7 +31,7 @@ T = TypeVar("T")
 LOOKS = 7
 """Pictures of a clip that are searched."""
 _LEAST_SHARE = 0.25
-"""Of the pictures, that must show a face."""
+"""Share of the frames that must show a face."""
 _LEAST_OVERLAP = 0.3
 """Intersection over union of a face's detections in two pictures that follow each other."""
 
@@ -153,7 +153,7 @@ def crop_by(kind: str, margin: float, model: Path | None) -> Crop:
 
 @lru_cache(maxsize=4)
 def open_finder(crop: Crop, model: Path | None = None) -> FaceFinder | None:
-    """What finds the faces for a crop; None for one that looks for none.
+    """Return the finder of the faces for a crop; None for a crop that looks for none.
 
     Args:
         crop: As an index or an export says.
@@ -234,7 +234,7 @@ class FaceFinder:
     def choose(
         self, seen: Sequence[Sequence[Box]], picture: tuple[int, int], size: tuple[int, int]
     ) -> Box | None:
-        """As `find`, of the faces that `look` saw in pictures of (H, W) pixels."""
+        """Choose like `find`, among the faces that `look` saw in frames of (H, W) pixels."""
         face = steadiest(seen)
         return self.around(face, picture, size) if face else None
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 _WINDOW_SECONDS, _HOP_SECONDS = 0.256, 0.016
 _BITS, _LOW_HZ, _HIGH_HZ = 20, 200.0, 4000.0
 _QUIET = 1e-4
-"""Of the loudest moment's energy: below, words are the noise's."""
+"""Share of the loudest moment's energy: below it, words are the noise's."""
 _KEPT = 24
 _ALIKE = 6
 """Words in common. Of all pairs of RAVDESS's clips but for one recording that is there twice, none has more

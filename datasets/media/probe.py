@@ -1,4 +1,4 @@
-"""What a clip's source files say of themselves, beside what is decoded of them."""
+"""Facts that a clip's source files state, beside what is decoded of them."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from datasets.media.containers import MediaError, check_end, decoding_threads, o
 from datasets.media.faces import Box, FaceFinder, Spread, centre, cut_out
 
 _HELD_PACKET_BYTES = 64 * 2**20
-"""Of a video's packets, which are held to see its time stamps before it is decoded."""
+"""Most bytes of a video's packets, which are held to see its time stamps before it is decoded."""
 _LOOK_SIDE = 320
 """Pixels of the shorter side of pictures that are kept for the face detector."""
 _HELD_BYTES = 96 << 20
-"""Of pictures, kept until the face in them is found; a longer clip is decoded a second time."""
+"""Most bytes of frames kept until the face in them is found; a longer clip is decoded a second time."""
 
 
 class Taken(NamedTuple):
@@ -169,7 +169,7 @@ def _convert_some(
     moments_of: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None,
     box: Box | None,
 ) -> tuple[dict[int, NDArray[np.uint8]], NDArray[np.float64]]:
-    """As `_decode_pictures`, but for frames that it did not expect; None for all frames."""
+    """Decode like `_decode_pictures`, but for frames that it did not expect; None for all frames."""
     pictures: dict[int, NDArray[np.uint8]] = {}
     seconds: list[float] = []
     reformatter = VideoReformatter()
@@ -268,7 +268,7 @@ def stream_pictures(path: Path, size: tuple[int, int]) -> Iterator[tuple[float, 
 def stream_frames_for_faces(
     path: Path, size: tuple[int, int], look_every_s: float
 ) -> Iterator[tuple[float, av.VideoFrame, NDArray[np.uint8] | None]]:
-    """As `stream_pictures`, for faces that are found later.
+    """Yield frames like `stream_pictures`, for faces that are found later.
 
     Yields:
         The time stamp in seconds, the frame for `cut_face`, and every so many seconds the

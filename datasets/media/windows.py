@@ -28,9 +28,9 @@ from datasets.media.video import (
 _LEAST_WINDOW_SECONDS = 0.25
 _LEAST_HOP_SECONDS = 0.05
 MOST_FACE_SECONDS = 30.0
-"""Of a window that is cropped to a face: whole pictures are held until it is found."""
+"""Longest window that is cropped to a face: its whole frames are held until it is found."""
 _REST_SECONDS = 0.1
-"""What may be left behind the last window."""
+"""Longest rest that may be left behind the last window."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ def _window(
     pictures: _Pictures | None,
     lacking: Mapping[str, str],
 ) -> Window:
-    """What each stream has of a window; one that covers less than half of it has nothing."""
+    """Return what each stream has of a window; one that covers less than half of it has nothing."""
     here = dict(lacking)
     needed = (start + end) / 2
     if sound and sound.seconds < needed:

@@ -44,7 +44,7 @@ class Folds:
 
     @property
     def leak(self) -> str | None:
-        """What every output must say first; None for a split that keeps speakers apart."""
+        """Return the warning that every output must begin with; None for a split that keeps speakers apart."""
         return _LEAK if self.protocol == RANDOM else None
 
     @property

@@ -50,7 +50,7 @@ def guard_against_leaks(index: ShardIndex, fold_of_clip: NDArray[np.int64]) -> N
 
 
 def near_leaks(folds: Folds, index: ShardIndex, pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Of pairs of clips whose sound is nearly the same those that are on two sides, a sentence each."""
+    """Name the pairs of nearly identical recordings that are on two sides, a sentence each."""
     if folds.leak:
         return []
     of_clip = {

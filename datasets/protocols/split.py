@@ -31,7 +31,7 @@ MANIFEST_SPLIT = "manifest-split"
 
 
 CORPUS_OUT = "corpus-out"
-"""Of a joined corpus: each of its corpora is a fold."""
+"""Protocol of a joined corpus: each of its corpora is a fold."""
 
 
 def make_folds(

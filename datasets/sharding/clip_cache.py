@@ -166,7 +166,7 @@ class ClipCache:
         batch_clips: int = 32,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> RaggedFile:
-        """What a frozen function makes of every clip, computed once a node and then shared.
+        """Compute a frozen function of every clip, once a node, and share the results.
 
         Args:
             name: Says everything that the result depends on besides the clips.

@@ -21,7 +21,7 @@ FILE_NAME = "index.json"
 _NAMED = 10
 """Clips that a line names."""
 KINDS = ("audio", "video", "features", "feature_sequence")
-"""What a clip can hold. Features that come frame by frame count twice: their means too."""
+"""Kinds of content of a clip. Features that come frame by frame count twice: their means too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -100,7 +100,7 @@ def content_hashes(sample: Sample) -> tuple[str, str]:
 
 
 def content_sizes(sample: Sample) -> dict[str, int]:
-    """What the index says of a clip's lengths, by the names that it has there."""
+    """Return a clip's lengths under the names that the index has for them."""
     features = sample.get("features", np.zeros(0))
     return {
         "samples": len(sample.get("audio", ())),

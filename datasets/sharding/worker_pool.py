@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one worker does in one go.
+    """Work that one worker does in one go.
 
     Attributes:
         name: Of the job.

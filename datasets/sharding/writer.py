@@ -41,12 +41,12 @@ _PROGRESS_FOLDER = ".prepare"
 # What a clip may take, and from how much work on all cores are worth their start of about a second.
 _SECONDS_OF_SOUND, _SECONDS_OF_PICTURES, _PARALLEL_FROM_SECONDS = 0.003, 0.06, 2.5
 _MOST_DEATHS = 40
-"""Of worker processes, in one call: then it is not the clips that are broken."""
+"""Most deaths of worker processes in one call: beyond it, the clips are not what is broken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSettings:
-    """What the shards hold.
+    """Settings of the shards' content.
 
     Attributes:
         sample_rate_hz: Audio is resampled to it.
@@ -67,7 +67,7 @@ class ShardSettings:
     face_model: Path | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What the shards depend on: of a face model its content, not where it lies."""
+        """Return what the shards depend on: of a face model its content, not where it lies."""
         named = {name: value for name, value in asdict(self).items() if name != "face_model"}
         return {**named, "crop": self.crop.to_json()}
 
@@ -186,13 +186,13 @@ class _Deaths:
         self._times: Counter[tuple[str, int | None]] = Counter()
 
     def culprits(self, number: int) -> dict[str, str]:
-        """Of a shard: clip → why it is left out."""
+        """Return clip → why it is left out, of a shard."""
         return {
             r.clip: self._reasons[r.clip] for r in self.parts[number] if r.clip in self._reasons
         }
 
     def judge(self, job: Job, exit_code: int) -> Job:
-        """What is done instead of a job whose process died; raises DataError where there is no hope."""
+        """Return the job in place of one whose process died; raises DataError where there is no hope."""
         number = job.arguments[0]
         item = _at(self.out, job.name)
         self._times[job.name, item] += 1
@@ -222,12 +222,12 @@ def _marker(out: Path, shard: str) -> Path:
 
 
 def _at(out: Path, shard: str) -> int | None:
-    """Which of a shard's clips is being decoded, or was when a process died."""
+    """Return which of a shard's clips is being decoded, or was when a process died."""
     return Marker.read(_marker(out, shard))
 
 
 def _report(out: Path, number: int) -> dict[str, Any] | None:
-    """What was said of a shard when it was whole; None if it is not there, or not as it was."""
+    """Return the report of a whole shard; None if it is not there, or not as it was."""
     name = _shard_name(number)
     try:
         report = json.loads((out / _PROGRESS_FOLDER / f"{name}.json").read_text())

@@ -85,7 +85,7 @@ class KeptFolder:
 
     @staticmethod
     def at(place: str | Path, base: Path) -> KeptFolder:
-        """Of a path, or of a URL that is then worked on below `base`."""
+        """Return the folder at a path, or at a URL, which is then worked on below `base`."""
         if is_url(place):
             url = str(place).rstrip("/")
             return KeptFolder(working_copy(url, base), url)

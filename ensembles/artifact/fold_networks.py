@@ -39,12 +39,12 @@ class FoldedExpert(nn.Module):
 
     @property
     def kinds(self) -> list[str]:
-        """Which inputs it reads, such as audio."""
+        """Inputs that it reads, such as audio."""
         return self.network(0).kinds
 
     @property
     def answers(self) -> Answers:
-        """What it says of a clip, see `ClipShape`."""
+        """Kind of its output, see `ClipShape`."""
         return self.network(0).answers
 
     @property
@@ -63,7 +63,7 @@ class FoldedExpert(nn.Module):
         return self.answer(self.network(0).preprocess(batch))
 
     def answer(self, fixed: Batch) -> Tensor:
-        """What `Expert.preprocess` returned → as `forward`."""
+        """Map what `Expert.preprocess` returned to outputs, like `forward`."""
         said = torch.stack([self.network(k).answer(fixed) for k in range(len(self.networks))])
         return said.log_softmax(dim=2) if self.answers == "classes" else said
 

@@ -50,7 +50,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
 
 
 def weight_files(weights: Path) -> list[Path]:
-    """What the torch format copies of an expert: plan, a file a fold, a frozen backbone."""
+    """Return the files that the torch format copies of an expert: plan, a file a fold, a frozen backbone."""
     frozen = frozen_file(weights, read_plan(weights / "plan.json"))
     files = [weights / "plan.json", *sorted(weights.glob("fold-*.safetensors"))]
     return [*files, *([frozen] if frozen else [])]

@@ -38,7 +38,7 @@ SOURCES = "emotion_predict"
 FACE_MODEL = "face-model.onnx"
 """YuNet, where the frames were cropped by it."""
 FORMATS = ("onnx", "torch")
-"""What an export holds of every expert, unless it was asked for less."""
+"""Formats of every expert in an export, unless fewer are asked for."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """What `ensemble.json` says.
+    """Content of `ensemble.json`.
 
     Attributes:
         folder: Where it lies.
@@ -136,7 +136,7 @@ class Artifact:
     crop: Crop = CENTRE
 
     def face_finder(self) -> FaceFinder | None:
-        """What finds the faces that its frames show; None where none is looked for.
+        """Return the finder of the faces that its frames show; None where none is looked for.
 
         Raises:
             EnsembleError: If it cannot be run here.
@@ -158,7 +158,7 @@ class Artifact:
         return frozenset().union(*(member.inputs for member in self.members.values()))
 
     def inputs_of(self, fused: Fused) -> frozenset[str]:
-        """What an ensemble's experts read."""
+        """Return the inputs that an ensemble's experts read."""
         return frozenset().union(*(self.members[name].inputs for name in fused.experts))
 
     def check_fold(self, fold: int | None) -> None:

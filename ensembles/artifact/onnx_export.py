@@ -56,7 +56,7 @@ def input_names(kinds: Sequence[str], answers: str = "classes") -> list[str]:
 
 
 def output_name(answers: str) -> str:
-    """What the graph's first output is called; the second one is that of each fold."""
+    """Return the name of the graph's first output; the second one is that of each fold."""
     return "log_posteriors" if answers == "classes" else answers
 
 

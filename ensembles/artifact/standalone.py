@@ -81,7 +81,7 @@ class Ensemble:
         )
 
     def _load(self, path: Path) -> tuple[Arrays, dict[str, str]]:
-        """What the file has of what the ensemble reads, and why the rest is missing."""
+        """Return the inputs that the file has, and why the others are missing."""
         if not path.is_file():
             raise MediaError("no such file")
         arrays: Arrays = {}

@@ -18,7 +18,7 @@ from ensembles.metrics import Array, Labels, get_metric, log_softmax
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTable:
-    """Whose posteriors these are: one row a clip.
+    """Clips that posteriors are of: one row a clip.
 
     Attributes:
         clips: (N,) names.
@@ -48,7 +48,7 @@ class ClipTable:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of an entry: (N, K)."""
+        """Return the shape of an entry: (N, K)."""
         return len(self.clips), len(self.classes)
 
     def as_scores(self, values: NDArray[Any]) -> Array:

@@ -32,7 +32,7 @@ TABLE_FILES = (ClipTable.file, TraceTable.file)
 
 
 MODALITIES = ("audio", "video", "early")
-"""Of experts, in the order of leaderboards; early is early fusion, one network over both."""
+"""Modalities of experts, in the order of leaderboards; early is early fusion, one network over both."""
 
 Table = ClipTable | TraceTable
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 RUN_FORMAT = 2
-"""Of `config.yaml`, `run.json`, the bank and `summary.json` together."""
+"""Version of `config.yaml`, `run.json`, the bank and `summary.json` together."""
 
 
 def refusal(run: Path, version: object) -> str:

@@ -47,7 +47,7 @@ class TraceTable:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of an entry: (S, D)."""
+        """Return the shape of an entry: (S, D)."""
         return len(self.recording_of), len(self.classes)
 
     @cached_property
@@ -90,7 +90,7 @@ class TraceTable:
         )
 
     def as_scores(self, values: NDArray[Any]) -> Array:
-        """What networks said, as fusion takes it: as it is."""
+        """Return predictions as fusion takes them: unchanged."""
         return np.asarray(values, np.float64)
 
     def fold_scores(self, metric: str, values: NDArray[np.float32]) -> dict[int, float]:

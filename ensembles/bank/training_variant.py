@@ -21,7 +21,7 @@ class Variant:
 
     @property
     def suffix(self) -> str:
-        """What tells the training's files from the trial's own."""
+        """Suffix that tells the training's files from the trial's own."""
         number = "" if self.number is None else str(self.number)
         return {
             "search": "",

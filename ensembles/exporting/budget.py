@@ -26,7 +26,7 @@ from ensembles.fusion.rules import Space
 from ensembles.metrics import Array, get_metric
 
 PAPERS_MB = 0.3
-"""What a folder holds beside its experts: manifest, card, front, program."""
+"""Size of what a folder holds beside its experts: manifest, card, front, program."""
 _LEVELS = 6
 _MOST_BEST = 8
 
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Cost:
-    """What an expert costs.
+    """Cost of an expert.
 
     Attributes:
         latency_ms: For one clip of typical length.
@@ -48,7 +48,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Budget:
-    """What an ensemble may cost; None: whatever it does."""
+    """Limits of an ensemble's cost; None: no limit."""
 
     max_latency_ms: float | None = None
     max_mb: float | None = None
@@ -70,11 +70,11 @@ class Budget:
 
     @property
     def axis(self) -> int:
-        """What the front is drawn over: 0, latency, or 1, size."""
+        """Return the axis that the front is drawn over: 0, latency, or 1, size."""
         return 1 if self.max_latency_ms is None and self.max_mb is not None else 0
 
     def __str__(self) -> str:
-        """As it was asked for."""
+        """Return the budget as it was asked for."""
         asked = {"--max-latency-ms": self.max_latency_ms, "--max-mb": self.max_mb}
         return " ".join(f"{name} {value:g}" for name, value in asked.items() if value is not None)
 
@@ -149,7 +149,7 @@ class Assessed:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen under a budget.
+    """Choice made under a budget.
 
     Attributes:
         budget: What was asked.

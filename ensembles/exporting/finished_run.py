@@ -22,7 +22,7 @@ _NEEDED = (*ABOUT, "experts", "chosen_recipe", "headline", "inputs", "command")
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What an export needs of a run.
+    """Parts of a run that an export needs.
 
     Attributes:
         path: The run's folder.
@@ -101,5 +101,5 @@ def _inputs_of_plan(path: Path) -> frozenset[str]:
 
 
 def inputs_of_expert(expert: FoldedExpert) -> frozenset[str]:
-    """What it reads; saliency, where its frames have a fourth channel."""
+    """Return its inputs; saliency, where its frames have a fourth channel."""
     return frozenset([*expert.kinds, *(["saliency"] if expert.reads_saliency else [])])

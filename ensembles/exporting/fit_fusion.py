@@ -38,7 +38,7 @@ class Chooser:
     def substitutes(
         self, fused: Fused, inputs_of: Mapping[str, frozenset[str]]
     ) -> dict[frozenset[str], Fused]:
-        """What takes the ensemble's place where a clip lacks some of its inputs.
+        """Fit the fusions that take the ensemble's place where a clip lacks some of its inputs.
 
         Args:
             fused: The whole ensemble.

@@ -11,7 +11,7 @@ from ensembles.metrics import get_metric
 
 
 def model_card(artifact: Artifact, summary: Mapping[str, Any]) -> str:
-    """What a user of the folder must know, in Markdown."""
+    """Return what a user of the folder must know, in Markdown."""
     headline = summary["headline"]["fused"]
     metric, (low, high) = get_metric(summary["metric"]), headline["interval_95"]
     leak = summary.get("leak")

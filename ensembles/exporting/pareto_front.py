@@ -64,7 +64,7 @@ def _explained(choice: Choice) -> list[str]:
 
 
 def budget_section(choice: Choice, hardware: str) -> list[str]:
-    """What the model card says of the budget, in Markdown."""
+    """Return the model card's section about the budget, in Markdown."""
     chosen = choice.chosen
     return [
         "",
@@ -79,7 +79,7 @@ def budget_section(choice: Choice, hardware: str) -> list[str]:
 
 
 def budget_facts(choice: Choice, hardware: str) -> dict[str, Any]:
-    """What the manifest says of it."""
+    """Return the manifest's entry about the front."""
     return {
         "max_latency_ms": choice.budget.max_latency_ms,
         "max_mb": choice.budget.max_mb,

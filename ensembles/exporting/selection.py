@@ -26,7 +26,7 @@ from ensembles.metrics import CCC
 
 @dataclass(frozen=True)
 class ToExport:
-    """Which ensemble leaves the house.
+    """Choice of the ensemble to export.
 
     Attributes:
         fused: The ensemble.
@@ -135,7 +135,7 @@ def with_headline(summary: Mapping[str, Any], row: Scored) -> dict[str, Any]:
 
 
 def _measure(run: FinishedRun, formats: tuple[str, ...], console: Console) -> dict[str, Cost]:
-    """What each expert whose weights were kept costs; one that has no graph is named."""
+    """Measure the cost of each expert whose weights were kept; one that has no graph is named."""
     kept = [name for name in run.experts.names if run.weights(name).is_dir()]
     costs: dict[str, Cost] = {}
     with console.status("") as status:

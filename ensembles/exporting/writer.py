@@ -97,7 +97,7 @@ def _write_program(folder: Path) -> None:
 
 
 def _checked_crop(run: FinishedRun, experts: Iterable[str], face_model: Path | None) -> Crop:
-    """What the run's frames show; raises EnsembleError if experts need a face model not at hand."""
+    """Return the crop of the run's frames; raises EnsembleError if experts need a missing face model."""
     inputs = inputs_by_expert(run)
     sees = any("video" in inputs.get(name, ()) for name in experts)
     try:
@@ -131,7 +131,7 @@ def _check_size(folder: Path, choice: Choice | None) -> None:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Of all files in it."""
+    """Return the size of all files in it."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -239,7 +239,7 @@ def _artifact(
 
 
 def _of_numbers(run: FinishedRun) -> dict[str, Any]:
-    """What an artifact of traces or values says besides."""
+    """Return the additional entries of an artifact of traces or values."""
     found = run.summary.get("traces")
     if not found:
         return {}

@@ -24,7 +24,7 @@ Build = Callable[[Sequence[str]], Fusion]
 F = TypeVar("F", bound=Callable[[], Fusion])
 
 REGISTERED: dict[str, dict[str, Build]] = {"classes": {}, "traces": {}}
-"""What is predicted → name → a method that registered itself."""
+"""Kind of prediction → name → a method that registered itself."""
 
 
 def register_fusion(

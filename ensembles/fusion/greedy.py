@@ -26,7 +26,7 @@ _OF_HITS = ("accuracy", "uar", "macro_f1")
 _STEPS_A_LOOK = 16
 """So many members, and one step more is looked ahead."""
 _BLOCK_BYTES = 2**18
-"""Of a block's margins: a good part of a core's second-level cache, with room for what is added."""
+"""Size of a block's margins: a good part of a core's second-level cache, with room for what is added."""
 
 
 class GreedySelection:
@@ -79,7 +79,7 @@ class GreedySelection:
         return self
 
     def rule(self) -> Pooling:
-        """What was selected; the floor is the same as in fitting."""
+        """Return what was selected; the floor is the same as in fitting."""
         return Pooling(self.counts_ / self.counts_.sum(), self.space, _FLOOR)
 
     def _bags(self, count: int) -> list[Labels]:
@@ -165,7 +165,7 @@ class GreedySelection:
 
 
 class _Values:
-    """What is pooled: (M, N, K) posteriors, or in log space their logarithms, raised to a floor.
+    """Values that are pooled: (M, N, K) posteriors, or in log space their logarithms, raised to a floor.
 
     An expert's are made in float64 when they are asked for, which is of a few; `rough` are
     everybody's in float32.
@@ -205,7 +205,7 @@ def _margins(values: NDArray[np.float32], labels: Labels) -> NDArray[np.float32]
 
 
 def _clip_weights(metric: str, labels: Labels) -> Array:
-    """What a clip's hit is worth: the same for each, or for each class."""
+    """Return the worth of a clip's hit: the same for each, or for each class."""
     if metric in {"accuracy", "log_loss"}:
         return np.full(len(labels), 1.0 / len(labels))
     counts = np.bincount(labels)

@@ -128,7 +128,7 @@ class LogisticFusion:
 
 
 def _scaling(table: Array, scaling: Scaling) -> tuple[Array, Array]:
-    """What is taken from each column, and what it is then divided by."""
+    """Return what is subtracted from each column, and what it is then divided by."""
     if scaling == "none":
         return np.zeros(table.shape[1]), np.ones(table.shape[1])
     if scaling == "minmax":

@@ -21,14 +21,14 @@ STEPS = ("median", "centre", "scale", "shift")
 _FILTER_SECONDS = (0.4, 0.8, 1.6, 3.2, 5.0, 8.0, 12.0, 20.0)
 _SHIFT_SECONDS = (0.04, 0.2, 0.4, 0.8, 1.2, 1.6, 2.0, 2.8, 4.0, 6.0, 8.0, 10.0)
 _WORTH = 1e-4
-"""What a step must add to the concordance; less is chance."""
+"""Least gain in concordance of a step that is kept; less is chance."""
 
 Spans = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class OneChain:
-    """Of one dimension; what has its default was not kept.
+    """Settings of one dimension; what has its default was not kept.
 
     Attributes:
         median_steps: Width of the filter; 1 for none.
@@ -46,7 +46,7 @@ class OneChain:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Which of STEPS it takes."""
+        """Return those of STEPS that it takes."""
         used = (self.median_steps > 1, self.offset != 0, self.stretch != 1, self.shift_steps != 0)
         return tuple(name for name, there in zip(STEPS, used, strict=True) if there)
 

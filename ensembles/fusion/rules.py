@@ -20,7 +20,7 @@ Inputs = Literal["probabilities", "logits"]
 _LOGIT_FLOOR = -20.0
 _CALIBRATION_FLOOR = -30.0
 _MOST_LAYERS = 8
-"""Of rules within rules, in a file."""
+"""Most layers of rules within rules, in a file."""
 
 
 class Rule(ABC):
@@ -155,7 +155,7 @@ class LinearMap(Rule, kind="linear"):
         return self.apply_table(posterior_table(log_posteriors, self.inputs))
 
     def apply_table(self, table: Array) -> Array:
-        """As `apply`, from (N, M·K)."""
+        """Apply like `apply`, from (N, M·K)."""
         return log_softmax(table @ self.coefficients.T + self.intercept)
 
     def fits(self, experts: int, classes: int) -> bool:

@@ -17,14 +17,14 @@ from ensembles.fusion.rules import TraceMap
 from ensembles.metrics import Array, Labels
 
 _ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Of ridge regression, in units of the traces' mean variance."""
+"""Strengths of ridge regression, in units of the traces' mean variance."""
 _ROUNDS = 40
-"""Of greedy selection."""
+"""Rounds of greedy selection."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of F columns and a target: all that the concordance of a linear combination needs.
+    """Moments of F columns and a target: all that the concordance of a linear combination needs.
 
     Attributes:
         count: Rows.
@@ -179,7 +179,7 @@ def _ridge(moments: Moments, alpha: float) -> tuple[Array, float]:
 
 
 def _joined(parts: list[Moments]) -> Moments:
-    """Of all rows together."""
+    """Return the moments of all rows together."""
     counts = np.asarray([part.count for part in parts], np.float64)
     shares = counts / counts.sum()
     means = sum(s * p.means for s, p in zip(shares, parts, strict=True))

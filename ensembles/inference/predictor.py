@@ -32,7 +32,7 @@ Backend = Literal["onnx", "torch"]
 
 _BATCH_CLIPS = 16
 _BATCH_SECONDS = 120.0
-"""Of sound in one batch, padding counted: a long file does not multiply by its neighbours."""
+"""Seconds of audio in one batch, padding counted: a long file does not multiply by its neighbours."""
 
 _NO_PICTURES = "is a sound file"
 _NO_MAPS = "new clips come without a saliency map"
@@ -56,7 +56,7 @@ class Clip:
 
     @property
     def inputs(self) -> frozenset[str]:
-        """What it has of what experts read."""
+        """Return the inputs that it has."""
         video = self.arrays.get("video")
         maps = ["saliency"] if video is not None and video.shape[-1] == 4 else []
         return frozenset([*self.arrays, *maps])
@@ -64,7 +64,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the ensemble says of a clip; or why it says nothing.
+    """Prediction of the ensemble for a clip; or why there is none.
 
     Attributes:
         name: The clip.

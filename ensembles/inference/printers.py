@@ -37,7 +37,7 @@ class Printer(Protocol):
 def printer(
     form: Form, labels: tuple[str, ...], *, windows: bool = False, numbers: bool = False
 ) -> Printer:
-    """What prints to stdout in this form; files with an error are the caller's to name.
+    """Return a function that prints to stdout in this form; files with an error are the caller's to name.
 
     Args:
         form: Table, JSON lines or CSV.
@@ -53,7 +53,7 @@ def printer(
 
 
 def trace_printer(form: Form, names: tuple[str, ...]) -> TracePrinter:
-    """What prints traces: a table of their means and reach, or every step as JSON or CSV."""
+    """Return a function that prints traces: a table of their means and reach, or every step as JSON or CSV."""
     if form == "json":
         return _TraceJson(names)
     return _TraceCsv(names) if form == "csv" else _TraceTable(names)

@@ -1,4 +1,4 @@
-"""What an exported ensemble says along a recording of any length, window by window."""
+"""Predictions of an exported ensemble along a recording of any length, window by window."""
 
 from __future__ import annotations
 

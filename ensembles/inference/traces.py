@@ -25,7 +25,7 @@ _OVERLAP = 2
 
 @dataclass(frozen=True)
 class Trace:
-    """What is said of a recording.
+    """Predicted trace of a recording.
 
     Attributes:
         name: Its file.

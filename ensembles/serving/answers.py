@@ -11,7 +11,7 @@ from ensembles.serving.limits import Refused
 
 _BATCH_CLIPS = 32
 _BATCH_SECONDS = 120.0
-"""Of sound in one batch, padding counted."""
+"""Seconds of audio in one batch, padding counted."""
 
 
 def answer_uploads(predictor: Predictor, uploads: Sequence[Decoded]) -> list[Prediction | Refused]:

@@ -24,7 +24,7 @@ PAGE = Path(__file__).with_name("page.html")
 
 
 class WindowAnswer(BaseModel):
-    """What is said of a part of the clip."""
+    """Prediction for a part of the clip."""
 
     start_s: float
     end_s: float
@@ -33,7 +33,7 @@ class WindowAnswer(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the ensemble says of a clip."""
+    """Prediction of the ensemble for a clip."""
 
     name: str
     label: str = Field(description="The most probable class.")
@@ -51,7 +51,7 @@ class Problem(BaseModel):
 
 
 class Health(BaseModel):
-    """Of the replica that answered."""
+    """State of the replica that answered."""
 
     status: str
     labels: list[str]
@@ -63,7 +63,7 @@ class Health(BaseModel):
 
 
 class Service(Protocol):
-    """What answers; `ensembles.serving.replica.Replica`, or another one in tests."""
+    """Service behind the routes; `ensembles.serving.replica.Replica`, or another one in tests."""
 
     limits: Limits
     work: Path
@@ -207,7 +207,7 @@ class Guard:
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Handle a request, as ASGI defines it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

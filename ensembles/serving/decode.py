@@ -27,12 +27,12 @@ from ensembles.inference.sliding_windows import clip_of
 from ensembles.serving.limits import Limits, Refused
 
 _MEMORY_BYTES = 6 << 30
-"""Of addresses, of which torch alone takes more than one GiB."""
+"""Limit of addresses, of which torch alone takes more than one GiB."""
 _OUTPUT_BYTES = 2 << 30
 _GRACE_S = 5
 """After the server's own time limit: should the server be gone, nobody else would end it."""
 _MOST_WINDOWS = 120
-"""Of an upload; a longer one is looked at in larger steps, of at most a window."""
+"""Most windows of an upload; a longer one is looked at in larger steps, of at most a window."""
 _VIDEO_FORMATS = "mov,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,m4v"
 
 
@@ -99,7 +99,7 @@ def _decode(predictor: Predictor, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _windows(path: Path, seconds: float, predictor: Predictor, limits: Limits) -> Iterable[Window]:
-    """As `ensembles.predict --window` cuts; none of a clip that is no longer than one."""
+    """Cut windows as `ensembles.predict --window` does; none of a clip that is no longer than one."""
     artifact = predictor.artifact
     if seconds <= limits.window_seconds:
         return ()

@@ -1,4 +1,4 @@
-"""What a server takes, and how it says no."""
+"""Limits of what a server takes, and how it refuses the rest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one upload.
+    """Limits of one upload.
 
     Attributes:
         megabytes: Size of the file, in 10⁶ bytes.

@@ -32,7 +32,7 @@ _AT_ONCE, _QUEUED = 16, 32
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What every replica is given.
+    """Settings that every replica is given.
 
     Attributes:
         folder: The exported ensemble.
@@ -78,7 +78,7 @@ class Replica:
         return await _in(self._predicting, answer_uploads, self._predictor, uploads)
 
     def health(self) -> Health:
-        """That it is there, and what it has done."""
+        """Return that the replica is there, and what it has done."""
         return Health(
             status="ok",
             labels=list(self._predictor.artifact.labels),

@@ -26,7 +26,7 @@ _SHORTEST = 2 ** (len(_BLOCKS) - 1)
 """Frames that five poolings need."""
 
 _TYPICAL_DB = -40.0
-"""Of a log-mel of speech; what the encoder's front end calls zero."""
+"""Typical level of a log-mel of speech; what the encoder's front end calls zero."""
 
 
 def _constants(rate_hz: int) -> tuple[int, int, float]:
@@ -86,7 +86,7 @@ def _silence(maps: Tensor, frames: Tensor) -> Tensor:
 
 
 class _Layers(nn.Module):
-    """What the original network and the backbone share, under the original's names."""
+    """Layers that the original network and the backbone share, under the original's names."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class _Layers(nn.Module):
         return maps.mean(dim=3).transpose(1, 2), frames
 
     def embed(self, steps: Tensor, frames: Tensor) -> Tensor:
-        """What `convolve` returned → (B, D): maximum plus mean over time, and a dense layer."""
+        """Map what `convolve` returned → (B, D): maximum plus mean over time, and a dense layer."""
         mean = steps.sum(dim=1) / frames[:, None]
         return self._dense(steps.amax(dim=1) + mean)
 
@@ -251,7 +251,7 @@ class Cnn14Backbone(_Layers, Backbone):
         self.rate_hz = rate_hz
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What `Cnn14LogMel` returned → (B, 1 + S, D), (B,)."""
+        """Map what `Cnn14LogMel` returned → (B, 1 + S, D), (B,)."""
         steps, frames = self.convolve(x + _TYPICAL_DB, lengths)
         rows = [self.embed(steps, frames)[:, None], self.embed_steps(steps, frames)]
         return torch.cat(rows, dim=1), frames + 1

@@ -45,7 +45,7 @@ _ONLY: dict[str, Any] = {
     "conv_pos_batch_norm": False,
     "feat_proj_layer_norm": True,
 }
-"""What torchaudio's networks can be, and their value where a configuration is silent."""
+"""Settings that torchaudio's networks can have, and their value where a configuration is silent."""
 
 _PREFIXES = ("wav2vec2.", "hubert.", "wavlm.")
 _TASK = (

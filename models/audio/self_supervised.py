@@ -28,7 +28,7 @@ _POOLINGS = ("mean", "attention")
 
 
 class _SelfSupervised(BackboneEncoder):
-    """What the three share: the layers' learned mean, a linear layer a step, pooling over time.
+    """Base of the three: the layers' learned mean, a linear layer a step, pooling over time.
 
     The weighted sum is that of SUPERB (Yang et al., 2021, arXiv:2105.01051).
     """
@@ -94,7 +94,7 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
 
 
 def _read(path: Path, *, model_type: str) -> Settings:
-    """What a folder's own configuration says; a torchaudio file's is known."""
+    """Return the settings of a folder's own configuration; a torchaudio file's are known."""
     return huggingface.read_settings(path, model_type) if path.is_dir() else {}
 
 

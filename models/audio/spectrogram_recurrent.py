@@ -24,7 +24,7 @@ def _cost(settings: Settings, shape: ClipShape) -> float:
 
 
 class _SpectrogramRecurrent(Encoder):
-    """What CNN+RNN and CNN+LSTM share (Singh & Fang, 2020, arXiv:2006.08129).
+    """Base of CNN+RNN and CNN+LSTM (Singh & Fang, 2020, arXiv:2006.08129).
 
     Differs from the paper: as `SpectrogramCnn`; and the recurrence runs over time (37 steps
     of 3 s) and its outputs are averaged, where the released code feeds the whole flattened

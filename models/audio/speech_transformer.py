@@ -18,7 +18,7 @@ from models.frontends.masks import frame_mask
 from models.registry import ModelError
 
 SAMPLE_RATE_HZ = 16_000
-"""Of everything that they were pretrained on."""
+"""Sample rate of all audio that they were pretrained on."""
 
 WAV2VEC2_BASE: dict[str, Any] = {
     "extractor_mode": "group_norm",

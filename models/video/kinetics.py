@@ -88,7 +88,7 @@ class _Windows(StagedBackbone):
 
 
 class _KineticsNetwork(BackboneEncoder):
-    """What torchvision's networks for video share, without their output layer.
+    """Base of torchvision's networks for video, without their output layer.
 
     Differs from the paper: some frames of a clip, evenly taken, instead of 16 or 32 at a
     fixed rate; a face is resized to a square whatever its shape; the last map is averaged
@@ -163,7 +163,7 @@ Network = type[_KineticsNetwork]
 
 
 def _register(name: str, file: str, paper: str, scaling: str) -> Callable[[Network], Network]:
-    """What their registrations share."""
+    """Register a network with what all of them share."""
     return register(
         name,
         modality="video",

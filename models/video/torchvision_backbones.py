@@ -44,7 +44,7 @@ class StagedBackbone(Backbone):
         self.variant = f"{kept} stages"
 
     def maps(self, x: Tensor) -> Tensor:
-        """What the last stage makes of the first one's input."""
+        """Return the last stage's output for the first one's input."""
         for part in self.parts:
             x = part(x)
         return x

@@ -146,7 +146,7 @@ def in_job() -> bool:
 
 
 def _code() -> dict[str, Any]:
-    """What a cluster's processes run; a submitted job's code is there already."""
+    """Return the environment of a cluster's processes; a submitted job's code is there already."""
     hook = {"worker_process_setup_hook": "search.cluster.worker_setup.use_cluster_interface"}
     return hook if in_job() else {**hook, "working_dir": str(ROOT), "excludes": EXCLUDES}
 
@@ -224,13 +224,13 @@ class Supply:
 
 
 def supply(kind: str) -> Supply:
-    """Of the Ray that was started or joined."""
+    """Return the supply of the Ray that was started or joined."""
     there = float(ray.cluster_resources().get(kind, 0))
     return Supply(kind, there, max(there, _autoscaled(kind)))
 
 
 def _autoscaled(kind: str) -> float:
-    """What all hosts of the cluster's file would have; 0 where this is not its head."""
+    """Return the sum over all hosts that the cluster's file allows; 0 where this is not its head."""
     path = _BOOTSTRAP.expanduser()
     own = read_ray_address()
     if own is None or own != ray.get_runtime_context().gcs_address or not path.is_file():

@@ -99,7 +99,7 @@ def _title(config: SearchConfig) -> str:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    """Of a dashboard that answers, with the token where it asks for one."""
+    """Return the client of a dashboard that answers, with the token where it asks for one."""
     url = f"{address.rstrip('/')}/api/jobs/"
     request = urllib.request.Request(url, headers=_token())  # noqa: S310
     try:

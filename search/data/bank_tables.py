@@ -35,7 +35,7 @@ def trace_table(data: TrainingData) -> TraceTable:
 
 
 def _names_by_step(data: TrainingData) -> tuple[str, ...]:
-    """Of values: whose each step is."""
+    """Return each step's recording, for values."""
     assert data.traces is not None
     clips = data.cache.index.clips
     return tuple(clips[row].clip for row in np.argsort(data.traces.first))
@@ -54,7 +54,7 @@ def clip_table(data: TrainingData) -> ClipTable:
 
 
 _KINDS = ("corpus", "gender", "sex", "age", "language", "accent", "session")
-"""What a corpus may say of its speakers, by which scores are told apart."""
+"""Attributes of speakers that a corpus may have, by which scores are told apart."""
 
 
 def people(index: ShardIndex) -> dict[str, dict[str, str]]:

@@ -101,7 +101,7 @@ def _guard_near_duplicates(
 
 
 def target_of(config: SearchConfig, index: ShardIndex) -> str:
-    """What is predicted: as asked, or what the corpus is of.
+    """Return the target: the requested one, or the corpus's.
 
     Raises:
         ConfigError: Traces of a corpus without.

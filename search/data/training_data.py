@@ -68,7 +68,7 @@ class TrainingData:
 
     @cached_property
     def traces(self) -> Traces | None:
-        """What is predicted, where it is numbers; None for classes."""
+        """Return the traces to predict; None for classes."""
         if self.target == EMOTION:
             return None
         assert self.index is self.cache.index, "traces are not of a part of a corpus"
@@ -80,7 +80,7 @@ class TrainingData:
 
     @cached_property
     def shape(self) -> ClipShape:
-        """What the clips look like; a kind that some clips lack does not count."""
+        """Return the shape of the clips; a kind that some clips lack does not count."""
         shape = clip_shape(self.index)
         if self.traces is None:
             return shape

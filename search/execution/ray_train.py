@@ -247,5 +247,5 @@ class _PassOn(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Of all workers, at the same rung."""
+        """Take the reports of all workers, at the same rung."""
         self.reports.put(cast(Report, dict(metrics[0])))

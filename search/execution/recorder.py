@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """What a trial leaves at its rungs: posteriors, its networks at the end, a line of its log."""
+    """Recorder of what a trial leaves at its rungs: posteriors, its networks at the end, a line of its log."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Recorder:
         return report
 
     def _in_parts(self) -> str:
-        """What became of batches for which the memory did not suffice."""
+        """Describe how batches were split for which the memory did not suffice."""
         parts = max(trainer.micro_batches.parts for trainer in self.trial.trainers)
         size = self.trial.plan.training.batch_size
         return f"; out of memory: batches of {size} in {parts} parts" if parts > 1 else ""
@@ -183,7 +183,7 @@ class Recorder:
         return name
 
     def _scores(self, logits: NDArray[np.float32]) -> dict[int, float]:
-        """Of each fold, of the clips that have a prediction."""
+        """Return the score of each fold, on the clips that have a prediction."""
         return self.bank.table.fold_scores(self.spec.context.metric, logits)
 
 

@@ -41,7 +41,7 @@ def train(spec: TrialSpec) -> Iterator[Report]:
 
 
 def train_part(spec: TrialSpec, log: TrialLog, workers: Workers) -> Iterator[Report]:
-    """What one of several workers does of it; the first one's reports count, the others' are empty."""
+    """Train the part of one of several workers; the first one's reports count, the others' are empty."""
     import torch
 
     from search.training.checkpoint import Checkpoint, Progress
@@ -96,7 +96,7 @@ def train_part(spec: TrialSpec, log: TrialLog, workers: Workers) -> Iterator[Rep
 
 
 def _here() -> str:
-    """Which host this is, where Ray knows."""
+    """Return the name of this host, where Ray knows it."""
     return f" on {ray.util.get_node_ip_address()}" if ray.is_initialized() else ""
 
 

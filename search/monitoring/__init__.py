@@ -1,1 +1,1 @@
-"""What is seen of a running search: the live table, gauges, loggers and logs."""
+"""Monitoring of a running search: the live table, gauges, loggers and logs."""

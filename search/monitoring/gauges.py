@@ -143,7 +143,7 @@ def search_gauges(run: str) -> Gauges:
 
 
 def show_search(gauges: Gauges, search: ModalitySearcher) -> Callable[[dict[str, Tally]], None]:
-    """What is to be called when the trials were counted."""
+    """Return the function to be called when the trials were counted."""
     deadline = time.time() + search.deadline - time.monotonic()
 
     def show(tallies: dict[str, Tally]) -> None:

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _PROJECT = "emotion-search"
 _RUNG_VALUES = ("percent", "score", "clips_per_second", "gpu_memory_mib")
 _NOT_TOLD = ("epoch_losses", "config")
-"""What a report holds for TensorBoard alone."""
+"""Parts of a report that are for TensorBoard alone."""
 
 
 class TensorBoardCallback(LoggerCallback):
@@ -192,7 +192,7 @@ class WandbCallback(LoggerCallback):
 
 
 def _settings(trial: Any) -> dict[str, Any]:
-    """What the trial is, without where the run's files are."""
+    """Return the settings of the trial, without where the run's files are."""
     spec: TrialSpec = trial.config["spec"]
     return {"trial": spec.name, "modality": spec.modality, **spec.plan.to_json()}
 

@@ -26,7 +26,7 @@ from search.space.scope import SIDES, SearchScope, scope_for
 from search.trial_config import TrialConfig
 
 OWN_CORPUS = "manifest"
-"""What a corpus is called that has no loader of its own: it is taken for the paper's."""
+"""Name of a corpus that has no loader of its own: it is taken for the paper's."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _check_settings(config: SearchConfig) -> None:
 
 
 def flaw_of(name: str) -> str:
-    """What is wrong with the paper's own figures: said before anything else."""
+    """Return what is wrong with the paper's own figures: printed before anything else."""
     return f"{PAPERS[name].authors}: {PAPERS[name].flaw}."
 
 
@@ -219,7 +219,7 @@ def _by_dimension(
     experts: Experts,
     labels: Mapping[str, str],
 ) -> list[Reproduced]:
-    """Of traces: a row a network and dimension."""
+    """Return a row for each network and dimension, of traces."""
     row_of = {labels[name]: row for row, name in enumerate(experts.names) if name in labels}
     table, found = experts.table, []
     assert isinstance(table, TraceTable)

@@ -65,18 +65,18 @@ class RunFolder:
 
     @property
     def resume_command(self) -> str:
-        """What continues the run, from where it is run now."""
+        """Return the command that continues the run, from where it is run now."""
         runs_dir = self.config.runs_dir
         where = "" if runs_dir == default_runs_dir() else f" --runs-dir {runs_dir}"
         return f"python -m search.run --resume {self.path.name}{where}"
 
     @property
     def continue_with(self) -> str:
-        """What to print after an interruption."""
+        """Return the message to print after an interruption."""
         return f"Interrupted. Continue with: {self.resume_command}"
 
     def interrupted_by(self, why: str) -> str:
-        """What to say when the storage takes nothing more."""
+        """Return the message for a storage that takes nothing more."""
         return (
             f"{why}. What was finished is kept. When that is mended, continue with: "
             f"{self.resume_command}"

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What clips of the corpus look like, as an exported ensemble has to prepare them.
+    """Inputs of the corpus's clips, as an exported ensemble has to prepare them.
 
     Attributes:
         sample_rate_hz: Of the audio; 0 without any.
@@ -32,7 +32,7 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run is of, in plain values; recorded once, so that a resumed run searches the same.
+    """Record of a run, in plain values; written once, so that a resumed run searches the same.
 
     Attributes:
         corpus: Its name.

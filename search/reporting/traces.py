@@ -95,7 +95,7 @@ def print_traces(console: Console, facts: dict[str, Any]) -> None:
 
 
 def told_steps(postprocessing: dict[str, Any], names: list[str]) -> str:
-    """Which steps were kept for how many folds, and what the final chain is, a line a dimension."""
+    """Describe which steps were kept for how many folds, and what the final chain is, a line a dimension."""
     lines = []
     folds = postprocessing["by_fold"]
     for d, name in enumerate(names):

@@ -14,7 +14,7 @@ from search.space.scope import SearchScope, scope_for
 
 
 def requested_scope(config: SearchConfig, data: TrainingData, *further: str) -> SearchScope:
-    """What the corpus, the configuration and the weights at hand allow.
+    """Return what the corpus, the configuration and the given weights allow.
 
     Args:
         config: The search.
@@ -35,7 +35,7 @@ def requested_scope(config: SearchConfig, data: TrainingData, *further: str) -> 
 
 
 def _longest_delay(data: TrainingData) -> float:
-    """Of labels, in seconds: a quarter of the shortest recording."""
+    """Return the longest delay of labels, in seconds: a quarter of the shortest recording."""
     traces = data.traces
     if traces is None or not traces.over_time:
         return 0.0

@@ -55,7 +55,7 @@ class Transfer:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchScope:
-    """What a search may try; a run records it, so that a resumed one is offered the same.
+    """Scope of a search: what it may try. A run records it, so that a resumed one searches the same.
 
     Attributes:
         single: Modality → architectures of its experts.

@@ -45,7 +45,7 @@ WAVEFORM_RECIPE: Space = {
     "speed_perturbation": Choice((0.0, 0.1), when=TRAINED_ON_AUDIO),
     "pitch_perturbation": Choice((0.0, 1.0, 2.0), when=TRAINED_ON_AUDIO),
 }
-"""What runs the front end anew in every step: not for one that takes longer than all the rest,
+"""Settings that run the front end anew in every step: not for one that takes longer than all the rest,
 nor together with noise removal, which would run in every step as well."""
 
 VIDEO_RECIPE: Space = {
@@ -84,7 +84,7 @@ DEFAULTS: dict[str, Any] = {
     "noise_removal": 0.0,
     **TrainSettings().__dict__,
 }
-"""What a condition goes by where a setting is not searched."""
+"""Values that a condition uses where a setting is not searched."""
 
 _CNN_TRAINING: Space = {
     "epochs": Choice((20, 30, 50)),
@@ -102,20 +102,20 @@ OF_CLASSES: dict[str, Any] = {
     "class_balance": 0.0,
     "mixup": 0.0,
 }
-"""What has a meaning for classes alone; for numbers it is not searched, and so."""
+"""Settings with a meaning for classes alone; values for regression, where they are not searched."""
 
 OF_WHOLE_CLIPS: dict[str, Any] = {
     "trim_db": 0.0,
     "crop_seconds": 0.0,
     "speed_perturbation": 0.0,
 }
-"""What would shift a clip's steps against its trace."""
+"""Settings that would shift a clip's steps against its trace."""
 
 USUAL_DELAY = 2.0
 """Seconds that raters are late, as a first guess."""
 
 _SCRATCH: Condition = {"transfer": ("scratch",)}
-"""What pretrained weights settle."""
+"""Condition for settings that pretrained weights decide."""
 
 _SPEECH: Space = {
     "units": Choice((128, 256, 512)),

@@ -35,14 +35,14 @@ _BYTES_A_PARAMETER = 16
 """Weight, gradient and AdamW's two averages, in float32."""
 
 _PROCESS_BYTES = 0.7 * 2**30
-"""What CUDA itself takes of a GPU for every process; differs by driver, so rather more."""
+"""Bytes of a GPU that CUDA itself takes for every process; differs by driver, so rather more."""
 
 _USABLE, _LARGER, _MOST_ON_A_GPU = 0.9, 1.5, 8
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of known-good trials, each on one worker.
+    """Costs of default trials, each on one worker.
 
     Keys are what is trained: an architecture, `ARCHITECTURE MODE` where it has a backbone, or
     `AUDIO+VIDEO` parts of early fusion.
@@ -104,7 +104,7 @@ def slow_changes(
 
 
 def key_of(architecture: str, mode: str | None) -> str:
-    """What a trial's cost is found by; `mode` is how its backbone starts, None without one."""
+    """Return the key of a trial's cost; `mode` is how its backbone starts, None without one."""
     return f"{architecture} {mode}" if mode else architecture
 
 
@@ -188,7 +188,7 @@ def _macs(plan: TrialConfig, data: TrainingData) -> float:
 
 
 def gpu_share(needed: float, whole: float) -> float:
-    """What of a GPU a trial is given that needs so many bytes of so many: 1, 1/2, 1/3 …, 1/8.
+    """Return the share of a GPU for a trial that needs so many bytes of so many: 1, 1/2, 1/3 …, 1/8.
 
     A configuration may be larger than the known-good one that was measured.
     """

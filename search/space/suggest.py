@@ -39,7 +39,7 @@ _TRAINING_KEYS = {f.name for f in fields(TrainSettings)}
 
 
 def space_of(name: str, scope: SearchScope) -> Space:
-    """What is searched of an architecture or early fusion; what a condition asks about comes first."""
+    """Return the search space of an architecture or early fusion; what a condition asks about comes first."""
     entry = get_architecture(name)
     space: Space = {}
     if transfer := scope.transfers.get(name):

@@ -74,7 +74,7 @@ def score_enrolment(
 
 
 def _adapted(trial: str, clips: int) -> str:
-    """What the bank calls a trial whose held-out speakers were normalised by so many clips."""
+    """Return the bank's name of a trial whose held-out speakers were normalised by so many clips."""
     return trial + Variant("adapted", clips).suffix
 
 

@@ -16,7 +16,7 @@ from ensembles.metrics import Array
 
 @dataclass(frozen=True)
 class HeldOutScore:
-    """What the averaged ensemble makes of the test speakers.
+    """Score of the averaged ensemble on the test speakers.
 
     Attributes:
         table: Their clips, fold -1.
@@ -49,7 +49,7 @@ class HeldOutScore:
 
 @dataclass(kw_only=True)
 class Findings:
-    """What a run has found so far.
+    """Findings of a run so far.
 
     Attributes:
         experts: Posteriors of every finished trial.

@@ -56,7 +56,7 @@ def confirmed_scores(
 
 
 def _rows(assessment: Assessment) -> dict[str, Scored]:
-    """What is confirmed: the headline, each modality alone, and single experts among these."""
+    """Return the rows that are confirmed: the headline, each modality alone, and single experts among these."""
     rows = {"fused": assessment.fused}
     rows |= {f"{m} alone": row for m, row in assessment.alone.items()}
     singles = assessment.singles
@@ -70,7 +70,7 @@ def _rows(assessment: Assessment) -> dict[str, Scored]:
 
 
 def fresh_name(trial: str, seed: int) -> str:
-    """What the bank calls a trial's retraining."""
+    """Return the bank's name of a trial's retraining."""
     return trial + Variant("fresh seed", seed).suffix
 
 

@@ -128,7 +128,7 @@ def _is_done(folder: Path) -> bool:
 def _arguments(
     run: RunFolder, scope: SearchScope, trials: int, folder: Path, inner: Folds
 ) -> list[str]:
-    """Of the search without a fold: new, or one that was interrupted."""
+    """Return the arguments of the search without a fold: new, or one that was interrupted."""
     if (folder / "config.yaml").is_file():
         return ["--resume", folder.name, "--runs-dir", str(folder.parent)]
     config = replace(
@@ -222,7 +222,7 @@ def read_outer(path: Path, metric: str, seed: int, count: int) -> Outer:
 
 
 def in_words(found: Outer, metric: str) -> str:
-    """What the report says of it."""
+    """Describe it for the report."""
     scale = get_metric(metric)
 
     def show(row: Scored) -> str:

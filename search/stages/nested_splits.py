@@ -15,7 +15,7 @@ from search.config import ConfigError, SearchConfig
 from search.space.scope import SearchScope
 
 _TRIALS = 12
-"""Of each search, unless another number is requested."""
+"""Trials of each search, unless another number is requested."""
 
 _LEAST_A_MODALITY = 2
 
@@ -134,11 +134,11 @@ def _cheapest(scope: SearchScope, seconds: Mapping[str, float]) -> SearchScope:
 
 
 def _keys(scope: SearchScope) -> list[str]:
-    """What trials are drawn from, as costs are named."""
+    """Return the names that trials are drawn from, as costs are named."""
     names = [name for group in scope.single.values() for name in group]
     return [*names, *("+".join(pair) for pair in scope.pairs)]
 
 
 def _cost(name: str, seconds: Mapping[str, float]) -> float:
-    """Of an architecture with a backbone, the cheapest way to start it."""
+    """Return the cost of an architecture; with a backbone, of the cheapest way to start it."""
     return min(value for key, value in seconds.items() if key.split(" ")[0] == name)

@@ -71,7 +71,7 @@ class Session:
 
     @property
     def found(self) -> Findings:
-        """What the stages have found."""
+        """Return the findings of the stages."""
         assert self._found is not None, "the search comes first"
         return self._found
 

@@ -26,7 +26,7 @@ from search.trial_spec import RunContext
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is searched, on what, and where.
+    """Setup of a run: what is searched, on what, and where.
 
     Attributes:
         config: The settings, completed by what the corpus asks for.

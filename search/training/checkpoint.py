@@ -25,7 +25,7 @@ _FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class Progress:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
         trial: `LockstepTrial.state_dict()`.
@@ -71,7 +71,7 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def load(self) -> Progress | None:
-        """What was saved; None where nothing was, or it is damaged or of another training."""
+        """Return what was saved; None where nothing was, or it is damaged or of another training."""
         if not self.run.fetch(self.name):
             return None
         content = self.path.read_bytes()

@@ -25,7 +25,7 @@ RUNGS = (25, 50, 75, 100)
 
 @dataclass(frozen=True)
 class RungResult:
-    """What a trial has reached at a rung.
+    """Result of a trial at a rung.
 
     Attributes:
         percent: Of its schedule.

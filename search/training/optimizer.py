@@ -47,7 +47,7 @@ class Optimizer:
         self.best, self.waited, self.factor = math.inf, 0, 1.0
 
     def set_rate(self, step: int) -> None:
-        """Of a step; and thaws what is due."""
+        """Set the learning rate of a step; and thaw what is due."""
         rate = self.settings.learning_rate * self.factor * self._share(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_share"]
@@ -75,7 +75,7 @@ class Optimizer:
             self.factor, self.waited = self.factor * _PLATEAU_FACTOR, 0
 
     def _share(self, step: int) -> float:
-        """Of the peak rate."""
+        """Return the share of the peak rate."""
         if self.settings.schedule == "constant":
             return 1.0
         if self.settings.schedule == "one_cycle":
@@ -143,7 +143,7 @@ _OPTIMIZERS = {"adamw": _adamw, "adam_amsgrad": _adam_amsgrad, "sgd_nesterov": _
 
 
 def _stages(expert: Expert) -> list[list[nn.Module]]:
-    """Of each backbone that starts from pretrained weights."""
+    """Return the stages of each backbone that starts from pretrained weights."""
     encoders = [expert.encoder(kind) for kind in expert.kinds]
     return [e.backbone.stages() for e in encoders if isinstance(e, BackboneEncoder) and e.finetuned]
 

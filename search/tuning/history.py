@@ -19,7 +19,7 @@ SHOWN = 250
 is 25 whatever there are, and those are shown besides (docs/architecture.md)."""
 
 GOOD = 25
-"""As many trials, at most, TPE takes for good ones."""
+"""Most trials that TPE takes for good ones."""
 
 
 class _Highest:
@@ -105,7 +105,7 @@ class History:
         return others, len(rung) - bisect_right(rung, score) - (own is not None and own > score)
 
     def shown(self) -> list[FrozenTrial]:
-        """What a sampler is shown, by number: all, as long as `SHOWN` or fewer have finished."""
+        """Return the trials that a sampler sees, by number: all, as long as `SHOWN` or fewer have finished."""
         kept = [self._latest, self._good, *self._latest_alike.values()]
         trials = {trial.number: trial for some in kept for trial in some.trials}
         return [trial for _, trial in sorted((trials | self.running).items())]

@@ -20,14 +20,14 @@ MIN_FINISHED = 3
 ones would else be judged by what chance to be missing yet."""
 
 KEPT = 25
-"""Of a modality's finished experts, at most so many, the best, are the ensemble so far: a trial's end
+"""Most finished experts of a modality, the best, that count as the ensemble so far: a trial's end
 costs the same however long the search is."""
 
 GAIN_WEIGHT = 4.0
 """A point that the ensemble gains counts as so many of the trial's own."""
 
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
-"""Of the trial in the ensemble; none is allowed, so that a useless one costs nothing."""
+"""Shares of the trial in the ensemble; none is allowed, so that a useless one costs nothing."""
 
 Finished = Mapping[str, Mapping[int, float]]
 """Modality → number → own score, of every trial that has finished."""
@@ -54,7 +54,7 @@ class EnsembleObjective:
         self._read: dict[str, BankEntry] = {}
 
     def gain(self, modality: str, number: int, finished: Finished) -> float:
-        """What a trial adds; 0 while some modality has too few, or where its posteriors are lost.
+        """Return what a trial adds; 0 while some modality has too few, or where its posteriors are lost.
 
         Args:
             modality: Of the trial.
@@ -87,7 +87,7 @@ class EnsembleObjective:
 
 
 def trial_name(modality: str, number: int) -> str:
-    """What the bank calls a trial."""
+    """Return the bank's name of a trial."""
     return f"{modality}-{number:04d}"
 
 
@@ -97,7 +97,7 @@ def _best(scores: Mapping[int, float]) -> Iterable[int]:
 
 
 def ensemble_gain(experts: Experts, metric: str) -> float:
-    """What the last expert adds to an ensemble of the others, by the metric: more is better.
+    """Return what the last expert adds to an ensemble of the others, by the metric: more is better.
 
     Cross-fitted: for each fold the ensemble is selected greedily, and the newcomer's share in it chosen,
     by the log-loss of the other folds.

@@ -38,7 +38,7 @@ class ReseededSampler(BaseSampler):
         )
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Any:
-        """As TPE; a trial's joint draw comes from a sampler of its own.
+        """Infer as TPE does; a trial's joint draw comes from a sampler of its own.
 
         It asks which sets of parameters there are: one trial of each says as much as all.
         """
@@ -47,13 +47,13 @@ class ReseededSampler(BaseSampler):
         return self._joint.infer_relative_search_space(seen, trial)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> Any:
-        """As TPE."""
+        """Sample as TPE does."""
         return self._joint.sample_relative(self._seen(study), trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
-        """As TPE, seeded by trial and parameter."""
+        """Sample as TPE does, seeded by trial and parameter."""
         sampler = self._seeded(f"{trial.number} {param_name}")
         return sampler.sample_independent(self._seen(study), trial, param_name, param_distribution)
 
@@ -75,6 +75,6 @@ class _Seen:
     def _get_trials(
         self, deepcopy: bool, states: Container[TrialState], use_cache: bool
     ) -> list[FrozenTrial]:
-        """What samplers ask a study for."""
+        """Return the trials, when samplers ask a study for them."""
         assert not deepcopy, "copying them would cost more than all else"
         return [trial for trial in self._trials if trial.state in states]

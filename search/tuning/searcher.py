@@ -72,7 +72,7 @@ class ModalitySearcher(Searcher):
         ]
 
     def _further_worth(self, modality: str, number: int) -> float:
-        """What a trial that finishes is worth beyond its own score."""
+        """Return what a trial that finishes is worth beyond its own score."""
         if self.objective is None:
             return 0.0
         finished = {name: part.history.finished for name, part in self.parts.items()}

@@ -84,7 +84,7 @@ def save(figure: Figure, name: str, folder: Path) -> str:
 
 
 def inlined(svg: str, name: str) -> str:
-    """As a part of a page: names no address, and shares no id with other figures."""
+    """Return the figure as a part of a page: names no address, and shares no id with other figures."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

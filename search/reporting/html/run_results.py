@@ -62,7 +62,7 @@ class TrialRecord:
 
     @property
     def score(self) -> float | None:
-        """That of the end of its schedule."""
+        """Return the score at the end of its schedule."""
         return self.rungs.get(100) if self.ended == "finished" else None
 
 
@@ -88,7 +88,7 @@ class Evidence:
 
     @property
     def metric(self) -> Metric:
-        """What was searched for."""
+        """Return the metric that was searched for."""
         return get_metric(str(self.summary["metric"]))
 
     @property
@@ -114,7 +114,7 @@ class Evidence:
         return found
 
     def detail(self, row: str) -> dict[str, Any]:
-        """What the summary says of one row from every side.
+        """Return the summary's details of one row from every side.
 
         Raises:
             LeftOut: It says nothing of it.

@@ -99,7 +99,7 @@ def _draw_line(evidence: Evidence, axes: Any, place: int, line: ScoreLine) -> No
 
 
 def gains(evidence: Evidence) -> Figure:
-    """What fusion adds over each best expert, for all clips and each class."""
+    """Draw what fusion adds over each best expert, for all clips and each class."""
     found = evidence.summary.get("gains") or {}
     if not found:
         raise LeftOut("The run's summary has no comparison of the fusion with single experts.")

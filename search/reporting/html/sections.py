@@ -116,7 +116,7 @@ def about_published(evidence: Evidence) -> str:
 
 
 def published_table(evidence: Evidence) -> str:
-    """What papers report on this corpus, with what it saw; a paper that was reproduced, with ours."""
+    """Tabulate what papers report on this corpus, with what it saw; a paper that was reproduced, with ours."""
     reproduced = _reproduced(evidence)
     rows = [
         (
@@ -201,7 +201,7 @@ _COLUMNS = {
 
 
 def about_leaderboard(evidence: Evidence) -> str:
-    """What its columns mean."""
+    """Explain its columns."""
     return f"<details><summary>What the columns mean</summary>{code(LEGEND)}</details>"
 
 
@@ -276,7 +276,7 @@ def about_calibration(evidence: Evidence) -> str:
 
 
 def about_space(evidence: Evidence) -> str:
-    """What was offered and what was not."""
+    """Describe what was searched and what was not."""
     scope = evidence.summary.get("scope") or {}
     offered = [
         f"{side}: {', '.join(names)}"
@@ -299,7 +299,7 @@ def about_space(evidence: Evidence) -> str:
 
 
 def about_curves(evidence: Evidence) -> str:
-    """What is stopped, and where."""
+    """Describe which trials are stopped, and where."""
     stopped = Counter(
         max(t.rungs) for t in evidence.trials if t.ended == "stopped early" and t.rungs
     )
@@ -331,7 +331,7 @@ def _duration(seconds: float) -> str:
 
 
 def failure_table(evidence: Evidence) -> str:
-    """Which trials failed, and why."""
+    """Tabulate the trials that failed, and why."""
     failures: dict[str, Any] = evidence.summary.get("failures") or {}
     if not failures:
         return paragraph("No trial failed.", "soft")

@@ -144,7 +144,7 @@ _HEADINGS = ("what", "number", "score", "95 % over speakers", "what it saw")
 
 
 def title(evidence: Evidence) -> str:
-    """What is scored, in one line."""
+    """Name what is scored, in one line."""
     found = evidence.summary
     leak = f"{found['leak']}. " if found.get("leak") else ""
     return (
