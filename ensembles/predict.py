@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         if artifact.answers == "traces":
             failed = _traces(predictor, paths, given, form)
         elif given.window and artifact.answers == "values":
-            raise EnsembleError("This ensemble says numbers of whole clips: leave out --window.")
+            raise EnsembleError("This ensemble predicts values for whole clips; remove --window.")
         elif given.window:
             failed = _along(predictor, paths, given, form)
         else:

@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         artifact = read_artifact(given.folder, verify=given.verify)
         if artifact.answers != "classes":
             raise EnsembleError(
-                f"This ensemble says numbers ({', '.join(artifact.labels)}); serve answers with classes "
-                "alone. Take python -m ensembles.predict."
+                f"serve supports classifiers only; this ensemble predicts {', '.join(artifact.labels)}. "
+                "Use python -m ensembles.predict."
             )
         if artifact.face_finder() and limits.window_seconds > MOST_FACE_SECONDS:
             raise EnsembleError(

@@ -38,7 +38,7 @@ def _load(options: Namespace) -> Corpus:
     from datasets.corpora.synthetic import load_synthetic
 
     if options.features:
-        raise DataError("The synthetic corpus has features of its own; leave out --features.")
+        raise DataError("The synthetic corpus renders its own features; remove --features.")
     return load_synthetic(
         options.root,
         speakers=options.speakers,

@@ -68,7 +68,7 @@ class Answer:
 
     Attributes:
         name: The clip.
-        probabilities: Class → probability; empty with an error, and where it says numbers.
+        probabilities: Class → probability; empty with an error, and from a regression ensemble.
         values: Dimension → number, such as valence; empty with an error, and of classes.
         experts: Those that took part.
         notes: Inputs that were missing, and why.

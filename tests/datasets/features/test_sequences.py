@@ -257,4 +257,4 @@ def test_the_synthetic_corpus_takes_no_other_table(
 ) -> None:
     place = ["--root", str(tmp_path / "media"), "--out", str(tmp_path / "out")]
     assert main(["synthetic", *place, "--features", str(tmp_path / "features.csv")]) == 2
-    assert "has features of its own; leave out --features" in capsys.readouterr().err
+    assert "renders its own features; remove --features" in capsys.readouterr().err

@@ -366,7 +366,7 @@ def test_the_command_prints_traces_and_refuses_what_is_of_clips(
     assert predict([str(exported), str(sound)]) == 0
     assert "0:24.0" in capsys.readouterr().out
     assert predict([str(exported), str(sound), "--window", "2"]) == 2
-    assert "leave out --window" in capsys.readouterr().err
+    assert "remove --window" in capsys.readouterr().err
 
 
 def test_the_card_says_what_it_says(exported: Path) -> None:
