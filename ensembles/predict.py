@@ -153,8 +153,8 @@ def _traces(predictor: Predictor, paths: list[Path], given: argparse.Namespace, 
     settled = ("window", "hop", "fold", "features")
     if asked := [name for name in settled if getattr(given, name) is not None]:
         raise EnsembleError(
-            f"This ensemble says {' and '.join(predictor.artifact.labels)} over time, in windows of its "
-            f"own: leave out --{asked[0]}."
+            f"This ensemble predicts {' and '.join(predictor.artifact.labels)} over time, where the option "
+            f"has no meaning; remove --{asked[0]}."
         )
     failed = 0
     out = trace_printer(form, predictor.artifact.labels)
